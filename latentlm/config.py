@@ -1,0 +1,361 @@
+"""Configuration: pydantic models; a recipe is one of them written as YAML (see `latentlm/recipes/`).
+
+`load_recipe(name_or_path, overrides)` is the only way in: unknown keys get "did you mean", wrong types name the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+FORMAT_VERSION = 1
+"""Version of the checkpoint directory's layout; a directory of another version is refused."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used. The message is one line and names the file and the key."""
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+class PosteriorConfig(Config):
+    """sigma: z = μ + σ·ε with one σ ~ N(0, C_σ²) per example (σ-VAE, PAPER §1.7); learned: plain VAE; none: AE.
+
+    `c_sigma` is a standard deviation relative to std(μ). `weight` is β: of ‖μ‖² for sigma and none, of KL for learned.
+    """
+
+    kind: Literal["sigma", "learned", "none"] = "sigma"
+    c_sigma: float = Field(0.5, ge=0)
+    weight: float = Field(1e-3, ge=0)
+
+
+class ImageTokenizerConfig(Config):
+    """ViT encoder and decoder (PAPER §2.1). A latent a patch: grid = image_size / patch_size, squared."""
+
+    kind: Literal["image"] = "image"
+    image_size: int = 32
+    patch_size: int = 8
+    latent_dim: int = 32
+    width: int = 192
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    num_heads: int = 4
+    per_channel: bool = Field(False, description="normalise each latent channel by itself instead of one scalar")
+    posterior: PosteriorConfig = PosteriorConfig()
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class SpeechTokenizerConfig(Config):
+    """Causal ConvNeXt stages (PAPER §4.1). hop = frame_hop · Π strides samples a latent.
+
+    `front` "waveform": strided convolutions on the raw samples, as the paper; "spectral": an STFT of hop `frame_hop`
+    in front and an inverse STFT behind, which learns fastest on a small budget (then strides act on frames).
+    """
+
+    kind: Literal["speech"] = "speech"
+    sample_rate: int = 24000
+    front: Literal["waveform", "spectral"] = "waveform"
+    frame_hop: int = Field(1, description="spectral front only: STFT hop in samples; 1 for waveform")
+    frame_window: int = Field(1, description="spectral front only: STFT window in samples")
+    strides: tuple[int, ...] = (2, 4, 5, 5, 8)
+    channels: int = Field(32, description="of the first stage; doubled at each downsampling up to max_channels")
+    max_channels: int = 1024
+    depths: tuple[int, ...] = (3, 3, 3, 3, 3, 12)
+    kernel_size: int = 7
+    latent_dim: int = 32
+    per_channel: bool = False
+    posterior: PosteriorConfig = PosteriorConfig()
+
+    @model_validator(mode="after")
+    def _depths(self):
+        if len(self.depths) != len(self.strides) + 1:
+            raise ValueError(f"depths needs {len(self.strides) + 1} entries, one a stage, got {len(self.depths)}")
+        return self
+
+    @property
+    def hop(self) -> int:
+        hop = self.frame_hop
+        for stride in self.strides:
+            hop *= stride
+        return hop
+
+
+class TextTokenizerConfig(Config):
+    """bytes: the 256 bytes, merge-free. bpe: byte-level BPE trained on the recipe's own text, `vocab_size` entries."""
+
+    kind: Literal["bytes", "bpe"] = "bytes"
+    vocab_size: int = Field(1024, ge=256, description="bpe only")
+
+
+# --------------------------------------------------------------------- model
+
+
+class TransformerConfig(Config):
+    """Causal pre-RMSNorm SwiGLU RoPE Transformer with the options that Llama, Qwen2 and Qwen3 need (PAPER §1.1)."""
+
+    width: int = 192
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int | None = Field(None, description="grouped-query attention; default num_heads")
+    head_dim: int | None = Field(None, description="default width / num_heads")
+    ffn_width: int | None = Field(None, description="default int(width·4·2/3/64)·64 + 64 rounding, see layers.ffn_width")
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    norm_weight: bool = Field(True, description="learned RMSNorm weights; the authors' code has none")
+    rope_base: float = 10000.0
+    rope_interleaved: bool = Field(False, description="pairs (0,1),(2,3) as the authors; else halves as Llama")
+    context_length: int = 1024
+    tied_embeddings: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class DiffusionHeadConfig(Config):
+    """MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3)."""
+
+    num_layers: int = 3
+    width: int | None = Field(None, description="default the backbone's width")
+    ffn_width: int | None = Field(None, description="default the backbone's ffn_width")
+    norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
+    norm_eps: float = 1e-6
+
+
+class DiffusionConfig(Config):
+    """What is predicted and how noise is laid out (PAPER §1.2)."""
+
+    process: Literal["ddpm", "flow"] = "ddpm"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    prediction: Literal["v", "epsilon", "x0"] = Field("v", description="flow always predicts the velocity")
+    num_timesteps: int = 1000
+    timesteps_per_latent: int = Field(4, ge=1, description="noise levels drawn per latent per step")
+    target: Literal["sample", "mean"] = Field("sample", description="diffuse the sampled z or the posterior mean")
+
+
+class ModelConfig(Config):
+    transformer: TransformerConfig = TransformerConfig()
+    head: DiffusionHeadConfig = DiffusionHeadConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+
+
+# ---------------------------------------------------------------- data, training
+
+
+class SourceConfig(Config):
+    """One source of documents: an embedded one by name ("digits") or a JSONL manifest by path; `weight` of the draws."""
+
+    name: str | None = None
+    manifest: str | None = None
+    task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
+    weight: float = Field(1.0, gt=0)
+    limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
+
+    @model_validator(mode="after")
+    def _one(self):
+        if (self.name is None) == (self.manifest is None):
+            raise ValueError("give either name (an embedded source) or manifest (a JSONL path)")
+        return self
+
+
+class DataConfig(Config):
+    sources: tuple[SourceConfig, ...]
+    sequence_length: int = Field(256, description="positions in a packed row")
+    rows: int = Field(16, description="rows of a micro-batch")
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+
+
+class OptimizerConfig(Config):
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    muon_learning_rate: float = Field(0.02, gt=0, description="muon only: for the 2-D weights of the blocks")
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end, relative to the peak")
+    clip: float = Field(1.0, gt=0, description="of the global gradient norm")
+
+
+class TrainingConfig(Config):
+    steps: int = Field(1000, gt=0)
+    accumulation: int = Field(1, gt=0, description="micro-batches a step, over all processes; a multiple of these")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    parallel: Literal["replicate", "shard"] = Field("replicate", description="shard: FSDP2")
+    threads: int | None = Field(None, gt=0, description="CPU threads a process; default cores / local processes")
+    ema: float = Field(0.999, ge=0, lt=1, description="0 = no average; warmed up as (1 + k) / (10 + k)")
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss_weights: dict[str, float] = Field(
+        default_factory=dict, description="weight of each named loss; 1 where absent (α of the paper: image, speech)"
+    )
+    log_every: int = Field(10, gt=0)
+    save_every: int = Field(500, gt=0)
+    sample_every: int | None = Field(None, gt=0, description="write samples every so many steps")
+    keep: int = Field(2, gt=0, description="how many checkpoints stay")
+    max_minutes: float | None = Field(None, gt=0, description="the schedule follows this clock instead of the steps")
+
+
+class TokenizersConfig(Config):
+    """Text is built from the recipe; image and speech name trained tokenizer directories, or packaged ones ("tiny")."""
+
+    text: TextTokenizerConfig = TextTokenizerConfig()
+    image: str | None = None
+    speech: str | None = None
+
+
+# ------------------------------------------------------------------- recipes
+
+
+class LatentLMRecipe(Config):
+    kind: Literal["latentlm"] = "latentlm"
+    description: str = ""
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+
+
+class ImageReconstructionConfig(Config):
+    """Weights of the named reconstruction losses of images."""
+
+    mse: float = 1.0
+    l1: float = 0.0
+
+
+class SpeechReconstructionConfig(Config):
+    """Weights of the named reconstruction losses of speech; multi-resolution STFT as DAC's mel distance."""
+
+    mel: float = 1.0
+    stft: float = 1.0
+    waveform: float = 0.0
+
+
+class MediaConfig(Config):
+    """Media for a tokenizer: sources as for the model; crops of `seconds` for speech."""
+
+    sources: tuple[SourceConfig, ...]
+    batch_size: int = 64
+    seconds: float = Field(1.0, gt=0, description="speech only: length of a training crop")
+
+
+class ImageTokenizerRecipe(Config):
+    kind: Literal["image_tokenizer"] = "image_tokenizer"
+    description: str = ""
+    tokenizer: ImageTokenizerConfig
+    losses: ImageReconstructionConfig = ImageReconstructionConfig()
+    data: MediaConfig
+    training: TrainingConfig = TrainingConfig()
+
+
+class SpeechTokenizerRecipe(Config):
+    kind: Literal["speech_tokenizer"] = "speech_tokenizer"
+    description: str = ""
+    tokenizer: SpeechTokenizerConfig
+    losses: SpeechReconstructionConfig = SpeechReconstructionConfig()
+    data: MediaConfig
+    training: TrainingConfig = TrainingConfig()
+
+
+Recipe = Annotated[LatentLMRecipe | ImageTokenizerRecipe | SpeechTokenizerRecipe, Field(discriminator="kind")]
+_RECIPE = TypeAdapter(Recipe)
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    folder = resources.files("latentlm") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A recipe by packaged name or YAML path; `overrides` maps dotted keys ("training.steps") to values.
+
+    Raises RecipeError, one line naming file and key, with the nearest known key where one is close.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file")
+        text = path.read_text()
+    elif str(name_or_path) in recipe_names():
+        text = (resources.files("latentlm") / "recipes" / f"{name_or_path}.yaml").read_text()
+    else:
+        hint = _did_you_mean(str(name_or_path), recipe_names())
+        raise RecipeError(f"no recipe {str(name_or_path)!r}{hint}; packaged: {', '.join(recipe_names())}")
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{name_or_path}: a recipe is a mapping with a `kind`")
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    return parse_recipe(raw, str(name_or_path))
+
+
+def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Validate a plain mapping; RecipeError as in `load_recipe`."""
+    try:
+        return _RECIPE.validate_python(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {describe(error, _model_for(raw))}") from None
+
+
+def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
+    """A pydantic error as one line: the first offending key, what is wrong, and the nearest known key."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if part not in _KINDS]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        return f"unknown key {key!r}{_did_you_mean(str(location[-1]), known)}"
+    return f"{key or 'kind'}: {first['msg'].removeprefix('Value error, ')}, got {str(first['input'])[:80]!r}"
+
+
+_KINDS = {"latentlm", "image_tokenizer", "speech_tokenizer"}
+
+
+def _model_for(raw: dict[str, Any]) -> type[BaseModel] | None:
+    for model in get_args(get_args(Recipe)[0]):
+        if raw.get("kind") == model.model_fields["kind"].default:
+            return model
+    return None
+
+
+def _known_keys(model: type[BaseModel] | None, location: list) -> list[str]:
+    for part in location:
+        if model is None or isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(model.model_fields) if model else []
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else (f" (known: {', '.join(known)})" if known else "")
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+        if not isinstance(raw, dict):
+            raise RecipeError(f"override {dotted!r}: {parent!r} is not a mapping")
+    raw[last] = value

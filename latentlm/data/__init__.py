@@ -1,0 +1,1 @@
+"""Data: documents, packed into batches (README of the flow: docs/tour.md)."""

@@ -1,0 +1,181 @@
+"""Deterministic streams of documents or media ──▶ the micro-batches of each step; resumable, elastic over processes.
+
+Place in the flow: 2, sources ──▶ `Mixture` (which item next) ──▶ `DocumentLoader` or `MediaLoader` (a micro-batch).
+
+A run has `num_streams` streams (micro-batches a step, over all processes). Stream m is a function of (seed, m) and its
+own counters alone, so one process that serves all of them and many that share them train on the same batches, and a
+resumed run goes on with the very next document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ..config import DataConfig
+from ..types import Document, MediaBatch, PackedBatch
+from .packing import DocumentEncoder, Packer
+
+
+class Mixture:
+    """One stream over weighted sources: each item comes from the source that lags most behind its weight.
+
+    Every source is shuffled anew in each epoch by (seed, source, epoch); stream m takes its items m, m + M, m + 2M …
+    """
+
+    def __init__(self, sources: Sequence[Sequence], weights: Sequence[float], seed: int, stream: int, num_streams: int):
+        empty = [number for number, source in enumerate(sources) if len(source) == 0]
+        if empty:
+            raise ValueError(f"data source number {empty[0]} is empty")
+        self.sources = sources
+        self.weights = np.asarray(weights, np.float64) / sum(weights)
+        self.seed, self.stream, self.num_streams = seed, stream, num_streams
+        self.phase = np.random.default_rng((seed, stream)).uniform(size=len(sources))
+        self.counts = [0] * len(sources)
+        self._order: dict[int, tuple[int, np.ndarray]] = {}
+
+    @property
+    def index(self) -> int:
+        """How many items were taken."""
+        return sum(self.counts)
+
+    def peek(self) -> tuple[int, int]:
+        """The next item as (source, item number), without taking it."""
+        lag = self.weights * (self.index + 1) + self.phase - self.counts
+        source = int(lag.argmax())
+        size = len(self.sources[source])
+        epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, size)
+        return source, int(self._permutation(source, epoch, size)[place])
+
+    def take(self) -> None:
+        self.counts[self.peek()[0]] += 1
+
+    def _permutation(self, source: int, epoch: int, size: int) -> np.ndarray:
+        known = self._order.get(source)
+        if known is None or known[0] != epoch:
+            known = (epoch, np.random.default_rng((self.seed, source, epoch)).permutation(size))
+            self._order[source] = known
+        return known[1]
+
+
+class _Streams:
+    """What both loaders share: this process's streams and their resumable state."""
+
+    def __init__(
+        self, sources: Sequence[Sequence], weights: Sequence[float], *, seed: int, num_streams: int, rank: int, world: int
+    ):
+        if num_streams % world:
+            raise ValueError(f"accumulation {num_streams} is not a multiple of the {world} processes")
+        self.sources = sources
+        self.seed = seed
+        self.num_streams = num_streams
+        self.streams = {m: Mixture(sources, weights, seed, m, num_streams) for m in range(rank, num_streams, world)}
+        self.step = 0
+
+    def next_step(self) -> list:
+        """This process's micro-batches of the next step."""
+        batches = [self._batch(m, mixture) for m, mixture in self.streams.items()]
+        self.step += 1
+        return batches
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "streams": {str(m): list(mixture.counts) for m, mixture in self.streams.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from the union of all processes' states. ValueError when the recipe's streams or sources changed."""
+        for m, mixture in self.streams.items():
+            counts = state["streams"].get(str(m))
+            if counts is None or len(counts) != len(mixture.counts):
+                raise ValueError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
+            mixture.counts = list(counts)
+        self.step = state["step"]
+
+    def _noise_seed(self, stream: int) -> int:
+        return int(np.random.SeedSequence((self.seed, self.step, stream)).generate_state(1, np.uint64)[0] >> 1)
+
+    def _batch(self, stream: int, mixture: Mixture):
+        raise AssertionError("abstract")
+
+
+class DocumentLoader(_Streams):
+    """Packed batches of a recipe's documents. `sources` yield documents whose media are already latents."""
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Document]],
+        config: DataConfig,
+        encoder: DocumentEncoder,
+        latent_dims: dict[str, int],
+        *,
+        seed: int,
+        num_streams: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        weights = [source.weight for source in config.sources]
+        super().__init__(sources, weights, seed=seed, num_streams=num_streams, rank=rank, world=world)
+        self.config = config
+        self.encoder = encoder
+        self.latent_dims = latent_dims
+
+    def _batch(self, stream: int, mixture: Mixture) -> PackedBatch:
+        packer = Packer(self.config.rows, self.config.sequence_length, self.latent_dims, self.encoder.special.eos)
+        while True:
+            source, item = mixture.peek()
+            document = self.sources[source][item]
+            dropped = self._drops(stream, mixture.index) and _has_condition_for_latents(document)
+            if not packer.add(self.encoder(document, unconditional=dropped)):
+                break
+            mixture.take()
+        seed = self._noise_seed(stream)
+        return packer.batch(torch.Generator().manual_seed(seed), seed)
+
+    def _drops(self, stream: int, index: int) -> bool:
+        """Whether item `index` of `stream` loses its condition: a function of the seed, so that resuming repeats it."""
+        state = np.random.SeedSequence((self.seed, stream, index, 1)).generate_state(1)[0]
+        return state < self.config.condition_dropout * 2**32
+
+
+def _has_condition_for_latents(document: Document) -> bool:
+    conditions = any(segment.condition for segment in document.segments)
+    return conditions and any(s.modality != "text" and not s.condition for s in document.segments)
+
+
+class MediaLoader(_Streams):
+    """Batches of media for a tokenizer: `prepare(item, rng) -> tensor` gives one example, zero-padded to the longest."""
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence],
+        weights: Sequence[float],
+        prepare: Callable[[object, np.random.Generator], torch.Tensor],
+        *,
+        batch_size: int,
+        seed: int,
+        num_streams: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        super().__init__(sources, weights, seed=seed, num_streams=num_streams, rank=rank, world=world)
+        self.prepare = prepare
+        self.batch_size = batch_size
+
+    def _batch(self, stream: int, mixture: Mixture) -> MediaBatch:
+        seed = self._noise_seed(stream)
+        rng = np.random.default_rng(seed)
+        examples = []
+        for _ in range(self.batch_size):
+            source, item = mixture.peek()
+            mixture.take()
+            examples.append(self.prepare(self.sources[source][item], rng))
+        return collate_media(examples, seed)
+
+
+def collate_media(examples: Sequence[torch.Tensor], seed: int = 0) -> MediaBatch:
+    """Tensors (..., S) that differ at most in their last dimension, zero-padded to the longest."""
+    lengths = torch.tensor([example.shape[-1] for example in examples])
+    longest = int(lengths.max())
+    media = torch.stack([torch.nn.functional.pad(example, (0, longest - example.shape[-1])) for example in examples])
+    return MediaBatch(media, lengths, seed)

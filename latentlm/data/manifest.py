@@ -1,0 +1,234 @@
+"""Data of one's own: a JSONL manifest, one document a line (schema and example: docs/data_format.md).
+
+    {"segments": [{"text": "a red apple", "condition": true}, {"image": "apple.png"}]}
+
+Place in the flow: 2, files ──▶ documents. Lines are checked when the manifest is opened, media when they are read; each
+error is a ValueError of one line that names the manifest, the line number and the key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+
+from ..config import describe
+from ..tokenizers import media
+from ..types import Audio, Document, Image, Segment, Speech, Text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+
+class ManifestSegment(BaseModel):
+    """Exactly one of text, image, speech; media by path, relative to the manifest's folder.
+
+    `loss` is by default the opposite of `condition`: what is given is not a target.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str | None = Field(None, min_length=1)
+    image: str | None = Field(None, min_length=1)
+    speech: str | None = Field(None, min_length=1)
+    condition: StrictBool = False
+    loss: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _one(self):
+        given = [name for name in ("text", "image", "speech") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a segment has exactly one of text, image, speech, not {' and '.join(given) or 'none'}")
+        return self
+
+    @property
+    def modality(self) -> str:
+        return next(name for name in ("text", "image", "speech") if getattr(self, name) is not None)
+
+    @property
+    def is_target(self) -> bool:
+        return not self.condition if self.loss is None else self.loss
+
+
+class ManifestDocument(BaseModel):
+    """One line: the segments of a document, in order; at least one is a target."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    segments: tuple[ManifestSegment, ...] = Field(min_length=1)
+
+    @field_validator("segments")
+    @classmethod
+    def _has_target(cls, segments: tuple[ManifestSegment, ...]) -> tuple[ManifestSegment, ...]:
+        if not any(segment.is_target for segment in segments):
+            raise ValueError("no segment is a target (all have condition true or loss false)")
+        return segments
+
+
+@dataclass(frozen=True)
+class ManifestLine:
+    """A checked line and where it stands in its file (from 1)."""
+
+    number: int
+    document: ManifestDocument
+
+
+@dataclass
+class ManifestReport:
+    """What a manifest holds: documents, segments by modality, different files by modality, their sound in seconds."""
+
+    num_documents: int = 0
+    num_segments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("text", "image", "speech"), 0))
+    num_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("image", "speech"), 0))
+    num_characters: int = 0
+    seconds: float = 0.0
+
+
+class Manifest(Sequence[Document]):
+    """The documents of a manifest, media read on first use; documents that name one file share its object."""
+
+    def __init__(self, path: str | Path, limit: int | None = None):
+        """Checks every line; raises ValueError (one line, file and line number and key) for the first that is wrong."""
+        self.path = Path(path)
+        self.lines = read(self.path)[:limit]
+        self._media: dict[tuple[str, str], PILImage | Audio] = {}
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> Document:
+        """Raises ValueError naming the line for media that are missing or cannot be read."""
+        line = self.lines[index]
+        return Document(
+            tuple(
+                self._segment(segment, line.number, position) for position, segment in enumerate(line.document.segments)
+            )
+        )
+
+    def media(self, modality: str) -> MediaFiles:
+        """All different media of one modality, in the order in which the lines name them first."""
+        return MediaFiles(self, modality)
+
+    def open(self, modality: str, name: str, number: int, position: int) -> PILImage | Audio:
+        """The picture (RGB) or sound that line `number` names in its segment `position`; always the same object."""
+        if (modality, name) not in self._media:
+            self._media[modality, name] = self._read(modality, name, number, position)
+        return self._media[modality, name]
+
+    def _read(self, modality: str, name: str, number: int, position: int) -> PILImage | Audio:
+        path = self.path.parent / name
+        try:
+            if modality == "image":
+                return media.image_to_rgb(media.load_image(path))
+            audio = media.load_audio(path)
+        except ValueError as error:
+            raise ValueError(f"{self.path}:{number}: segments.{position}.{modality}: {error}") from None
+        if audio.samples.numel() == 0:
+            raise ValueError(f"{self.path}:{number}: segments.{position}.speech: {path}: holds no sound")
+        return audio
+
+    def _segment(self, segment: ManifestSegment, number: int, position: int) -> Segment:
+        flags = {"condition": segment.condition, "loss": segment.is_target}
+        if segment.text is not None:
+            return Text(segment.text, **flags)
+        content = self.open(segment.modality, getattr(segment, segment.modality), number, position)
+        return Image(content, **flags) if segment.modality == "image" else Speech(content, **flags)
+
+
+class MediaFiles(Sequence):
+    """The different media files of one modality in a manifest, read on first use."""
+
+    def __init__(self, manifest: Manifest, modality: str):
+        self.manifest, self.modality = manifest, modality
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> PILImage | Audio:
+        name, number, position = self._names[index]
+        return self.manifest.open(self.modality, name, number, position)
+
+    @cached_property
+    def _names(self) -> list[tuple[str, int, int]]:
+        first: dict[str, tuple[str, int, int]] = {}
+        for line in self.manifest.lines:
+            for position, segment in enumerate(line.document.segments):
+                name = getattr(segment, self.modality)
+                if name is not None:
+                    first.setdefault(name, (name, line.number, position))
+        return list(first.values())
+
+
+def read(path: str | Path) -> list[ManifestLine]:
+    """Parse and check all lines; media files are not looked at. Empty lines are skipped. Raises ValueError."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such manifest")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    # not splitlines(): JSON strings may hold U+2028 and its like unescaped
+    lines = [_parse(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path}: the manifest is empty")
+    return lines
+
+
+def validate(path: str | Path) -> ManifestReport:
+    """Read everything a manifest names, each file once, and count; raises ValueError for the first thing wrong."""
+    manifest = Manifest(path)
+    report = ManifestReport(num_documents=len(manifest))
+    for line in manifest.lines:
+        for segment in line.document.segments:
+            report.num_segments[segment.modality] += 1
+            report.num_characters += len(segment.text or "")
+    for modality in report.num_files:
+        files = MediaFiles(manifest, modality)
+        report.num_files[modality] = len(files)
+        for name, number, position in files._names:
+            content = manifest._read(modality, name, number, position)  # not kept: a manifest may exceed the memory
+            report.seconds += content.seconds if isinstance(content, Audio) else 0.0
+    return report
+
+
+def preview(path: str | Path, num_documents: int = 5) -> list[str]:
+    """The first documents in one line each, conditions in brackets: `3: [text 'a red apple'] image apple.png 64×64`."""
+    manifest = Manifest(path)
+    return [
+        f"{line.number}: "
+        + " ".join(
+            f"[{_show(manifest, line, position)}]" if segment.condition else _show(manifest, line, position)
+            for position, segment in enumerate(line.document.segments)
+        )
+        for line in islice(manifest.lines, num_documents)
+    ]
+
+
+def _show(manifest: Manifest, line: ManifestLine, position: int) -> str:
+    segment = line.document.segments[position]
+    if segment.text is not None:
+        return f"text {segment.text if len(segment.text) <= 60 else segment.text[:57] + '...'!r}"
+    name = getattr(segment, segment.modality)
+    content = manifest.open(segment.modality, name, line.number, position)
+    size = f"{content.seconds:.2f} s" if isinstance(content, Audio) else f"{content.width}×{content.height}"
+    return f"{segment.modality} {name} {size}"
+
+
+def _parse(path: Path, number: int, line: str) -> ManifestLine:
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}:{number}: a line is a JSON object with the key 'segments', got {line.strip()[:60]!r}")
+    try:
+        return ManifestLine(number, ManifestDocument.model_validate(raw))
+    except ValidationError as error:
+        raise ValueError(f"{path}:{number}: {describe(error, ManifestDocument)}") from None

@@ -1,0 +1,148 @@
+"""What a source is: items, the tasks they can serve, and lazy sequences of documents and media over them.
+
+Place in the flow: 2, filled in by `embedded.tasks`, reached through `sources`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from ..types import Audio, Document
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+SPLITS = ("train", "held_out")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Items:
+    """One kind of item in a source: how many a split has, and how to get the first `limit` of them (all if None)."""
+
+    count: Callable[[str], int]
+    load: Callable[[str, int | None], Sequence[Any]]
+    media: Mapping[str, Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How an item becomes a document: `document(items, index)` may look at other items (a voice clip)."""
+
+    items: Items
+    document: Callable[[Sequence[Any], int], Document]
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A line of `latentlm data list`: `sizes` is the number of items of each split."""
+
+    name: str
+    description: str
+    licence: str
+    tasks: tuple[str, ...]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An embedded set with the tasks it can serve."""
+
+    name: str
+    description: str
+    licence: str
+    table: Mapping[str, Task]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.table)
+
+    def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
+        """Documents of one task, or of "all" one after the other; `limit` counts items, so each task has that many.
+
+        Raises ValueError naming a task or split that the source does not have.
+        """
+        check_split(split)
+        if task != ALL and task not in self.table:
+            raise ValueError(f"source {self.name!r} has no task {task!r}{nearest(task, (ALL, *self.tasks))}")
+        chosen = self.tasks if task == ALL else (task,)
+        parts = []
+        for name in chosen:
+            items = self.table[name].items.load(split, limit)
+            parts.append(Lazy(len(items), _document_getter(self.table[name], items)))
+        return parts[0] if len(parts) == 1 else Concatenated(parts)
+
+    def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence[PILImage | Audio]:
+        """All media of one modality, the very objects that the documents refer to; empty if the source has none."""
+        check_split(split)
+        parts = []
+        for items in self._kinds:
+            if modality in items.media:
+                loaded = items.load(split, limit)
+                parts.append(Lazy(len(loaded), _media_getter(items.media[modality], loaded)))
+        return parts[0] if len(parts) == 1 else Concatenated(parts)
+
+    def info(self) -> SourceInfo:
+        sizes = {split: max(items.count(split) for items in self._kinds) for split in SPLITS}
+        return SourceInfo(self.name, self.description, self.licence, self.tasks, sizes)
+
+    @property
+    def _kinds(self) -> list[Items]:
+        """Each kind of item once: tasks that share items share the object."""
+        return list({id(task.items): task.items for task in self.table.values()}.values())
+
+
+class Lazy(Sequence):
+    """`length` elements, each made by `get(index)` when it is asked for."""
+
+    def __init__(self, length: int, get: Callable[[int], Any]):
+        self._length, self._get = length, get
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        if not -self._length <= index < self._length:
+            raise IndexError(f"index {index} of {self._length}")
+        return self._get(index % self._length)
+
+
+class Concatenated(Sequence):
+    """Sequences one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence]):
+        self._parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        index %= len(self)
+        part = bisect_right(self._ends, index)
+        return self._parts[part][index - (self._ends[part - 1] if part else 0)]
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}, known: {', '.join(SPLITS)}")
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return (f", did you mean {close[0]!r}?" if close else "") + f" (known: {', '.join(known)})"
+
+
+def _document_getter(task: Task, items: Sequence) -> Callable[[int], Document]:
+    return lambda index: task.document(items, index)
+
+
+def _media_getter(pick: Callable, items: Sequence) -> Callable[[int], Any]:
+    return lambda index: pick(items[index])

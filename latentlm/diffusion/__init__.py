@@ -1,0 +1,19 @@
+"""Pure maths of diffusion, no networks: noise schedules, what is predicted, and solvers (PAPER §1.2, §1.4)."""
+
+from .parametrization import convert, to_epsilon, to_x0, training_target
+from .schedule import Level, Process
+from .solvers import SOLVERS, Evaluation, Plan, make_plan, sample
+
+__all__ = [
+    "SOLVERS",
+    "Evaluation",
+    "Level",
+    "Plan",
+    "Process",
+    "convert",
+    "make_plan",
+    "sample",
+    "to_epsilon",
+    "to_x0",
+    "training_target",
+]

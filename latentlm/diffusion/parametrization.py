@@ -1,0 +1,82 @@
+"""What the head predicts, and how one prediction is turned into another (PAPER §1.2).
+
+Place in the flow: between the schedule and its two users, the training loss and the solvers.
+Every parametrisation is a mixture o = u·x0 + w·ε:
+    x0        u =  1, w = 0
+    epsilon   u =  0, w = 1
+    v         u = -σ, w = α        (Salimans & Ho: v = α·ε - σ·x0)
+    velocity  u = -1, w = 1        (flow matching: dx/dσ along x = (1-σ)·x0 + σ·ε)
+Together with x = α·x0 + σ·ε any of them solves for any other: a 2 × 2 system of determinant d = α·w - σ·u.
+Legend: `C` latent channels; `...` the shape of t.
+Degenerate where d = 0: epsilon at α = 0, x0 at σ = 0. No schedule here has α = 0 or σ = 0 at a time it predicts from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from .schedule import Process, working_dtype
+
+PREDICTIONS = ("v", "epsilon", "x0", "velocity")
+Scalar = TypeVar("Scalar", float, Tensor)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """of_x·x + of_output·o, with floats (solver plans) or tensors (training)."""
+
+    of_x: float | Tensor
+    of_output: float | Tensor
+
+
+def mixture(prediction: str, alpha: Scalar, sigma: Scalar) -> tuple[Scalar | float, Scalar | float]:
+    """(u, w) of o = u·x0 + w·ε."""
+    if prediction == "v":
+        return -sigma, alpha
+    if prediction == "epsilon":
+        return 0.0, 1.0
+    if prediction == "x0":
+        return 1.0, 0.0
+    if prediction == "velocity":
+        return -1.0, 1.0
+    raise ValueError(f"prediction {prediction!r} is unknown; known: {', '.join(PREDICTIONS)}")
+
+
+def conversion(source: str, target: str, alpha: Scalar, sigma: Scalar) -> Linear:
+    """The prediction `target` as a linear function of x and of a prediction `source`, at one noise level."""
+    u, w = mixture(source, alpha, sigma)
+    to_u, to_w = mixture(target, alpha, sigma)
+    determinant = alpha * w - sigma * u
+    return Linear((to_u * w - to_w * u) / determinant, (alpha * to_w - sigma * to_u) / determinant)
+
+
+def training_target(process: Process, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the head should say for x0 (..., C), noise (..., C) and t (...): (..., C), fp32 at least."""
+    dtype = working_dtype(x0)
+    alpha, sigma = process.alpha(t, dtype)[..., None], process.sigma(t, dtype)[..., None]
+    u, w = mixture(process.prediction, alpha, sigma)
+    return u * x0.to(dtype) + w * noise.to(dtype)
+
+
+def convert(process: Process, output: Tensor, noisy: Tensor, t: Tensor, target: str) -> Tensor:
+    """A head's output (..., C) at noisy (..., C) and t (...) as the prediction `target`: (..., C), fp32 at least.
+
+    Raises ValueError for an unknown `target`.
+    """
+    dtype = working_dtype(noisy)
+    alpha, sigma = process.alpha(t, dtype)[..., None], process.sigma(t, dtype)[..., None]
+    linear = conversion(process.prediction, target, alpha, sigma)
+    return linear.of_x * noisy.to(dtype) + linear.of_output * output.to(dtype)
+
+
+def to_x0(process: Process, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """The clean latent that an output implies, shapes as in `convert`."""
+    return convert(process, output, noisy, t, "x0")
+
+
+def to_epsilon(process: Process, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """The noise that an output implies, shapes as in `convert`."""
+    return convert(process, output, noisy, t, "epsilon")

@@ -1,0 +1,144 @@
+"""The noising process: how much signal and how much noise a latent carries at time t (PAPER §1.2).
+
+Place in the flow: the bottom of `diffusion/`; training draws times and noises latents here, solvers read levels here.
+    x_t = α(t)·x0 + σ(t)·ε
+    ddpm   t an integer 0..T-1; α = √ᾱ_t, σ = √(1 - ᾱ_t), ᾱ the cumulative product of 1 - β
+             cosine: β_k = min(1 - ᾱ((k+1)/T) / ᾱ(k/T), 0.999), ᾱ(u) = cos²((u + 0.008)/1.008·π/2)
+             linear: β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T otherwise
+    flow   t real in [0, T]; α = 1 - t/T, σ = t/T, velocity ε - x0
+Legend: `C` latent channels; `T` number of timesteps; `...` any leading shape, the shape of t.
+Numerics: tables are computed in fp64 and used in fp32 at least. A `Process` is a plain record, not a module: casting a
+model to bf16 cannot touch its times or tables, where 998.39 would become 1000.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..config import DiffusionConfig
+
+MAX_BETA = 0.999
+
+
+@dataclass(frozen=True)
+class Level:
+    """The noise level a solver stops at: x = alpha·x0 + sigma·ε at network time `time`."""
+
+    time: float
+    alpha: float
+    sigma: float
+
+
+CLEAN = Level(time=0.0, alpha=1.0, sigma=0.0)
+"""Where every solver ends: no noise. Its time is never shown to a network."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """kind "ddpm" or "flow"; schedule "cosine" or "linear" (ddpm only); prediction "v", "epsilon", "x0" or "velocity".
+
+    Equal processes compare and hash equal, so plans can be cached by them.
+    """
+
+    kind: str
+    schedule: str
+    prediction: str
+    num_timesteps: int
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig) -> Process:
+        """Flow matching always predicts the velocity and has no schedule of its own."""
+        if config.num_timesteps < 2:
+            raise ValueError(f"diffusion.num_timesteps must be at least 2, got {config.num_timesteps}")
+        if config.process == "flow":
+            return cls("flow", "linear", "velocity", config.num_timesteps)
+        return cls("ddpm", config.schedule, config.prediction, config.num_timesteps)
+
+    def alpha(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Signal coefficient, the shape of t. ddpm: t integer; flow: t real."""
+        if self.kind == "flow":
+            return 1 - t.to(dtype) / self.num_timesteps
+        return _table("alpha", self.schedule, self.num_timesteps, dtype, t.device)[self._index(t)]
+
+    def sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Noise coefficient, the shape of t. ddpm: t integer; flow: t real."""
+        if self.kind == "flow":
+            return t.to(dtype) / self.num_timesteps
+        return _table("sigma", self.schedule, self.num_timesteps, dtype, t.device)[self._index(t)]
+
+    def level(self, time: float) -> Level:
+        """The level at a time for solvers, in fp64. Between the integers of ddpm, σ/α is interpolated linearly."""
+        assert 0 <= time <= self.num_timesteps, time
+        if self.kind == "flow":
+            sigma = time / self.num_timesteps
+            return Level(time, 1 - sigma, sigma)
+        alpha_bar = cumulative_alpha(self.schedule, self.num_timesteps)
+        below = min(int(time), self.num_timesteps - 2)
+        low, high = ((1 - alpha_bar[k]) / alpha_bar[k] for k in (below, below + 1))
+        ratio = math.sqrt(low) + (math.sqrt(high) - math.sqrt(low)) * (time - below)
+        alpha = 1 / math.hypot(1, ratio)
+        return Level(time, alpha, ratio * alpha)
+
+    def sample_timesteps(
+        self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str
+    ) -> Tensor:
+        """Times for training, every element drawn by itself. ddpm: uniform integers over all of 0..T-1 (int64).
+
+        flow: uniform reals in [0, T), fp32: the continuous objective, not a grid. The generator must be on `device`.
+        """
+        if self.kind == "flow":
+            return torch.rand(shape, generator=generator, device=device, dtype=torch.float32) * self.num_timesteps
+        return torch.randint(self.num_timesteps, shape, generator=generator, device=device)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t (..., C) from x0 (..., C), noise (..., C) and t (...). fp32 at least, whatever the inputs are."""
+        dtype = working_dtype(x0)
+        alpha, sigma = self.alpha(t, dtype)[..., None], self.sigma(t, dtype)[..., None]
+        return alpha * x0.to(dtype) + sigma * noise.to(dtype)
+
+    def _index(self, t: Tensor) -> Tensor:
+        assert not t.is_floating_point(), "ddpm times are integers"
+        return t
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64: the maths here never runs in half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+@lru_cache(maxsize=16)
+def cumulative_alpha(schedule: str, num_timesteps: int) -> tuple[float, ...]:
+    """ᾱ_t for t = 0..T-1, fp64."""
+    T = num_timesteps
+
+    def alpha_bar(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    if schedule == "cosine":
+        betas = [1 - alpha_bar((k + 1) / T) / alpha_bar(k / T) for k in range(T)]
+    elif schedule == "linear":
+        betas = [(1e-4 + (0.02 - 1e-4) * k / (T - 1)) * 1000 / T for k in range(T)]
+    else:
+        raise ValueError(f"schedule {schedule!r} is unknown; known: cosine, linear")
+    products, product = [], 1.0
+    for beta in betas:
+        product *= 1 - min(beta, MAX_BETA)
+        products.append(product)
+    return tuple(products)
+
+
+@lru_cache(maxsize=64)
+def _table(name: str, schedule: str, num_timesteps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """√ᾱ ("alpha") or √(1 - ᾱ) ("sigma") on a device (T,), copied there once.
+
+    Outside inference mode even when first called inside it: a training step may need the same table later.
+    """
+    with torch.inference_mode(False):
+        alpha_bar = torch.tensor(cumulative_alpha(schedule, num_timesteps), dtype=torch.float64, device="cpu")
+        table = alpha_bar.sqrt() if name == "alpha" else (1 - alpha_bar).sqrt()
+        return table.to(dtype).to(device)

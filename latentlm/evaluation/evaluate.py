@@ -1,0 +1,108 @@
+"""All evaluations of a model in one call: `evaluate(pipeline) -> Report`.
+
+Place in the flow: generation ──▶ evaluation ──▶ report.json, report.html. What runs depends on the model's tokenizers and
+on what is installed; a figure that could not be measured is named in the report with the reason, never left out silently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+
+import torch
+
+from ..generation.generate import Pipeline
+from ..generation.latent import DEFAULT_SOLVER
+from .image import evaluate_digits, evaluate_emoji
+from .multimodal import evaluate_shapes
+from .protocol import QUICK, TASKS, Protocol
+from .reconstruction import evaluate_images
+from .reconstruction import evaluate_speech as evaluate_speech_reconstruction
+from .report import Report
+from .speech import evaluate_speech
+from .text import evaluate_text
+
+
+def evaluate(
+    pipeline: Pipeline,
+    *,
+    guidance: float | Mapping[str, float] | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    solver: str | None = None,
+    weights: str = "ema",
+    emoji_names: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    quick: bool = False,
+    title: str = "LatentLM",
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Run every evaluation that the model allows; about two minutes for a small model on two cores.
+
+    guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
+    for the record. emoji_names: those trained on, None for all. tasks: only some of `protocol.TASKS`. quick: few samples.
+    progress is told what begins. Raises ValueError for an unknown task, emoji or guidance key.
+    """
+    parameter = next(pipeline.model.parameters())
+    protocol = Protocol(
+        steps=steps,
+        seed=seed,
+        solver=solver or DEFAULT_SOLVER[pipeline.model.config.diffusion.process],
+        weights=weights,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+    ).with_guidance(guidance)
+    if quick:
+        protocol = replace(protocol, counts=QUICK)
+    for task in tasks or ():
+        if task not in TASKS:
+            raise ValueError(f"unknown evaluation {task!r} (known: {', '.join(TASKS)})")
+    report = Report(title)
+    for task, run in _runs(pipeline, protocol, report, emoji_names).items():
+        if tasks is not None and task not in tasks:
+            continue
+        reason = _obstacle(task, pipeline)
+        if reason:
+            report.notes.append(f"{task}: not measured, {reason}.")
+            continue
+        if progress:
+            progress(f"evaluating {task}")
+        start = time.perf_counter()
+        with torch.inference_mode():
+            run()
+        report.add_seconds(**{f"evaluate_{task}": time.perf_counter() - start})
+    return report
+
+
+def _runs(
+    pipeline: Pipeline, protocol: Protocol, report: Report, emoji_names: Sequence[str] | None
+) -> dict[str, Callable[[], None]]:
+    common = (pipeline, protocol, report)
+    return {
+        "text": lambda: evaluate_text(*common),
+        "digits": lambda: evaluate_digits(*common),
+        "emoji": lambda: evaluate_emoji(*common, emoji_names),
+        "shapes": lambda: evaluate_shapes(*common),
+        "speech": lambda: evaluate_speech(*common),
+        "reconstruction": lambda: _reconstruct(*common),
+    }
+
+
+def _reconstruct(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
+    if "image" in pipeline.tokenizers:
+        evaluate_images(pipeline, protocol, report)
+    if "speech" in pipeline.tokenizers and find_spec("espeakng_loader"):
+        evaluate_speech_reconstruction(pipeline, protocol, report)
+
+
+def _obstacle(task: str, pipeline: Pipeline) -> str | None:
+    """Why `task` cannot run with this model here, or None."""
+    needs = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
+    if needs is not None and needs not in pipeline.tokenizers:
+        return f"the model has no {needs}"
+    if task == "speech":
+        missing = [name for name in ("espeakng_loader", "pocketsphinx") if find_spec(name) is None]
+        if missing:
+            return f"{' and '.join(missing)} not installed (extra demo)"
+    return None

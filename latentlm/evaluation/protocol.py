@@ -1,0 +1,113 @@
+"""How an evaluation is run: sampling settings and sample counts, and the one way in which it asks the model.
+
+Place in the flow: under every scorer that generates. `Protocol.describe` is the sentence that stands beside a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..generation.generate import Pipeline, Request
+from ..types import Document, GenerationOutput, Image, Speech, Text
+
+TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction")
+GUIDANCE = {"digits": 1.5, "emoji": 2.0, "shapes": 2.0, "speech": 1.5}
+"""Guidance scale a task, unless another is given."""
+MAX_ANSWER_TOKENS = 64
+WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
+"""An utterance that has not ended by then is cut: several times the longest real one."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of each kind are generated or read."""
+
+    digits_per_class: int = 100
+    captions: int = 297
+    draws: int = 40
+    emoji: int = 200
+    shapes: int = 100
+    words: int = 200
+    phrases: int = 40
+    text_documents: int = 200
+    reconstructions: int = 100
+
+
+QUICK = Counts(
+    digits_per_class=10, captions=50, draws=20, emoji=20, shapes=20, words=20, phrases=8, text_documents=20,
+    reconstructions=20,
+)  # fmt: skip
+"""For a smoke run: the same procedures on fewer samples; its figures are noisy and say so."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Sampling settings. guidance: a task -> scale; solver and dtype by name; weights "ema" or "raw"."""
+
+    steps: int = 20
+    seed: int = 0
+    solver: str = "dpm++2m"
+    weights: str = "ema"
+    dtype: str = "float32"
+    guidance: Mapping[str, float] = field(default_factory=lambda: dict(GUIDANCE))
+    counts: Counts = Counts()
+    batch_size: int = 250
+
+    def with_guidance(self, guidance: float | Mapping[str, float] | None) -> Protocol:
+        """One scale for every task, or scales by task over the defaults; ValueError for a task that does not exist."""
+        if guidance is None:
+            return self
+        if not isinstance(guidance, Mapping):
+            return replace(self, guidance=dict.fromkeys(GUIDANCE, float(guidance)))
+        for task in guidance:
+            if task not in GUIDANCE:
+                raise ValueError(f"guidance of unknown task {task!r} (known: {', '.join(GUIDANCE)})")
+        return replace(self, guidance=dict(self.guidance) | dict(guidance))
+
+    def describe(self, samples: str, task: str | None = None) -> str:
+        """`samples`, then how they were drawn. A task with guidance is one that samples latents."""
+        quick = "; QUICK run, noisy" if self.counts == QUICK else ""
+        drawn = f"guidance {self.guidance[task]:g}, {self.steps} steps of {self.solver}, " if task else "greedy, "
+        return f"{samples}; {drawn}{self.weights} weights, {self.dtype}, seed {self.seed}{quick}"
+
+
+def before_answer(document: Document) -> Document:
+    """A training document as a question: everything but its last segment, which the model is to give."""
+    return Document(tuple(replace(segment, condition=True, loss=False) for segment in document.segments[:-1]))
+
+
+def ask(
+    pipeline: Pipeline, prompts: Sequence[Document], to: str, protocol: Protocol, task: str, seconds: float = 0.0
+) -> list[GenerationOutput]:
+    """An answer a prompt, in order, each with a seed of its own; `seconds` bounds speech."""
+    limit = {}
+    if to == "speech":
+        limit["max_latents"] = max(1, round(seconds * pipeline.tokenizers["speech"].rate))
+    requests = [
+        Request(
+            document,
+            to,
+            guidance=1.0 if to == "text" else protocol.guidance[task],
+            steps=protocol.steps,
+            seed=protocol.seed * 1_000_003 + number,
+            max_tokens=MAX_ANSWER_TOKENS,
+            solver=protocol.solver,
+            **limit,
+        )
+        for number, document in enumerate(prompts)
+    ]
+    outputs: list[GenerationOutput] = []
+    for start in range(0, len(requests), protocol.batch_size):
+        outputs.extend(pipeline.generate_batch(requests[start : start + protocol.batch_size]))
+    return outputs
+
+
+def answer_text(output: GenerationOutput) -> str:
+    """The text of an answer, without the space around it."""
+    return "".join(segment.text for segment in output.segments if isinstance(segment, Text)).strip()
+
+
+def answer_media(output: GenerationOutput):
+    """The one picture or sound of an answer."""
+    return next(segment.content for segment in output.segments if isinstance(segment, (Image, Speech)))

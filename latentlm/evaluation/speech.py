@@ -1,0 +1,214 @@
+"""Speech: are the words said the words asked for, does an utterance end by itself, are real clips written down right.
+
+Place in the flow: pipeline ──▶ utterances and words ──▶ figures and players of the report.
+Digit words are scored with a digit grammar beside the real clips of the held-out voices; phrases that were never spoken
+in training with a grammar of their whole closed language.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data import documents
+from ..data.embedded import phrases, speech
+from ..generation.generate import Pipeline
+from ..types import Audio
+from .protocol import PHRASE_SECONDS, WORD_SECONDS, Protocol, answer_media, answer_text, ask, before_answer
+from .recogniser import Recogniser, num_word_errors
+from .report import Exhibit, Gallery, Report, interval
+
+SHOWN_WORDS, SHOWN_PHRASES, SHOWN_READ = 20, 12, 12
+LENGTHS = (0.5, 2.0)
+"""An utterance ends well when its length is within these multiples of the real mean."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text, the utterance generated for it, whether the model ended it, and what the recogniser heard."""
+
+    text: str
+    audio: Audio
+    ended: bool
+    heard: str
+
+    @property
+    def right(self) -> bool:
+        return self.heard == self.text
+
+
+def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
+    """Say the digit words and the held-out phrases; write down the clips of the held-out voices.
+
+    Raises ValueError where pocketsphinx or eSpeak NG is not installed.
+    """
+    real = speech.load("held_out")
+    words = [item for item in real if item.kind == "digit"]
+    spoken = [item for item in real if item.kind == "phrase"]
+    _say_words(pipeline, protocol, report, words)
+    _say_phrases(pipeline, protocol, report, spoken)
+    _write_down(pipeline, protocol, report, words, spoken)
+
+
+def _say(pipeline: Pipeline, protocol: Protocol, texts: list[str], judge: Recogniser, seconds: float) -> list[Said]:
+    nothing = Audio(torch.zeros(0), speech.SAMPLE_RATE)  # the place of the answer, which is cut off
+    prompts = [before_answer(documents.text_to_speech(text, nothing)) for text in texts]
+    outputs = ask(pipeline, prompts, "speech", protocol, "speech", seconds)
+    audios = [answer_media(output) for output in outputs]
+    return [
+        Said(text, audio, output.finish_reason == "stop", judge.hear(audio))
+        for text, audio, output in zip(texts, audios, outputs, strict=True)
+    ]
+
+
+# ------------------------------------------------------------------ words
+
+
+def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report, real: list[speech.Utterance]) -> None:
+    judge = Recogniser.of_words(phrases.DIGITS)
+    num = protocol.counts.words
+    texts = [phrases.DIGITS[index % len(phrases.DIGITS)] for index in range(num)]
+    said = _say(pipeline, protocol, texts, judge, WORD_SECONDS)
+    rate = float(np.mean([item.right for item in said]))
+    real_rate = float(np.mean([judge.hear(item.audio) == item.text for item in real]))
+    how = protocol.describe(f"{num} digit words said, no voice given, each with its own seed", "speech")
+    scored = f"pocketsphinx with a grammar of the ten words; real: {len(real)} eSpeak clips of the six held-out voices"
+    report.add(
+        "speech.word_ratio",
+        rate / real_rate,
+        f"{how}; rate of words recognised over the rate of the real clips; {scored}",
+        reference=1.0,
+        reference_name="real clips",
+        error=interval(rate, num) / real_rate,
+    )
+    report.add(
+        "speech.word_accuracy",
+        rate,
+        f"{how}; {scored}",
+        reference=real_rate,
+        reference_name="real clips",
+        error=interval(rate, num),
+    )
+    report.add("speech.word_accuracy_real", real_rate, scored, error=interval(real_rate, len(real)))
+    _score_lengths(report, said, real, how)
+    report.galleries.append(
+        _players(
+            "words",
+            "Digit words said",
+            "The first ones, not chosen; each seed finds its own voice.",
+            said[:SHOWN_WORDS],
+        )
+    )
+
+
+def _score_lengths(report: Report, said: list[Said], real: list[speech.Utterance], how: str) -> None:
+    ratios = length_ratios(said, real)
+    good = [item.ended and LENGTHS[0] <= ratio <= LENGTHS[1] for item, ratio in zip(said, ratios, strict=True)]
+    spread = length_ratios([Said(item.text, item.audio, True, "") for item in real], real)
+    real_good = float(np.mean([LENGTHS[0] <= ratio <= LENGTHS[1] for ratio in spread]))
+    measured = f"against the mean length of the same word in the {len(real)} real held-out clips"
+    rate = float(np.mean(good))
+    report.add(
+        "speech.stop_rate",
+        rate,
+        f"{how}; ended by the model itself, with a length within {LENGTHS[0]}–{LENGTHS[1]:g} × {measured}",
+        reference=real_good,
+        reference_name="real clips",
+        error=interval(rate, len(good)),
+    )
+    report.add(
+        "speech.length_ratio_median",
+        float(np.median(ratios)),
+        f"{how}; {measured}",
+        reference=1.0,
+        reference_name="real",
+    )
+
+
+def length_ratios(said: list[Said], real: list[speech.Utterance]) -> list[float]:
+    """Length of each utterance over the mean real length of its text."""
+    lengths: dict[str, list[float]] = {}
+    for item in real:
+        lengths.setdefault(item.text, []).append(item.audio.seconds)
+    return [item.audio.seconds / float(np.mean(lengths[item.text])) for item in said]
+
+
+# ------------------------------------------------------------------ phrases
+
+
+def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report, real: list[speech.Utterance]) -> None:
+    judge = Recogniser.of_phrases()
+    texts = list(phrases.phrases("held_out"))[: protocol.counts.phrases]
+    said = _say(pipeline, protocol, texts, judge, PHRASE_SECONDS)
+    real = [item for item in real if item.text in texts]
+    real_said = [Said(item.text, item.audio, True, judge.hear(item.audio)) for item in real]
+    how = protocol.describe(f"{len(texts)} phrases never spoken in training", "speech")
+    scored = "pocketsphinx with a grammar of the whole closed language"
+    beside = {"reference_name": f"{len(real)} real clips"}
+    report.add(
+        "speech.phrase_wer", word_error_rate(said), f"{how}; word error rate, {scored}",
+        reference=word_error_rate(real_said), **beside,
+    )  # fmt: skip
+    report.add(
+        "speech.phrase_accuracy", _rate(said), f"{how}; every word right, {scored}",
+        reference=_rate(real_said), error=interval(_rate(said), len(said)), **beside,
+    )  # fmt: skip
+    stops = float(np.mean([item.ended for item in said]))
+    report.add("speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", error=interval(stops, len(said)))
+    note = "Phrases whose combination of words no training clip contains."
+    report.galleries.append(_players("phrases", "Phrases said, never heard", note, said[:SHOWN_PHRASES]))
+
+
+def word_error_rate(said: list[Said]) -> float:
+    """Word errors of all utterances over their words."""
+    errors = sum(num_word_errors(item.heard, item.text) for item in said)
+    return errors / sum(len(item.text.split()) for item in said)
+
+
+def _rate(said: list[Said]) -> float:
+    return float(np.mean([item.right for item in said]))
+
+
+# ------------------------------------------------------------------ speech → text
+
+
+def _write_down(
+    pipeline: Pipeline,
+    protocol: Protocol,
+    report: Report,
+    words: list[speech.Utterance],
+    spoken: list[speech.Utterance],
+) -> None:
+    spoken = spoken[: 3 * protocol.counts.phrases]
+    items = words + spoken
+    prompts = [before_answer(documents.speech_to_text(item.audio, item.text)) for item in items]
+    answers = [answer_text(output) for output in ask(pipeline, prompts, "text", protocol, "speech")]
+    right = [answer == item.text for answer, item in zip(answers, items, strict=True)]
+    rates = {"transcribe": right[: len(words)], "phrase_transcribe": right[len(words) :]}
+    kinds = {"transcribe": "digit words", "phrase_transcribe": "clips of phrases never spoken in training,"}
+    for name, marks in rates.items():
+        rate = float(np.mean(marks))
+        report.add(
+            f"speech.{name}_accuracy",
+            rate,
+            protocol.describe(f"{len(marks)} {kinds[name]} of the six held-out voices, speech → text, exact match"),
+            reference=1 / len(phrases.DIGITS) if name == "transcribe" else None,
+            reference_name="chance" if name == "transcribe" else "",
+            error=interval(rate, len(marks)),
+        )
+    shown = [*range(SHOWN_READ // 2), *range(len(words), min(len(items), len(words) + SHOWN_READ // 2))]
+    exhibits = tuple(
+        Exhibit(f"is “{items[i].text}” ({items[i].voice.name})", answers[i], right[i], sound=items[i].audio)
+        for i in shown
+    )
+    note = "Real clips of voices that were never in training, and what the model wrote."
+    report.galleries.append(Gallery("transcribed", "Speech read", note, exhibits))
+
+
+def _players(name: str, title: str, note: str, said: list[Said]) -> Gallery:
+    exhibits = tuple(
+        Exhibit(item.text, "" if item.right else f"heard “{item.heard}”", item.right, sound=item.audio) for item in said
+    )
+    return Gallery(name, title, f"{note} Marks are the recogniser's.", exhibits)

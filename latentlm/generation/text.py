@@ -1,0 +1,27 @@
+"""Picking the next token from the text head's logits.
+
+Place in the flow: 4, hidden state ──▶ token. Legend: `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..tokenizers.text import SpecialTokens
+
+
+def forbidden_tokens(special: SpecialTokens, switching: bool) -> list[int]:
+    """Tokens that free-running text may not produce: those that only the sequence layout writes.
+
+    With `switching` the model may open a span of latents by <BOD> itself.
+    """
+    layout = [special.bos, special.eod, special.proceed, special.latent]
+    return layout if switching else layout + list(special.bod.values())
+
+
+def pick_token(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    """One token of logits (V,): the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial(torch.softmax(logits.float() / temperature, dim=-1), 1, generator=generator))

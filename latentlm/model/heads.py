@@ -1,0 +1,96 @@
+"""The diffusion head: a small MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
+
+Place in the flow: 3, hidden state ──▶ next latent. A pure function `(noisy, t, condition) → prediction`; the loop over
+timesteps lives in `diffusion/solvers.py`.
+Legend: `M` latents (times copies), `C` latent channels, `D` backbone width, `W` head width.
+Departures from the authors' code: none in the default; VibeVoice's learned norm weights are an option.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import DiffusionHeadConfig
+from .layers import RMSNorm, SwiGLU, ffn_width
+
+NUM_FREQUENCIES = 256
+MAX_PERIOD = 10000.0
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoid (cos then sin, max period 10000) in fp32, then Linear, SiLU, Linear without biases. t is 0..T-1."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.up = nn.Linear(NUM_FREQUENCIES, width, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t (...) -> (..., W). fp32 until the first linear: bf16 would read 998.39 as 1000."""
+        half = NUM_FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+        angles = t.float()[..., None] * frequencies
+        sinusoid = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        return self.down(F.silu(self.up(sinusoid.to(self.up.weight.dtype))))
+
+
+class HeadBlock(nn.Module):
+    """x + gate · SwiGLU(RMSNorm(x)·(1 + scale) + shift)."""
+
+    def __init__(self, width: int, ffn: int, config: DiffusionHeadConfig):
+        super().__init__()
+        self.norm = RMSNorm(width, config.norm_eps, config.norm_weight)
+        self.ffn = SwiGLU(width, ffn)
+        self.modulation = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.ffn(torch.addcmul(shift, self.norm(x), 1 + scale)))
+
+
+class FinalLayer(nn.Module):
+    """Linear(RMSNorm(x)·(1 + scale) + shift), zero at the start. The norm has no weight, as the authors'."""
+
+    def __init__(self, width: int, latent_dim: int, config: DiffusionHeadConfig):
+        super().__init__()
+        self.norm = RMSNorm(width, config.norm_eps, weight=False)
+        self.modulation = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, latent_dim, bias=False)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(c).chunk(2, dim=-1)
+        return self.out(torch.addcmul(shift, self.norm(x), 1 + scale))
+
+
+class DiffusionHead(nn.Module):
+    def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig):
+        super().__init__()
+        width = config.width or condition_width
+        ffn = config.ffn_width or ffn_width(width)
+        self.latent_dim = latent_dim
+        self.condition_norm = RMSNorm(condition_width, config.norm_eps, weight=False)
+        self.condition_in = nn.Linear(condition_width, width, bias=False)
+        self.timestep = TimestepEmbedding(width)
+        self.latent_in = nn.Linear(latent_dim, width, bias=False)
+        self.blocks = nn.ModuleList(HeadBlock(width, ffn, config) for _ in range(config.num_layers))
+        self.final = FinalLayer(width, latent_dim, config)
+
+    def condition(self, hidden: Tensor) -> Tensor:
+        """The part of the conditioning that does not change between denoising steps: (M, D) -> (M, W)."""
+        return self.condition_in(self.condition_norm(hidden))
+
+    def denoise(self, noisy: Tensor, conditioning: Tensor) -> Tensor:
+        """noisy (..., C), conditioning = condition + timestep embedding (..., W) -> prediction (..., C)."""
+        c = F.silu(conditioning)
+        x = self.latent_in(noisy)
+        for block in self.blocks:
+            x = block(x, c)
+        return self.final(x, c)
+
+    def forward(self, noisy: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
+        """noisy (M, C), t (M,) in 0..T-1, hidden (M, D) -> prediction (M, C)."""
+        return self.denoise(noisy, self.condition(hidden) + self.timestep(t))

@@ -1,0 +1,132 @@
+"""LatentLM: one causal Transformer over tokens and latents, a text head, a diffusion head a modality. Read me first.
+
+Place in the flow: 3, packed batch ──▶ hidden ──▶ losses; and, for `generation/`, the pieces of one decoding step.
+    x_i      = embedding of token i, or a linear map of latent i                              (PAPER §1.1)
+    h        = RMSNorm(Transformer(x))
+    text     : softmax(h W_v)                                                                 (Eq. 1)
+    latents  : E_{t, ε} ‖target − head(x_t, t, h)‖², several t per latent, backbone run once  (Eq. 3, §1.2)
+    span end : softmax over {<proceed>, <EOD>} at every position of a variable-length span    (silent in the paper)
+Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `K` timesteps per latent.
+Departures from the paper: one diffusion head and one <BOD> a modality, since latent widths differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..diffusion.parametrization import training_target
+from ..diffusion.schedule import Process
+from ..tokenizers.text import SpecialTokens
+from ..types import IGNORE, LatentSpans, PackedBatch
+from .heads import DiffusionHead
+from .transformer import Transformer
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """A continuous modality: channels of a latent, and how many make an image (None: the model ends the span)."""
+
+    latent_dim: int
+    num_latents: int | None = None
+
+
+class LatentLM(nn.Module):
+    def __init__(
+        self, config: ModelConfig, vocab_size: int, special: SpecialTokens, modalities: dict[str, ModalitySpec]
+    ):
+        super().__init__()
+        width = config.transformer.width
+        self.config = config
+        self.special = special
+        self.modalities = dict(modalities)
+        self.process = Process.from_config(config.diffusion)
+        self.embed_tokens = nn.Embedding(vocab_size, width)
+        self.embed_latents = nn.ModuleDict({name: nn.Linear(m.latent_dim, width) for name, m in modalities.items()})
+        self.transformer = Transformer(config.transformer)
+        self.text_head = nn.Linear(width, vocab_size, bias=False)
+        if config.transformer.tied_embeddings:
+            self.text_head.weight = self.embed_tokens.weight
+        self.heads = nn.ModuleDict(
+            {name: DiffusionHead(width, m.latent_dim, config.head) for name, m in modalities.items()}
+        )
+        initialise(self)
+
+    def forward(self, batch: PackedBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named loss sums over the targets of `batch`, fp32: "text", "end" (nats) and one a modality (mean square).
+
+        Timesteps and noise come from `generator`. Divide by `batch.target_counts()` summed over the global batch.
+        """
+        hidden = self.hidden(batch).flatten(0, 1)  # (B·T, D)
+        sums = {
+            "text": self._text_loss(hidden, batch.text_targets.flatten()),
+            "end": self._end_loss(hidden, batch.end_targets.flatten()),
+        }
+        for name, span in batch.latents.items():
+            sums[name] = self._diffusion_loss(name, hidden, span, generator)
+        return sums
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Hidden states (B, T, D) of a packed batch."""
+        x = self.embed_tokens(batch.ids)  # (B, T, D)
+        for name, span in batch.latents.items():
+            embedded = self.embed_latents[name](span.values.to(x.dtype))  # (N, D)
+            x = x.flatten(0, 1).index_copy(0, span.index, embedded.to(x.dtype)).view_as(x)
+        return self.transformer(x, batch.positions, batch.documents)
+
+    def end_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., 2) of going on and of ending the span: two rows of the text head."""
+        rows = self.text_head.weight[[self.special.proceed, self.special.eod]]
+        return F.linear(hidden, rows).float()
+
+    def _text_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        keep = (targets != IGNORE).nonzero()[:, 0]
+        logits = self.text_head(hidden[keep]).float()
+        return F.cross_entropy(logits, targets[keep], reduction="sum")
+
+    def _end_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        keep = (targets != IGNORE).nonzero()[:, 0]
+        return F.cross_entropy(self.end_logits(hidden[keep]), targets[keep], reduction="sum")
+
+    def _diffusion_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:
+        """Σ over target latents of the mean square over copies and channels."""
+        clean = (span.means if self.config.diffusion.target == "mean" else span.values)[span.target].float()  # (N, C)
+        condition = hidden[span.index[span.target] - 1]  # (N, D)
+        N, C = clean.shape
+        K = self.config.diffusion.timesteps_per_latent
+        clean = clean[:, None].expand(N, K, C)
+        t = self.process.sample_timesteps((N, K), generator, clean.device)
+        noise = torch.randn((N, K, C), generator=generator, device=clean.device)
+        noisy = self.process.add_noise(clean, noise, t)
+        head = self.heads[name]
+        conditioning = head.condition(condition)[:, None] + head.timestep(t)  # (N, K, W)
+        prediction = head.denoise(noisy.to(conditioning.dtype), conditioning).float()
+        target = training_target(self.process, clean, noise, t)
+        return (prediction - target).square().mean((1, 2)).sum()
+
+
+def initialise(model: LatentLM) -> None:
+    """All initialisation: linear weights and embeddings N(0, 0.02), residual outputs scaled by 1/√(2L), biases 0.
+
+    AdaLN modulations and the last layer of each diffusion head are zero (AdaLN-Zero), so a head begins by predicting 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    scale = (2 * len(model.transformer.blocks)) ** -0.5
+    for block in model.transformer.blocks:
+        nn.init.normal_(block.attention.out.weight, std=0.02 * scale)
+        nn.init.normal_(block.ffn.down.weight, std=0.02 * scale)
+    for head in model.heads.values():
+        for layer in [block.modulation for block in head.blocks] + [head.final.modulation, head.final.out]:
+            nn.init.zeros_(layer.weight)
+    for embed in model.embed_latents.values():
+        nn.init.normal_(embed.weight, std=embed.in_features**-0.5 * 0.02 * 8)

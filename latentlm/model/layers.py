@@ -1,0 +1,102 @@
+"""The parts that backbone and diffusion head share: RMSNorm, SwiGLU, RoPE, causal attention (PAPER §1.1).
+
+Place in the flow: 3, inside `transformer.py` and `heads.py`.
+Legend: `B` rows, `T` positions, `S` cached positions, `D` width, `H` heads, `K` key-value heads, `E` head dim.
+Departures from the paper: none; options (qkv bias, qk norm, grouped queries) are those of Llama, Qwen2 and Qwen3.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import TransformerConfig
+from .cache import LayerCache
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), in fp32, with a learned weight or none (the authors' code has none, PAPER §1.3)."""
+
+    def __init__(self, width: int, eps: float, weight: bool = True):
+        super().__init__()
+        self.shape = (width,)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if weight else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+
+class SwiGLU(nn.Module):
+    """W2(silu(W1 x) ⊙ Wg x), no biases; W1 and Wg are one matrix product."""
+
+    def __init__(self, width: int, ffn_width: int):
+        super().__init__()
+        self.up = nn.Linear(width, 2 * ffn_width, bias=False)
+        self.down = nn.Linear(ffn_width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * value)
+
+
+def ffn_width(width: int) -> int:
+    """The default: 8/3 of the width, rounded up to a multiple of 64 (equal in parameters to a 4× two-matrix FFN)."""
+    return -(-width * 8 // 3 // 64) * 64
+
+
+def rotary(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the RoPE angles, fp32: positions (B, T) -> two of (B, 1, T, E/2). There is no table to outgrow."""
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[:, None, :, None].float() * base**-exponent  # (B, 1, T, E/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate the pairs of x (B, H, T, E): (0, E/2), (1, E/2+1) … or, interleaved, (0, 1), (2, 3) …"""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    if interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+        return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention through SDPA, with an optional key-value cache."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads or config.num_heads
+        self.head_dim = config.head_dim or config.width // config.num_heads
+        self.interleaved = config.rope_interleaved
+        self.dropout = config.dropout
+        heads = self.num_heads + 2 * self.num_kv_heads
+        self.qkv = nn.Linear(config.width, heads * self.head_dim, bias=config.qkv_bias)
+        self.out = nn.Linear(self.num_heads * self.head_dim, config.width, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        """x (B, T, D); mask (B, 1, T, S) bool or None for plain causal; with a cache, keys of the past are attended."""
+        B, T, _ = x.shape
+        H, K, E = self.num_heads, self.num_kv_heads, self.head_dim
+        q, k, v = self.qkv(x).view(B, T, H + 2 * K, E).transpose(1, 2).split((H, K, K), dim=1)
+        q = rotate(self.q_norm(q), *rope, self.interleaved)  # (B, H, T, E)
+        k = rotate(self.k_norm(k), *rope, self.interleaved)  # (B, K, T, E)
+        if cache is not None:
+            k, v = cache.update(k, v)  # (B, K, S, E)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask is None and T > 1,
+            enable_gqa=H != K,
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, H * E))

@@ -1,0 +1,75 @@
+"""The causal backbone: L pre-RMSNorm layers of attention and SwiGLU, then a final RMSNorm (PAPER §1.1).
+
+Place in the flow: 3, embeddings ──▶ hidden states. One path for training (packed rows), prefill and decoding (cache).
+Legend: `B` rows, `T` positions, `D` width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TransformerConfig
+from .cache import CachePass, KVCache
+from .layers import Attention, RMSNorm, SwiGLU, ffn_width, rotary
+
+
+class Block(nn.Module):
+    """x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps, config.norm_weight)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps, config.norm_weight)
+        self.ffn = SwiGLU(config.width, config.ffn_width or ffn_width(config.width))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache=None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.width, config.norm_eps, config.norm_weight)
+
+    @property
+    def head_dim(self) -> int:
+        return self.blocks[0].attention.head_dim
+
+    def forward(self, x: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+        """Packed rows: x (B, T, D), positions and documents (B, T) -> hidden states (B, T, D)."""
+        return self._layers(x, positions, document_mask(documents))
+
+    def extend(self, x: Tensor, view: CachePass) -> Tensor:
+        """Prefill and decoding: x (B, T, D) appended to the cache rows of `view` -> hidden states (B, T, D)."""
+        T = x.shape[1]
+        return self._layers(x, view.positions(T), view.mask(T), view)
+
+    def new_cache(self, num_rows: int, capacity: int) -> KVCache:
+        attention, weight = self.blocks[0].attention, self.blocks[0].attention.qkv.weight
+        return KVCache(
+            len(self.blocks),
+            num_rows,
+            attention.num_kv_heads,
+            capacity,
+            attention.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    def _layers(self, x: Tensor, positions: Tensor, mask: Tensor | None, view: CachePass | None = None) -> Tensor:
+        rope = rotary(positions, self.head_dim, self.config.rope_base)
+        for index, block in enumerate(self.blocks):
+            x = block(x, rope, mask, view.layer(index) if view else None)
+        return self.norm(x)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """(B, T) document ids -> (B, 1, T, T) bool: causal, and never across documents."""
+    T = documents.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
+    return (documents[:, None, :, None] == documents[:, None, None, :]) & causal

@@ -1,0 +1,19 @@
+"""Media ↔ latents, text ↔ ids. Read `base.py` first, then `sigma_vae.py`, then `image.py` or `speech.py`."""
+
+from .base import Calibration, Tokenizer
+from .image import ImageTokenizer
+from .load import load_tokenizer
+from .losses import loss_weights
+from .speech import SpeechTokenizer
+from .text import SpecialTokens, TextTokenizer
+
+__all__ = [
+    "Calibration",
+    "ImageTokenizer",
+    "SpecialTokens",
+    "SpeechTokenizer",
+    "TextTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "loss_weights",
+]

@@ -1,0 +1,198 @@
+"""The contract of every continuous tokenizer: media ↔ normalised latents.
+
+Place in the flow: 1, media ──▶ latents and back. `image.py` and `speech.py` fulfil it; `sigma_vae.py` holds the noise.
+A tokenizer owns its normalisation (PAPER §1.6): model space is z' = (z - latent_mean) / latent_std. Both buffers live in
+its weights, are fitted by an explicit `calibrate` pass over valid latents only, and are NaN until then: there is no
+constant borrowed from another tokenizer and nothing is filled in at first use.
+Legend: `B` examples, `N` latents, `C` latent channels, `P` posterior parameters a latent (C, or 2C when σ is learned).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FORMAT_VERSION, ImageTokenizerConfig, SpeechTokenizerConfig
+from ..types import Latents, MediaBatch
+from ..weights import load_weights, save_weights
+from .sigma_vae import Posterior, RunningMoments
+
+MEDIA_PER_CALL = 32
+"""`encode` and `decode` cut longer lists into calls of so many, which bounds their memory."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` measured: mean and std of μ, () or (C,) each, over `num_latents` valid latents.
+
+    `c_sigma` is relative to std(μ), as in the config; `c_sigma_absolute` = c_sigma·std is the same in raw latent units,
+    the number to hold against papers that quote an absolute σ (PAPER §1.7). Both are None unless the posterior is "sigma".
+    """
+
+    mean: Tensor
+    std: Tensor
+    num_latents: int
+    c_sigma: float | None
+    c_sigma_absolute: Tensor | None
+
+
+class Tokenizer(nn.Module):
+    """Base of the continuous tokenizers. A subclass gives `batch`, `analyse`, `synthesise`, `unbatch` and `reconstruction`."""
+
+    modality: ClassVar[str]
+
+    def __init__(self, config: ImageTokenizerConfig | SpeechTokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.latent_dim = config.latent_dim
+        self.posterior = Posterior(config.posterior, config.latent_dim, config.per_channel)
+        shape = (config.latent_dim,) if config.per_channel else ()
+        self.register_buffer("latent_mean", torch.full(shape, float("nan")))
+        self.register_buffer("latent_std", torch.full(shape, float("nan")))
+
+    # ------------------------------------------------------------ for the subclass
+
+    def batch(self, media: list[Any]) -> MediaBatch:
+        """Media of any size or rate as one batch of what this tokenizer reads."""
+        raise NotImplementedError
+
+    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """media -> posterior parameters (B, N, P) in raw latent units, and which are valid (B, N) bool."""
+        raise NotImplementedError
+
+    def synthesise(self, latents: Tensor) -> Tensor:
+        """raw latents (B, N, C) -> media."""
+        raise NotImplementedError
+
+    def unbatch(self, media: Tensor, counts: list[int]) -> list[Any]:
+        """Decoded media of `counts` latents each, as the objects that the user sees."""
+        raise NotImplementedError
+
+    def reconstruction(self, output: Tensor, target: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Named losses (B,), each the mean over its own example."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ media ↔ latents
+
+    @torch.no_grad()
+    def encode(self, media: list[Any]) -> list[Latents]:
+        """Normalised posterior of each item, mean (N, C). A batch gives what each item alone gives.
+
+        Raises ValueError before `calibrate`.
+        """
+        self._require_calibrated()
+        result: list[Latents] = []
+        for start in range(0, len(media), MEDIA_PER_CALL):
+            batch = self.batch(media[start : start + MEDIA_PER_CALL])
+            parameters, valid = self.analyse(batch.media, batch.lengths)
+            mean, std = self.posterior.split(parameters.float())
+            mean = (mean - self.latent_mean) / self.latent_std
+            std = None if std is None else std / self.latent_std
+            for row, count in enumerate(valid.sum(1).tolist()):
+                spread = self.posterior.spread(mean[row]) if std is None else std[row, :count].clone()
+                result.append(Latents(mean[row, :count].clone(), spread, self.config.posterior.kind))
+        return result
+
+    @torch.no_grad()
+    def decode(self, latents: list[Tensor]) -> list[Any]:
+        """Media of normalised latents (N, C) each.
+
+        Raises ValueError before `calibrate` and for latents of another width.
+        """
+        self._require_calibrated()
+        result: list[Any] = []
+        for start in range(0, len(latents), MEDIA_PER_CALL):
+            part = latents[start : start + MEDIA_PER_CALL]
+            raw = [self.denormalise(z) for z in part]
+            padded = nn.utils.rnn.pad_sequence(raw, batch_first=True)  # (B, N, C)
+            if padded.shape[1] == 0:  # a span that ended at once; the networks want one latent at least
+                padded = padded.new_zeros(len(raw), 1, self.latent_dim)
+            media = self.synthesise(padded)
+            result.extend(self.unbatch(media, [len(z) for z in part]))
+        return result
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        """Model space to raw latent units: z'·std + mean, (N, C)."""
+        if latents.dim() != 2 or latents.shape[1] != self.latent_dim:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; this tokenizer reads (N, {self.latent_dim})")
+        return latents.to(self.latent_std) * self.latent_std + self.latent_mean
+
+    def _require_calibrated(self) -> None:
+        if bool(torch.isnan(self.latent_std).any()):
+            raise ValueError(
+                f"this {self.modality} tokenizer is not calibrated: its latent mean and std are NaN; "
+                "run `calibrate` on training media first"
+            )
+
+    # ------------------------------------------------------------ training
+
+    def forward(self, batch: MediaBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named loss sums over the examples of the batch: the reconstruction losses that have a weight, and "prior".
+
+        "prior" is the mean (not the sum) of μ² over latents and channels, the authors' surrogate of the KL term (PAPER
+        §1.7), or the KL divergence itself when σ is learned, reduced in the same way.
+        """
+        parameters, valid = self.analyse(batch.media, batch.lengths)
+        z, prior = self.posterior(parameters.float(), valid, generator)
+        output = self.synthesise(z)
+        losses = self.reconstruction(output.float(), batch.media.float(), batch.lengths)
+        if self.config.posterior.weight > 0:
+            losses["prior"] = prior
+        return {name: value.sum() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[MediaBatch]) -> Calibration:
+        """Fit `latent_mean` and `latent_std` to μ over the valid latents of `batches`, in fp64.
+
+        Raises ValueError when there are none, or when μ does not vary.
+        """
+        moments = RunningMoments(self.config.per_channel)
+        for batch in batches:
+            batch = batch.to(self.latent_mean.device)
+            parameters, valid = self.analyse(batch.media, batch.lengths)
+            mean, _ = self.posterior.split(parameters)
+            moments.update(mean[valid])
+        mean, std = moments.result()
+        if not bool((std > 0).all()):
+            raise ValueError(
+                f"the latents do not vary over the {moments.count} calibration latents: std {std.tolist()}"
+            )
+        self.latent_mean.copy_(mean)
+        self.latent_std.copy_(std)
+        c_sigma = self.config.posterior.c_sigma if self.config.posterior.kind == "sigma" else None
+        absolute = None if c_sigma is None else c_sigma * self.latent_std
+        return Calibration(self.latent_mean.clone(), self.latent_std.clone(), moments.count, c_sigma, absolute)
+
+    # ------------------------------------------------------------ files
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 over config, weights and buffers; a latent cache records it."""
+        digest = hashlib.sha256(_canonical(self.config.model_dump(mode="json")))
+        for name, tensor in sorted(self.state_dict().items()):
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        save_weights(folder / "model.safetensors", self.state_dict())
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Read model.safetensors of `folder`; ValueError where keys or shapes differ."""
+        load_weights(Path(folder) / "model.safetensors", self)
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

@@ -1,0 +1,132 @@
+"""Files and objects ↔ tensors: pictures through Pillow, sound through soundfile, rates through soxr.
+
+Place in the flow: before 1; what the tokenizers and the data room use to read, write, resize and resample.
+Nothing here imports those libraries before it is called. Every file that is missing or cannot be read gives a ValueError
+of one line that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Audio
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def load_image(path: str | Path) -> PILImage:
+    """A picture as it is shown (EXIF orientation applied), in its own mode. ValueError names the path."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = _existing(path)
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image.copy())
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable image ({_one_line(error)})") from None
+
+
+def save_image(image: PILImage, path: str | Path) -> None:
+    """Write a picture; the suffix names the format. ValueError for a suffix that Pillow does not know."""
+    try:
+        image.save(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot write the image ({_one_line(error)})") from None
+
+
+def image_to_rgb(image: PILImage) -> PILImage:
+    """Any mode to RGB: transparency is laid over white, 16-bit grey is scaled to 8."""
+    from PIL import Image
+
+    if image.mode in {"I;16", "I;16B", "I;16L", "I"}:
+        values = np.asarray(image).astype(np.int64)
+        scaled = values >> 8 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def resize_square(image: PILImage, size: int) -> PILImage:
+    """To size × size. A square that fits a whole number of times is enlarged by repetition (digits of 8 × 8 keep their
+    pixels); anything else is resized to cover the square (Lanczos down, bicubic up) and cropped at its centre."""
+    from PIL import Image, ImageOps
+
+    if image.width == image.height and size % image.width == 0:
+        return image.resize((size, size), Image.Resampling.NEAREST)
+    shrinks = min(image.size) > size
+    method = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
+    return ImageOps.fit(image, (size, size), method=method)
+
+
+def image_to_tensor(image: PILImage, size: int) -> Tensor:
+    """A picture of any size and mode -> (3, size, size) float32 in [-1, 1]."""
+    pixels = np.array(resize_square(image_to_rgb(image), size), dtype=np.float32)  # (H, W, 3)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous() / 127.5 - 1
+
+
+def tensor_to_image(pixels: Tensor) -> PILImage:
+    """(3, H, W) in [-1, 1], clipped, -> RGB picture."""
+    from PIL import Image
+
+    levels = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+# ---------------------------------------------------------------- sound
+
+
+def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
+    """A sound file as mono float32, resampled to `sample_rate` where one is given. ValueError names the path."""
+    import soundfile
+
+    path = _existing(path)
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (N, channels)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable sound file ({_one_line(error)})") from None
+    audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate)
+    return audio if sample_rate is None else resample(audio, sample_rate)
+
+
+def save_audio(audio: Audio, path: str | Path) -> None:
+    """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError for one that libsndfile lacks."""
+    import soundfile
+
+    samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
+    try:
+        soundfile.write(str(path), samples, audio.sample_rate)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot write the sound ({_one_line(error)})") from None
+
+
+def resample(audio: Audio, sample_rate: int) -> Audio:
+    """The same sound at `sample_rate` Hz (soxr, high quality); unchanged where it has that rate already."""
+    if audio.sample_rate == sample_rate:
+        return audio
+    import soxr
+
+    samples = soxr.resample(audio.samples.detach().float().cpu().numpy(), audio.sample_rate, sample_rate)
+    return Audio(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), sample_rate)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    return path
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,123 @@
+"""σ-VAE: the posterior of a continuous tokenizer, its noise and its prior term (PAPER §1.7).
+
+Place in the flow: between encoder and decoder of `image.py` and `speech.py`.
+
+    μ = Enc(x);   z = μ + n·(C_σ·std(μ))·ε;   n ~ N(0, 1) one per example, ε ~ N(0, I);   x̂ = Dec(z)
+
+Departures: the paper gives C_σ no unit and no value; here it is a standard deviation *relative to std(μ)*, because the
+ratio is what the language model meets after normalisation (an absolute 0.5 on latents of std 5 is a tenth of that). σ
+may be negative, which is harmless: ε is symmetric.
+
+What β then does. The noise follows the spread of μ, so the encoder cannot buy signal by growing μ, and β cannot set the
+signal-to-noise ratio, as it does where σ is absolute: the scale of μ is free, and β·mean(μ²) only fixes that gauge (it
+keeps μ centred and bounded, hence the weights well scaled). With scalar normalisation all channels share one noise level
+and so compete for the same total variance; with `per_channel` each has C_σ of its own spread.
+
+Legend: `B` examples, `N` latents, `C` latent channels, `P` parameters (C, or 2C for "learned": μ and log σ²).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import PosteriorConfig
+
+MOMENTUM = 0.1
+"""Weight of the newest batch in the running mean and std of μ; 1/k in the first ten batches."""
+
+LOG_VARIANCE = (-20.0, 10.0)
+"""Bounds of the learned log σ²: exp stays finite in fp32."""
+
+
+class Posterior(nn.Module):
+    """Draws z from the encoder's parameters and gives the prior term of each example."""
+
+    def __init__(self, config: PosteriorConfig, latent_dim: int, per_channel: bool):
+        super().__init__()
+        self.config = config
+        self.num_parameters = 2 * latent_dim if config.kind == "learned" else latent_dim
+        self.per_channel = per_channel
+        # std(μ) over recent batches: what C_σ is relative to while training. Local to the process and never trained
+        # through: gradients into the scale of the noise would reward a small spread. The final scale is `calibrate`'s.
+        shape = (latent_dim,) if per_channel else ()
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_std", torch.ones(shape))
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.long))
+
+    def split(self, parameters: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, N, P) -> μ (B, N, C) and, where σ is learned, σ (B, N, C)."""
+        if self.config.kind != "learned":
+            return parameters, None
+        mean, log_variance = parameters.chunk(2, dim=-1)
+        return mean, (0.5 * log_variance.clamp(*LOG_VARIANCE)).exp()
+
+    def spread(self, like: Tensor) -> Tensor:
+        """The scalar std of normalised latents: C_σ for "sigma", 0 for "none"."""
+        return like.new_tensor(self.config.c_sigma if self.config.kind == "sigma" else 0.0)
+
+    def forward(self, parameters: Tensor, valid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """parameters (B, N, P), valid (B, N) bool -> z (B, N, C), zero where invalid, and the prior term (B,)."""
+        mean, std = self.split(parameters)
+        if self.training:
+            self._track(mean.detach(), valid)
+        noise = torch.zeros_like(mean)
+        if self.config.kind != "none":
+            noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        if self.config.kind == "sigma":
+            n = torch.randn((len(mean), 1, 1), generator=generator, device=mean.device, dtype=mean.dtype)
+            noise = noise * (n * self.config.c_sigma * self.running_std)
+        penalty = mean.square()
+        if std is not None:
+            noise = noise * std
+            penalty = 0.5 * (penalty + std.square() - 1 - 2 * std.log())
+        z = (mean + noise) * valid[..., None]
+        prior = (penalty.mean(-1) * valid).sum(-1) / valid.sum(-1).clamp(min=1)
+        return z, prior
+
+    def _track(self, mean: Tensor, valid: Tensor) -> None:
+        """Move the running moments towards those of this batch's valid μ (B, N, C)."""
+        weight = valid[..., None].to(mean.dtype).expand_as(mean)
+        dims = (0, 1) if self.per_channel else (0, 1, 2)
+        total = weight.sum(dims).clamp(min=1)
+        centre = (mean * weight).sum(dims) / total
+        std = (((mean - centre) * weight).square().sum(dims) / total).sqrt()
+        self.num_batches += 1
+        step = (1.0 / self.num_batches).clamp(min=MOMENTUM)
+        self.running_mean.lerp_(centre, step)
+        self.running_std.lerp_(std, step)
+
+
+class RunningMoments:
+    """Mean and std over any number of batches of vectors (n, C), pooled exactly in fp64 (Chan's update of Welford)."""
+
+    def __init__(self, per_channel: bool):
+        self.per_channel = per_channel
+        self.count = 0  # vectors seen
+        self._weight = 0  # values behind each statistic: `count`, or `count`·C when all channels share one
+        self._mean: Tensor | None = None
+        self._squares: Tensor | None = None
+
+    def update(self, values: Tensor) -> None:
+        """Add the vectors (n, C)."""
+        if len(values) == 0:
+            return
+        self.count += len(values)
+        values = values.double() if self.per_channel else values.double().reshape(-1, 1)
+        mean = values.mean(0)
+        squares = (values - mean).square().sum(0)
+        if self._mean is None:
+            self._weight, self._mean, self._squares = len(values), mean, squares
+            return
+        total = self._weight + len(values)
+        difference = mean - self._mean
+        self._mean = self._mean + difference * (len(values) / total)
+        self._squares = self._squares + squares + difference.square() * (self._weight * len(values) / total)
+        self._weight = total
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """mean and (population) std, () or (C,), fp64. Raises ValueError where nothing was added."""
+        if self._mean is None:
+            raise ValueError("calibration got no valid latents: the batches are empty")
+        mean, std = self._mean, (self._squares / self._weight).sqrt()
+        return (mean, std) if self.per_channel else (mean[0], std[0])

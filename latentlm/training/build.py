@@ -1,0 +1,147 @@
+"""A recipe ──▶ tokenizers, model, loader: everything a Trainer needs.
+
+Place in the flow: between `config.py` and `trainer.py`; `run.py` calls it in every process with equal results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import DataConfig, LatentLMRecipe, MediaConfig, SpeechTokenizerConfig
+from ..data.cache import LatentCache, ResolvedDocuments
+from ..data.loader import DocumentLoader, MediaLoader
+from ..data.packing import DocumentEncoder
+from ..data.sources import documents, media
+from ..generation.pretrained import modality_specs, resolve
+from ..model.latentlm import LatentLM
+from ..tokenizers.load import load_tokenizer
+from ..tokenizers.media import image_to_tensor, resample
+from ..tokenizers.text import TextTokenizer
+from ..types import Document, Text
+from .distributed import World
+
+
+@dataclass
+class LatentLMRun:
+    """What training a language model needs, built from its recipe."""
+
+    model: LatentLM
+    tokenizers: dict
+    loader: DocumentLoader
+    documents: list[ResolvedDocuments]  # by source, media as latents
+
+
+def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> LatentLMRun:
+    """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model."""
+    sources = [documents(source, "train") for source in recipe.data.sources]
+    tokenizers = build_tokenizers(recipe, sources)
+    cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
+
+    def prepare() -> None:
+        for config, source in zip(recipe.data.sources, sources, strict=True):
+            cache.prepare((source[i] for i in range(len(source))), source_slug(config))
+
+    world.on_main(prepare)
+    if not world.is_main:
+        prepare()
+    resolved = [ResolvedDocuments(source, cache) for source in sources]
+    torch.manual_seed(recipe.training.seed)
+    text = tokenizers["text"]
+    specs = modality_specs(tokenizers)
+    model = LatentLM(recipe.model, text.vocab_size, text.special, specs)
+    loader = DocumentLoader(
+        resolved,
+        recipe.data,
+        DocumentEncoder(text),
+        {name: spec.latent_dim for name, spec in specs.items()},
+        seed=recipe.training.seed,
+        num_streams=recipe.training.accumulation,
+        rank=world.rank,
+        world=world.size,
+    )
+    return LatentLMRun(model, tokenizers, loader, resolved)
+
+
+def build_tokenizers(recipe: LatentLMRecipe, sources: list) -> dict:
+    """The text tokenizer from the recipe's own text; image and speech from the folders that it names."""
+    texts = (s.text for source in sources for document in source for s in document.segments if isinstance(s, Text))
+    tokenizers: dict = {"text": TextTokenizer.train(recipe.tokenizers.text, texts)}
+    for modality in ("image", "speech"):
+        name = getattr(recipe.tokenizers, modality)
+        if name is not None:
+            tokenizers[modality] = load_tokenizer(tokenizer_folder(name, modality))
+    return tokenizers
+
+
+def tokenizer_folder(name: str, modality: str) -> Path:
+    """A tokenizer's own folder, the run that trained it, or a model that contains one ("tiny")."""
+    folder = Path(name)
+    for candidate in (folder / "model", folder):
+        if (candidate / "model.safetensors").is_file() and not (candidate / "tokenizers").is_dir():
+            return candidate
+    inside = resolve(name) / "tokenizers" / modality
+    if not inside.is_dir():
+        raise ValueError(f"tokenizers.{modality}: {name!r} has no {modality} tokenizer")
+    return inside
+
+
+def source_slug(source) -> str:
+    """A file name for the latents of one source of a recipe."""
+    name = source.name or Path(source.manifest).stem
+    return "-".join(str(part) for part in (name, source.task, source.limit) if part is not None)
+
+
+def held_out(config: DataConfig) -> list[Document]:
+    """Held-out documents of all sources that have any."""
+    return [document for source in config.sources for document in documents(source, "held_out")]
+
+
+# ------------------------------------------------------------------- tokenizers
+
+
+def media_loader(
+    config: MediaConfig, tokenizer, *, seed: int, num_streams: int, world: World
+) -> tuple[MediaLoader, list[list]]:
+    """Batches of prepared media for a tokenizer, and the media themselves by source."""
+    sources = [media(source, tokenizer.modality, "train") for source in config.sources]
+    prepare = _image_example(tokenizer) if tokenizer.modality == "image" else _speech_example(tokenizer, config)
+    loader = MediaLoader(
+        sources,
+        [source.weight for source in config.sources],
+        prepare,
+        batch_size=config.batch_size,
+        seed=seed,
+        num_streams=num_streams,
+        rank=world.rank,
+        world=world.size,
+    )
+    return loader, sources
+
+
+def _image_example(tokenizer):
+    size, known = tokenizer.config.image_size, {}
+
+    def prepare(image, rng: np.random.Generator) -> Tensor:
+        if id(image) not in known:
+            known[id(image)] = (image, image_to_tensor(image, size))
+        return known[id(image)][1]
+
+    return prepare
+
+
+def _speech_example(tokenizer, config: MediaConfig):
+    """A random crop of `config.seconds`, a multiple of the hop; shorter clips stay whole."""
+    speech: SpeechTokenizerConfig = tokenizer.config
+    length = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop
+
+    def prepare(audio, rng: np.random.Generator) -> Tensor:
+        samples = resample(audio, speech.sample_rate).samples
+        start = int(rng.integers(0, max(1, len(samples) - length + 1)))
+        return samples[None, start : start + length]  # (1, S)
+
+    return prepare

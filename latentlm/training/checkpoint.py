@@ -1,0 +1,188 @@
+"""Training checkpoints: everything a resumed run needs to go on as if it had never stopped.
+
+Place in the flow: written and read by the trainer. Not the directory that `latentlm.load` reads: that one comes from
+`Trainer.export`.
+
+    <folder>/checkpoints/step-00001234/
+        state/*.safetensors   weights, optimiser, EMA; each rank writes its part, any number of processes reads it
+        trainer.json          step, clock, data positions, random states, what the run must agree on, metadata
+
+A checkpoint is written to a `.tmp` sibling, synced to disk and renamed: a directory that bears its final name is
+complete. `state/` goes through torch.distributed.checkpoint in its safetensors storage; nothing here is a pickle.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from latentlm.training.distributed import World
+
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; the message is one line. Earlier checkpoints are untouched."""
+
+
+class Checkpoints:
+    """The checkpoints of one run; every method is collective: all ranks call it."""
+
+    def __init__(self, folder: str | Path, keep: int, world: World):
+        self.folder = Path(folder) / "checkpoints"
+        self.keep = keep
+        self.world = world
+
+    def complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _STEP.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+    def latest(self) -> Path | None:
+        return self.world.on_main(lambda: next(reversed(self.complete()), None))
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
+        """Write `tensors` (plain or sharded) and `record` (JSON, rank 0's counts) as the checkpoint of `step`.
+
+        Raises CheckpointError where the disk refuses; what was written of it is removed.
+        """
+        final = self.folder / f"step-{step:08d}"
+        if self.world.on_main(final.is_dir):
+            return final
+        temporary = final.with_suffix(".tmp")
+        try:
+            self.world.on_main(lambda: self._begin(temporary))
+            with _quiet():
+                writer = dcp.HuggingFaceStorageWriter(str(temporary / "state"), save_distributed=True)
+                dcp.save(dict(tensors), storage_writer=writer, no_dist=self.world.size == 1)
+            self.world.on_main(lambda: self._complete(temporary, final, record))
+        except (OSError, dcp.CheckpointException) as error:
+            self.world.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
+            last = self.latest()
+            kept = f"the last complete one is {last}" if last else "there is none before it"
+            raise CheckpointError(f"{final}: checkpoint not written: {_reason(error)}; {kept}") from None
+        return final
+
+    def _begin(self, temporary: Path) -> None:
+        for stale in self.folder.glob("step-*.tmp"):
+            shutil.rmtree(stale)
+        (temporary / "state").mkdir(parents=True)
+
+    def _complete(self, temporary: Path, final: Path, record: Mapping[str, Any]) -> None:
+        (temporary / "trainer.json").write_text(json.dumps(record))
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        os.replace(temporary, final)
+        _sync(self.folder)
+        for old in self.complete()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def record(self, path: Path) -> dict[str, Any]:
+        """The trainer.json of a checkpoint."""
+        return self.world.on_main(lambda: json.loads((path / "trainer.json").read_text()))
+
+    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state of `path` into `tensors`, in place.
+
+        Raises ValueError, one line, where the names or shapes differ: the first ten of each kind and their count.
+        """
+        self.world.on_main(lambda: _check_fit(path, tensors))
+        with _quiet():
+            reader = dcp.HuggingFaceStorageReader(str(path / "state"))
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=self.world.size == 1)
+
+
+def _check_fit(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    stored = dcp.HuggingFaceStorageReader(str(path / "state")).read_metadata().state_dict_metadata
+    shapes = {name: tuple(entry.size) for name, entry in stored.items()}
+    problems = {
+        "missing": [name for name in tensors if name not in shapes],
+        "extra": [name for name in shapes if name not in tensors],
+        "misshaped": [
+            f"{name} {shapes[name]} instead of {tuple(value.shape)}"
+            for name, value in tensors.items()
+            if name in shapes and shapes[name] != tuple(value.shape)
+        ],
+    }
+    if any(problems.values()):
+        parts = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names]
+        raise ValueError(f"{path}: this checkpoint is of another model or optimiser; {'; '.join(parts)}")
+
+
+def _reason(error: OSError | dcp.CheckpointException) -> str:
+    """The operating system's words, dug out of what DCP gathered from the ranks; other failures are bugs and rise."""
+    if isinstance(error, OSError):
+        return str(error)
+    causes = [cause for cause, _ in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return str(cause)
+    raise error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _quiet():
+    """DCP warns that a single process is a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+# ------------------------------------------------------------------ random state
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's global generators, as JSON."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, internal, gauss_next = random.getstate()
+    state = {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "torch": _encode(torch.get_rng_state()),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = _encode(torch.cuda.get_rng_state())
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(_decode(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_decode(state["cuda"]))
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -1,0 +1,167 @@
+"""Processes: who am I, sum over everybody, start many, end cleanly.
+
+Place in the flow: below the trainer; one process needs nothing from here but `World()`. Under torchrun every process
+calls `start()` first and `finish()` last; `launch` runs a command under torchrun on this machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`; `local_rank` of `local_size` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of `values` (any shape, equal on all ranks) over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in order of rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_main(self, action: Callable[[], Result]) -> Result:
+        """Run `action` on rank 0 and give its result to all; its OSError or ValueError is raised on every rank."""
+        if self.size == 1:
+            return action()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = action()
+            except (OSError, ValueError) as error:
+                box[1] = error
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+
+def start(device: str | None = None) -> World:
+    """Join the process group that torchrun describes in the environment, or be the only process.
+
+    `device`: "cpu", "cuda" (each process takes the GPU of its local rank) or None, which picks CUDA where it is.
+    """
+    environment = {name: int(os.environ.get(name, fallback)) for name, fallback in _TORCHRUN}
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device")
+    chosen = torch.device(kind, environment["LOCAL_RANK"]) if kind == "cuda" else torch.device(kind)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    world = World(
+        environment["RANK"],
+        environment["WORLD_SIZE"],
+        environment["LOCAL_RANK"],
+        environment["LOCAL_WORLD_SIZE"],
+        chosen,
+    )
+    if world.size > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    return world
+
+
+_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+
+
+def finish(world: World, code: int = 0) -> None:
+    """Leave the process group. Among several processes this ends the process: call it last.
+
+    gloo's threads can abort the interpreter's own exit after a distributed checkpoint, which would turn a finished
+    training into a failed one; so after the barrier everything is flushed and the process leaves at once.
+    """
+    if world.size == 1:
+        return
+    if code == 0:
+        dist.barrier()
+        dist.destroy_process_group()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
+
+
+def set_threads(threads: int | None, world: World) -> int:
+    """Set torch's CPU threads: `threads`, else OMP_NUM_THREADS where set, else cores // local processes."""
+    given = os.environ.get("OMP_NUM_THREADS")
+    chosen = threads or (int(given) if given else max(1, num_cores() // world.local_size))
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
+    """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` under torchrun; the exit code.
+
+    The cores are shared out between the processes unless OMP_NUM_THREADS says otherwise. Example:
+    `launch(2, ["-m", "latentlm.cli", "train", "demo"])`.
+    """
+    if num_processes < 1:
+        raise ValueError(f"processes must be at least 1, got {num_processes}")
+    environment = dict(popen.pop("env", os.environ))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.run([sys.executable, *torchrun, *argv], env=environment, check=False, **popen).returncode
+
+
+class NamedSum:
+    """Sums of named numbers over the ranks, which need not have the same names: one all-reduce a call.
+
+    All ranks keep the same list of names seen so far; a rank with a new one says so within the sum, and then they
+    exchange names once.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+        self.names: list[str] = []
+
+    def __call__(self, values: Mapping[str, float]) -> dict[str, float]:
+        if self.world.size == 1:
+            return dict(values)
+        totals = self._sum(values)
+        if totals[-1] > 0:
+            offered = self.world.gather(sorted(values))
+            self.names = sorted(set(self.names).union(*offered))
+            totals = self._sum(values)
+        return dict(zip(self.names, totals[:-1], strict=True))
+
+    def _sum(self, values: Mapping[str, float]) -> list[float]:
+        news = float(any(name not in self.names for name in values))
+        vector = [float(values.get(name, 0.0)) for name in self.names]
+        return self.world.sum(torch.tensor([*vector, news], dtype=torch.float64)).tolist()

@@ -1,0 +1,124 @@
+"""What a run tells: `train.jsonl`, TensorBoard where asked for, and a progress bar or plain lines on stderr.
+
+Place in the flow: the trainer writes one record every `log_every` steps; only rank 0 has a log that is enabled.
+A resumed run first drops the lines beyond its checkpoint, so that every step is in the file once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PLAIN_SECONDS = 15.0
+"""Seconds between plain progress lines where stderr is no terminal."""
+
+
+class TrainLog:
+    """The log of one run; a context manager. With `enabled` False nothing is written anywhere."""
+
+    def __init__(self, folder: Path, *, first_step: int, steps: int, enabled: bool = True, tensorboard: bool = False):
+        self.enabled = enabled
+        self.steps = steps
+        self.path = folder / "train.jsonl"
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
+        if not enabled:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        truncate(self.path, first_step)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
+        self._board = _board(folder / "tensorboard", first_step) if tensorboard else None
+        self._bar = _bar(first_step, steps) if sys.stderr.isatty() else None
+        self._last_line = 0.0
+
+    def __enter__(self) -> TrainLog:
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.enabled:
+            return
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._bar:
+            self._bar[0].stop()
+
+    def write(self, record: Mapping[str, Any], last: bool = False) -> None:
+        """`record`: step, loss, losses by name, learning_rate, gradient_norm, tokens_per_second, seconds, ..."""
+        if not self.enabled:
+            return
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in _flat(record):
+                self._board.add_scalar(name, value, record["step"])
+        self._show(record, last)
+
+    def _show(self, record: Mapping[str, Any], last: bool) -> None:
+        losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+        text = f"{losses}  lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s"
+        if self._bar:
+            bar, task = self._bar
+            bar.update(task, completed=record["step"], text=text)
+        elif time.monotonic() - self._last_line >= PLAIN_SECONDS or last:
+            self._last_line = time.monotonic()
+            print(f"step {record['step']}/{self.steps}  {text}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line for the person watching."""
+        if not self.enabled:
+            return
+        if self._bar:
+            self._bar[0].console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a `train.jsonl`, without a last line that a kill left incomplete."""
+    lines = Path(path).read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def truncate(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; atomically."""
+    if not path.is_file():
+        return
+    kept = [record for record in read_log(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+    scalars = [(name, value) for name, value in record.items() if name not in ("step", "losses")]
+    return scalars + [(f"losses/{name}", value) for name, value in record["losses"].items()]
+
+
+def _board(folder: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step + 1)
+
+
+def _bar(first_step: int, steps: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=Console(stderr=True),
+    )
+    task = bar.add_task("train", total=steps, completed=first_step, text="")
+    bar.start()
+    return bar, task

@@ -1,0 +1,124 @@
+"""`train(recipe, folder)`: one call from a recipe to a trained model in `folder/model`.
+
+Place in the flow: 5, the command `latentlm train` and the demo call it. With several processes it starts itself under
+torchrun, each process reading the recipe that lies in the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import yaml
+
+from ..config import LatentLMRecipe, Recipe, load_recipe
+from ..generation.generate import Pipeline
+from ..generation.pretrained import write_config
+from ..tokenizers.image import ImageTokenizer
+from ..tokenizers.losses import loss_weights
+from ..tokenizers.speech import SpeechTokenizer
+from ..types import MediaBatch
+from .build import LatentLMRun, build_latentlm, media_loader
+from .distributed import World, finish, launch, start
+from .samples import SampleWriter
+from .trainer import Trainer
+
+RECIPE = "recipe.yaml"
+
+
+def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: bool = False) -> Path:
+    """Train `recipe` into `folder`; returns the folder of the finished model.
+
+    folder/ gets recipe.yaml, train.jsonl, samples/, checkpoints/ and model/. Under torchrun every process calls this.
+    Raises ValueError when the folder holds another run and `resume` is not asked for; RuntimeError when a process fails.
+    """
+    folder = Path(folder)
+    under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if int(os.environ.get("RANK", "0")) == 0:
+        _claim(folder, recipe, resume)
+    if processes > 1 and not under_torchrun:
+        code = launch(processes, ["-m", "latentlm.training.run", str(folder)])
+        if code:
+            raise RuntimeError(f"{folder}: training ended with exit code {code}; the messages above say why")
+        return folder / "model"
+    world = start("cuda" if torch.cuda.is_available() else "cpu")
+    run = _train_latentlm if isinstance(recipe, LatentLMRecipe) else _train_tokenizer
+    run(recipe, folder, world)
+    finish(world)
+    return folder / "model"
+
+
+def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
+    if (folder / RECIPE).exists() and not resume:
+        raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+
+
+def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> None:
+    run = build_latentlm(recipe, folder, world)
+    metadata = {"recipe": recipe.model_dump(mode="json")}
+    trainer = Trainer(
+        run.model,
+        run.loader,
+        recipe.training,
+        folder,
+        world=world,
+        identity={"model": recipe.model.model_dump(mode="json"), "fingerprints": _fingerprints(run)},
+        on_export=lambda target: write_config(target, run.model, run.tokenizers, metadata),
+        on_sample=SampleWriter(Pipeline(run.model, run.tokenizers), run.documents, folder / "samples"),
+    )
+    trainer.fit()
+
+
+def _fingerprints(run: LatentLMRun) -> dict[str, str]:
+    return {name: t.fingerprint() for name, t in run.tokenizers.items() if name != "text"}
+
+
+def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> None:
+    """Train, then measure the normalisation with the weights that are kept."""
+    torch.manual_seed(recipe.training.seed)
+    kind: Callable = ImageTokenizer if recipe.tokenizer.kind == "image" else SpeechTokenizer
+    tokenizer = kind(recipe.tokenizer, recipe.losses)
+    training = recipe.training
+    loader, sources = media_loader(
+        recipe.data, tokenizer, seed=training.seed, num_streams=training.accumulation, world=world
+    )
+    trainer = Trainer(
+        tokenizer,
+        loader,
+        training,
+        folder,
+        world=world,
+        loss_weights=loss_weights(recipe),
+        identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
+        on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
+    )
+    trainer.fit()
+
+
+def _export_tokenizer(trainer: Trainer, tokenizer, sources: list[list], folder: Path) -> None:
+    """The averaged weights where there are any, calibrated on all training media: the one tokenizer of the run."""
+    items = [item for source in sources for item in source]
+    with trainer.ema.applied(tokenizer) if trainer.ema else nullcontext():
+        tokenizer.eval()
+        found = tokenizer.calibrate(_batches(tokenizer, items))
+        tokenizer.save(folder)
+    (folder / "ema.safetensors").unlink(missing_ok=True)
+    std, absolute = (None if value is None else value.tolist() for value in (found.std, found.c_sigma_absolute))
+    print(f"calibrated on {found.num_latents} latents: std(μ) {std}, C_σ absolute {absolute}")
+
+
+def _batches(tokenizer, items: list, size: int = 32):
+    for start_at in range(0, len(items), size):
+        batch: MediaBatch = tokenizer.batch(items[start_at : start_at + size])
+        yield batch
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    train(load_recipe(target / RECIPE), target, resume=True)

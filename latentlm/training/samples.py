@@ -1,0 +1,84 @@
+"""Samples during training: what the model draws, says and reads at this step, as files in `folder`.
+
+Place in the flow: 5, the trainer's `on_sample`; the loss alone does not tell when samples are good.
+Each source gives its first documents as prompts; written are step-…-image.png (a grid, prompts in the JSON),
+step-…-speech-….wav and step-….json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ..generation.generate import Pipeline, Request
+from ..tokenizers.media import save_audio
+from ..types import Document, Image, Speech, Text
+
+NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
+
+
+class SampleWriter:
+    """Prompts are the condition segments of the sources' first documents, taken in turn."""
+
+    def __init__(self, pipeline: Pipeline, documents: Sequence[Sequence[Document]], folder: Path, guidance: float = 2.0):
+        self.pipeline = pipeline
+        self.folder = folder
+        self.requests: list[Request] = []
+        self.real: list[str] = []
+        self._choose(documents, guidance)
+
+    def __call__(self, model: nn.Module, step: int) -> None:
+        """Write the samples of `step`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        outputs = self.pipeline.generate_batch(self.requests)
+        record, pictures = [], []
+        for number, (request, output, real) in enumerate(zip(self.requests, outputs, self.real, strict=True)):
+            answer = output.segments[0]
+            if isinstance(answer, Image):
+                pictures.append(answer.content)
+            if isinstance(answer, Speech):
+                save_audio(answer.content, self.folder / f"step-{step:08d}-speech-{number}.wav")
+            said = answer.text if isinstance(answer, Text) else None
+            entry = {"prompt": _prompt_text(request.prompt), "to": request.to, "answer": said, "real": real}
+            record.append(entry | {"finish_reason": output.finish_reason})
+        if pictures:
+            contact_sheet(pictures).save(self.folder / f"step-{step:08d}-image.png")
+        path = self.folder / f"step-{step:08d}.json"
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def _choose(self, documents: Sequence[Sequence[Document]], guidance: float) -> None:
+        left = {"image": NUM_IMAGES, "speech": NUM_UTTERANCES, "text": NUM_TEXTS}
+        for place in range(max(left.values())):
+            for source in documents:
+                document = source[(place * 37) % len(source)]
+                conditions = tuple(s for s in document.segments if s.condition)
+                answer = next((s for s in document.segments if not s.condition), None)
+                if not conditions or answer is None or left[answer.modality] == 0:
+                    continue
+                left[answer.modality] -= 1
+                limits = {"max_tokens": 48, "max_latents": 64}
+                prompt = Document(conditions)
+                self.requests.append(Request(prompt, answer.modality, guidance=guidance, steps=10, seed=place, **limits))
+                self.real.append(answer.text if isinstance(answer, Text) else "")
+
+
+def _prompt_text(document: Document) -> str:
+    return " ".join(s.text if isinstance(s, Text) else f"<{s.modality}>" for s in document.segments)
+
+
+def contact_sheet(images: Sequence, columns: int | None = None, pad: int = 2):
+    """PIL images of one size in a grid, as one PIL image."""
+    from PIL import Image as PILImage
+
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = images[0].size
+    rows = math.ceil(len(images) / columns)
+    sheet = PILImage.new("RGB", (columns * (width + pad) + pad, rows * (height + pad) + pad), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        sheet.paste(image, (pad + column * (width + pad), pad + row * (height + pad)))
+    return sheet

@@ -1,0 +1,422 @@
+"""The training loop: one for the LatentLM, the baselines and the tokenizers.
+
+Place in the flow: gives batches to any module with `module(batch, generator) -> {name: sum of that loss}`. Read `fit`,
+then `_step`. The total is Σ_k weight_k · sum_k / count_k, where count_k runs over the targets of all micro-batches of
+the step on all ranks, known before the first forward pass: so gradients are only ever added, and one process, many
+processes and accumulation give the same step (PAPER §1.5: L = L_text + α·L_diffusion, weighted once, here).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from latentlm.config import TrainingConfig
+from latentlm.training.checkpoint import Checkpoints, random_state, set_random_state
+from latentlm.training.distributed import NamedSum, World, set_threads
+from latentlm.training.ema import EMA, clean_name
+from latentlm.training.logs import TrainLog
+from latentlm.training.optim import Optimizers, learning_rate_factor
+from latentlm.training.parallelize import full_tensor, parallelize, resolve_precision
+from latentlm.weights import save_weights
+
+_DROPOUT_SEED = 0x5EED
+"""Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
+
+
+class Batch(Protocol):
+    """One micro-batch: PackedBatch or MediaBatch."""
+
+    seed: int
+
+    @property
+    def num_tokens(self) -> int: ...
+    def target_counts(self) -> dict[str, int]: ...
+    def to(self, device: torch.device | str) -> Batch: ...
+
+
+class Loader(Protocol):
+    """`num_streams` deterministic streams of micro-batches; rank r serves the streams m ≡ r modulo the world's size.
+
+    A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
+    rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
+    """
+
+    num_streams: int
+
+    def next_step(self) -> list[Batch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or the gradient is NaN or infinite. The message names step, stream and loss; checkpoints are as before."""
+
+
+@dataclass
+class Window:
+    """Sums since the last log line: a logged loss is the mean over all targets of these steps."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    num_steps: int = 0
+
+    def add(self, sums: Mapping[str, float], counts: Mapping[str, float], norm: float, tokens: float) -> None:
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0.0) + count_of(name, counts)
+        self.gradient_norm += norm
+        self.tokens += tokens
+        self.num_steps += 1
+
+    def losses(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in sorted(self.sums.items()) if self.counts[name]}
+
+
+@dataclass
+class TrainingState:
+    """Where the run is. `seconds` of wall clock over all its sessions, as rank 0 counts them; `tokens` seen."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: float = 0.0
+    window: Window = field(default_factory=Window)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How `fit` ended: `finished` is False where a signal stopped it (it saved and can be resumed)."""
+
+    step: int
+    seconds: float
+    finished: bool
+    losses: dict[str, float]
+
+
+class Trainer:
+    """Trains `model` on `loader` into `folder`: train.jsonl, checkpoints/, and at the end the exported weights in model/.
+
+    loss_weights  by loss name, before `config.loss_weights`; 1 where neither has it
+    identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
+    metadata      JSON values kept in every checkpoint, for people
+    on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
+    on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps
+
+    Raises ValueError for a configuration that cannot run. Collective: every rank builds and fits one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        config: TrainingConfig,
+        folder: str | Path,
+        *,
+        world: World | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        on_export: Callable[[Path], None] | None = None,
+        on_sample: Callable[[nn.Module, int], None] | None = None,
+        tensorboard: bool = False,
+    ):
+        self.world = world or World()
+        _check(config, loader, self.world, on_sample is not None)
+        self.config, self.loader, self.folder = config, loader, Path(folder)
+        self.metadata, self.on_export, self.on_sample = dict(metadata or {}), on_export, on_sample
+        self.tensorboard = tensorboard
+        self.loss_weights = {**config.loss_weights, **(loss_weights or {})}
+        self.model = model.to(self.world.device)
+        self.precision = resolve_precision(self.world.device, config.precision)
+        self.gradients = parallelize(self.model, config.parallel, self.world)
+        self.optimizers = Optimizers(self.model, config.optimizer)
+        self.ema = EMA(self.model, config.ema) if config.ema else None
+        self.checkpoints = Checkpoints(self.folder, config.keep, self.world)
+        self.identity = {
+            "training.accumulation": config.accumulation,
+            "training.seed": config.seed,
+            "training.optimizer.kind": config.optimizer.kind,
+            "training.ema": bool(config.ema),
+            **(identity or {}),
+        }
+        self.state = TrainingState()
+        self.last_losses: dict[str, float] = {}
+        self._sum_counts, self._sum_losses = NamedSum(self.world), NamedSum(self.world)
+        self._stop = False
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self, resume: bool = True) -> TrainingResult:
+        """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
+
+        Raises NonFiniteLoss, CheckpointError, and ValueError where the checkpoint does not belong to this run or
+        `resume` is False and the folder already has one.
+        """
+        set_threads(self.config.threads, self.world)
+        self._resume(resume)
+        started = time.monotonic() - self.state.seconds
+        with self._log() as log, self._signals():
+            while self.progress < 1 and not self._stop:
+                self._step(lambda: time.monotonic() - started)
+                step, done = self.state.step, self.progress >= 1 or self._stop
+                if step % self.config.log_every == 0 or done:
+                    log.write(self._log_record(), last=done)
+                if step % self.config.save_every == 0 or done:
+                    self.save()
+                if self.config.sample_every and step % self.config.sample_every == 0:
+                    self._sample()
+            if self._stop:
+                log.say(f"stopped at step {self.state.step}; checkpoint saved in {self.checkpoints.folder}")
+        if not self._stop:
+            self.export(self.folder / "model")
+        return TrainingResult(self.state.step, self.state.seconds, not self._stop, self.last_losses)
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is done: by steps or by the clock, whichever is further. Equal on all ranks."""
+        by_step = self.state.step / self.config.steps
+        minutes = self.config.max_minutes
+        return max(by_step, self.state.seconds / (60 * minutes)) if minutes else by_step
+
+    def _step(self, clock: Callable[[], float]) -> None:
+        """One optimiser step; one all-reduce for counts, one for gradients, one for what is logged."""
+        batches = self.loader.next_step()
+        counts = self._counts(batches)
+        tokens = counts.pop("tokens")
+        self.model.train()
+        self.gradients.zero()
+        sums = [self._accumulate(batch.to(self.world.device), counts) for batch in batches]
+        self.gradients.reduce()
+        norm = self.gradients.clip(self.config.optimizer.clip)
+        self.optimizers.set_factor(learning_rate_factor(self.state.step, self.progress, self.config.optimizer))
+        self.optimizers.step()
+        if self.ema:
+            self.ema.update(self.model)
+        self._account(sums, norm, counts, tokens, clock)
+
+    def _counts(self, batches: list[Batch]) -> dict[str, float]:
+        """Targets by loss name, and tokens, over all micro-batches of all ranks."""
+        local: dict[str, float] = {"tokens": sum(batch.num_tokens for batch in batches)}
+        for batch in batches:
+            for name, count in batch.target_counts().items():
+                local[name] = local.get(name, 0) + count
+        return self._sum_counts(local)
+
+    def _accumulate(self, batch: Batch, counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch; its loss sums, detached. Its randomness hangs on its seed alone."""
+        generator = torch.Generator(self.world.device).manual_seed(batch.seed)
+        torch.manual_seed(batch.seed + _DROPOUT_SEED)
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            sums = self.model(batch, generator)
+        total = torch.zeros((), device=self.world.device)
+        for name, value in sums.items():
+            count = count_of(name, counts)
+            total = total + value * (self.loss_weights.get(name, 1.0) / count if count else 0.0)
+        if total.requires_grad:
+            total.backward()
+        return {name: value.detach() for name, value in sums.items()}
+
+    def _account(
+        self,
+        sums: list[dict[str, Tensor]],
+        norm: Tensor,
+        counts: Mapping[str, float],
+        tokens: float,
+        clock: Callable[[], float],
+    ) -> None:
+        """Read the step's numbers (the one wait for the device), check them, agree on them across ranks."""
+        flat = [value.float() for micro in sums for value in micro.values()]
+        values = iter(torch.stack([*flat, norm.float()]).tolist())
+        local = [{name: next(values) for name in micro} for micro in sums]
+        norm_value = next(values)
+        totals: dict[str, float] = {"_seconds": clock() if self.world.is_main else 0.0, "_stop": float(self._stop)}
+        for micro in local:
+            for name, value in micro.items():
+                totals[name] = totals.get(name, 0.0) + value
+        totals = self._sum_losses(totals)
+        seconds, self._stop = totals.pop("_seconds"), totals.pop("_stop") > 0
+        if not all(map(math.isfinite, [*totals.values(), norm_value])):
+            raise NonFiniteLoss(self._blame(local, norm_value))
+        self.state.window.seconds += seconds - self.state.seconds
+        self.state.window.add(totals, counts, norm_value, tokens)
+        self.state.step += 1
+        self.state.seconds = seconds
+        self.state.tokens += tokens
+
+    def _blame(self, local: list[dict[str, float]], norm: float) -> str:
+        """Which stream and loss went wrong, from the ranks that know."""
+        streams = range(self.world.rank, self.config.accumulation, self.world.size)
+        mine = [
+            f"loss {name!r} is {value} in micro-batch stream {stream}"
+            for stream, micro in zip(streams, local, strict=True)
+            for name, value in micro.items()
+            if not math.isfinite(value)
+        ]
+        found = [text for texts in self.world.gather(mine) for text in texts]
+        what = found[0] if found else f"all losses are finite but the gradient norm is {norm}"
+        return (
+            f"step {self.state.step + 1}: {what}; training stopped, the last checkpoint is {self.checkpoints.latest()}"
+        )
+
+    def _log(self) -> TrainLog:
+        return TrainLog(
+            self.folder,
+            first_step=self.state.step,
+            steps=self.config.steps,
+            enabled=self.world.is_main,
+            tensorboard=self.tensorboard,
+        )
+
+    def _log_record(self) -> dict[str, Any]:
+        """The record of the window since the last line, which ends here."""
+        window, self.state.window = self.state.window, Window()
+        self.last_losses = window.losses()
+        return {
+            "step": self.state.step,
+            "loss": sum(self.loss_weights.get(name, 1.0) * value for name, value in self.last_losses.items()),
+            "losses": self.last_losses,
+            "learning_rate": self.optimizers.learning_rate,
+            "gradient_norm": window.gradient_norm / window.num_steps,
+            "tokens": int(self.state.tokens),
+            "tokens_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
+            "seconds": round(self.state.seconds, 3),
+        }
+
+    def _sample(self) -> None:
+        """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""
+        if self.world.is_main and self.on_sample:
+            kept = random_state()
+            self.model.eval()
+            with torch.no_grad():
+                if self.ema:
+                    with self.ema.applied(self.model):
+                        self.on_sample(self.model, self.state.step)
+                else:
+                    self.on_sample(self.model, self.state.step)
+            self.model.train()
+            set_random_state(kept)
+        self.world.barrier()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one as ever."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: Any) -> None:
+            self._stop = True
+            signal.signal(number, previous[number])
+
+        for number in previous:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # -------------------------------------------------------------- state in and out
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step; CheckpointError where the disk refuses."""
+        parts = self.world.gather({"loader": self.loader.state_dict(), "random": random_state()})
+        loader = dict(parts[0]["loader"])
+        loader["streams"] = {name: value for part in parts for name, value in part["loader"]["streams"].items()}
+        record = {
+            "identity": self.identity,
+            "state": asdict(self.state),
+            "ema_updates": self.ema.num_updates if self.ema else 0,
+            "loader": loader,
+            "random": [part["random"] for part in parts],
+            "metadata": self.metadata,
+        }
+        return self.checkpoints.save(self.state.step, self._tensors(), record)
+
+    def _resume(self, wanted: bool) -> None:
+        path = self.checkpoints.latest()
+        if path is None:
+            return
+        if not wanted:
+            raise ValueError(f"{self.folder}: already has checkpoints; resume, or choose another folder")
+        record = self.checkpoints.record(path)
+        for key in sorted(self.identity.keys() | record["identity"].keys()):
+            then, now = record["identity"].get(key), self.identity.get(key)
+            if then != now:
+                raise ValueError(f"{path}: was made with {key} = {then!r}, this run has {now!r}; cannot resume")
+        self.checkpoints.load(path, self._tensors())
+        window = Window(**record["state"].pop("window"))
+        self.state = TrainingState(**record["state"], window=window)
+        if self.ema:
+            self.ema.num_updates = record["ema_updates"]
+        self.loader.load_state_dict(record["loader"])
+        if self.world.rank < len(record["random"]):
+            set_random_state(record["random"][self.world.rank])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors of the run by unique name; tied weights once."""
+        seen: set[int] = set()
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if id(value) not in seen:
+                seen.add(id(value))
+                tensors[f"model.{clean_name(name)}"] = value.detach()
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizers.tensors().items()}
+        return tensors | {f"ema.{name}": value for name, value in (self.ema.tensors() if self.ema else {}).items()}
+
+    def export(self, folder: str | Path) -> None:
+        """Write `model.safetensors` and `ema.safetensors` (full tensors, EMA in the model's dtypes), then call
+        `on_export`. Collective."""
+        folder = Path(folder)
+        self.world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        self._export_weights(folder / "model.safetensors", {})
+        if self.ema:
+            self._export_weights(folder / "ema.safetensors", self.ema.tensors())
+        if self.on_export:
+            self.world.on_main(lambda: self.on_export(folder))
+
+    def _export_weights(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
+        by_id = {id(value): clean_name(name) for name, value in self.model.named_parameters()}
+        weights: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            whole = full_tensor(replaced.get(by_id.get(id(value), ""), value))
+            if self.world.is_main:
+                whole = whole.to("cpu", value.dtype)
+                weights[clean_name(name)] = (
+                    whole.clone() if id(value) in seen else whole
+                )  # safetensors wants no sharing
+            seen.add(id(value))
+        self.world.on_main(lambda: save_weights(path, weights))
+
+
+def count_of(name: str, counts: Mapping[str, float]) -> float:
+    """The number of targets that divides loss `name`: its own, or the examples."""
+    if name in counts:
+        return counts[name]
+    if "examples" in counts:
+        return counts["examples"]
+    raise ValueError(f"loss {name!r} has no target count; the batch counts {', '.join(sorted(counts))}")
+
+
+def _check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:
+    if config.accumulation % world.size:
+        raise ValueError(f"training.accumulation {config.accumulation} is not a multiple of the {world.size} processes")
+    if loader.num_streams != config.accumulation:
+        raise ValueError(f"the loader has {loader.num_streams} streams, training.accumulation is {config.accumulation}")
+    if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
+        raise ValueError("training.sample_every does not work with training.parallel shard: sample from an export")

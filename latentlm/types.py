@@ -1,0 +1,188 @@
+"""The records that cross module borders: media, latents, documents, packed batches.
+
+Place in the flow: every room of the package speaks in these records; nothing here computes.
+Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+IGNORE = -100
+"""Target value of a position that has no loss."""
+
+MODALITIES = ("image", "speech")
+"""The continuous modalities, in the order in which their special tokens are numbered."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Mono sound: `samples` (N,) float32 in [-1, 1] at `sample_rate` Hz."""
+
+    samples: Tensor
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples.shape[-1] / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The posterior of one image or utterance in model space (normalised by its tokenizer: about zero mean, unit std).
+
+    `mean` (N, C). How a latent is drawn from it (PAPER §1.7):
+      posterior "sigma":   z = mean + n·std·ε, one n ~ N(0, 1) for the whole example; std = C_σ, a scalar tensor
+      posterior "learned": z = mean + std·ε, std (N, C)
+      posterior "none":    z = mean
+    """
+
+    mean: Tensor
+    std: Tensor
+    posterior: str
+
+    def __len__(self) -> int:
+        return self.mean.shape[0]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A draw z (N, C) from the posterior; the generator must be on the device of `mean`."""
+        if self.posterior == "none":
+            return self.mean
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        if self.posterior == "sigma":
+            noise = noise * torch.randn((), generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One run of a single modality. A `condition` segment may be dropped for guidance; `loss` says it is a target."""
+
+    condition: bool = False
+    loss: bool = True
+
+
+@dataclass(frozen=True)
+class Text(Segment):
+    text: str
+    modality = "text"
+
+
+@dataclass(frozen=True)
+class Image(Segment):
+    content: PILImage | Latents
+    modality = "image"
+
+
+@dataclass(frozen=True)
+class Speech(Segment):
+    content: Audio | Latents
+    modality = "speech"
+
+
+@dataclass(frozen=True)
+class Document:
+    """An ordered list of segments. Every task is one: prompt = the first segments, answer = those that follow."""
+
+    segments: tuple[Segment, ...]
+
+    def with_segments(self, segments: tuple[Segment, ...]) -> Document:
+        return replace(self, segments=segments)
+
+
+@dataclass
+class LatentSpans:
+    """All latents of one modality in a packed batch.
+
+    values (N, C) the sampled latents, means (N, C) their posterior means; index (N,) the flat position (row·T + column)
+    at which each is an *input*. The hidden state that predicts it sits at index - 1 (the previous latent, or <BOD>).
+    target (N,) bool: has a loss.
+    """
+
+    values: Tensor
+    means: Tensor
+    index: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device | str) -> LatentSpans:
+        return LatentSpans(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass
+class PackedBatch:
+    """Documents packed into rows. Padding has document id -1; positions restart with every document.
+
+    ids (B, T)           token at each position; <latent> where the input is a latent
+    positions (B, T)     position in its own document, for RoPE
+    documents (B, T)     document id within the row, -1 for padding: attention never crosses documents
+    text_targets (B, T)  next token, IGNORE where none
+    end_targets (B, T)   in variable-length spans: 1 where <EOD> follows, 0 where the span goes on, IGNORE elsewhere
+    latents              spans by modality ("image", "speech")
+    seed                 of the noise and timesteps of this micro-batch: equal on one process and on many
+    """
+
+    ids: Tensor
+    positions: Tensor
+    documents: Tensor
+    text_targets: Tensor
+    end_targets: Tensor
+    latents: dict[str, LatentSpans]
+    seed: int = 0
+
+    def target_counts(self) -> dict[str, int]:
+        """How many targets each named loss has here; the trainer sums these over ranks and accumulation."""
+        counts = {
+            "text": int((self.text_targets != IGNORE).sum()),
+            "end": int((self.end_targets != IGNORE).sum()),
+        }
+        return counts | {name: int(span.target.sum()) for name, span in self.latents.items()}
+
+    @property
+    def num_tokens(self) -> int:
+        return int((self.documents >= 0).sum())
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        latents = {name: span.to(device) for name, span in self.latents.items()}
+        names = ("ids", "positions", "documents", "text_targets", "end_targets")
+        return replace(self, latents=latents, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass
+class MediaBatch:
+    """Media for tokenizer training. media: images (B, 3, H, W) or waveforms (B, 1, S), padded with zeros at the end;
+    lengths (B,) valid samples of each waveform (for images: B times H·W, unused)."""
+
+    media: Tensor
+    lengths: Tensor
+    seed: int = 0
+
+    def target_counts(self) -> dict[str, int]:
+        return {"examples": self.media.shape[0]}
+
+    @property
+    def num_tokens(self) -> int:
+        return self.media.shape[0]
+
+    def to(self, device: torch.device | str) -> MediaBatch:
+        return replace(self, media=self.media.to(device), lengths=self.lengths.to(device))
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """What one request produced: `segments` in order (Text, Image, Speech with decoded media) and why it stopped.
+
+    finish_reason: "stop" (the model ended by itself), "length" (a limit was reached).
+    """
+
+    segments: tuple[Segment, ...]
+    finish_reason: str
+    num_steps: int = 0
+    latents: Mapping[int, Tensor] = field(default_factory=dict)

@@ -1,0 +1,195 @@
+"""Generation: a batch of unlike requests = each alone, guidance = the two branches by hand, ends, streams, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import clip, picture
+
+from latentlm.diffusion.solvers import make_plan, sample
+from latentlm.generation.generate import Request, as_prompt
+from latentlm.types import Audio, Document, Image, Speech, Text
+
+
+def text(words: str) -> Document:
+    return Document((Text(words, condition=True, loss=False),))
+
+
+def unlike_requests() -> list[Request]:
+    generator = np.random.default_rng(1)
+    return [
+        Request(text("seven"), "image", guidance=2.0, steps=4, seed=1),
+        Request(text("a longer prompt"), "image", guidance=1.0, steps=4, seed=2),
+        Request(text("hi"), "speech", guidance=3.0, steps=3, seed=3, max_latents=9, temperature=1.0),
+        Request(Document((Image(picture(generator), condition=True, loss=False),)), "text", seed=4, max_tokens=7),
+        Request(Document((Speech(clip(generator), condition=True, loss=False),)), "text", temperature=1.0, seed=5,
+                max_tokens=12),
+        Request(text("xy"), "image", guidance=2.0, steps=6, seed=6),
+        Request(text("go on"), "auto", guidance=2.0, steps=2, seed=8, temperature=3.0, max_tokens=40, max_latents=5),
+    ]  # fmt: skip
+
+
+def same(one, two) -> bool:
+    if isinstance(one, Text):
+        return one.text == two.text
+    if isinstance(one, Image):
+        difference = np.asarray(one.content, np.int16) - np.asarray(two.content, np.int16)
+        return bool(abs(difference).max() <= 1)
+    return torch.allclose(one.content.samples, two.content.samples, atol=1e-4)
+
+
+def test_a_batch_of_unlike_requests_equals_each_alone(pipeline):
+    requests = unlike_requests()
+    together = pipeline.generate_batch(requests)
+    for request, output in zip(requests, together, strict=True):
+        alone = pipeline.generate_batch([request])[0]
+        assert output.finish_reason == alone.finish_reason
+        assert [s.modality for s in output.segments] == [s.modality for s in alone.segments]
+        assert all(same(a, b) for a, b in zip(output.segments, alone.segments, strict=True))
+
+
+def test_the_seed_reaches_the_noise_of_the_head(pipeline):
+    one, two, again = (pipeline.generate("a", "image", steps=3, seed=seed)[0] for seed in (1, 2, 1))
+    assert np.array_equal(np.asarray(one), np.asarray(again))
+    assert not np.array_equal(np.asarray(one), np.asarray(two))
+
+
+def test_num_answers_use_consecutive_seeds(pipeline):
+    several = pipeline.generate("a", "image", steps=3, seed=5, num=3)
+    single = pipeline.generate("a", "image", steps=3, seed=7)[0]
+    assert abs(np.asarray(several[2], np.int16) - np.asarray(single, np.int16)).max() <= 1
+
+
+def test_guidance_is_two_branches_fed_by_the_same_latent(pipeline):
+    """The engine against a plain loop without cache: condition = prompt, null = <BOD> alone, both fed one latent."""
+    model, guidance, seed = pipeline.model, 2.5, 3
+    special = model.special
+    ids = [special.bos, *pipeline.tokenizers["text"].encode("ab"), special.bod["image"]]
+    generator = torch.Generator().manual_seed(seed)
+    plan = make_plan(model.process, "dpm++2m", 5)
+    latents: list[torch.Tensor] = []
+
+    def hidden(prefix):
+        x = model.embed_tokens(torch.tensor(prefix))
+        if latents:
+            x = torch.cat((x, model.embed_latents["image"](torch.stack(latents))))
+        count = torch.arange(len(x))[None]
+        return model.transformer(x[None], count, torch.zeros_like(count))[:, -1]
+
+    with torch.inference_mode():
+        for _ in range(4):
+            c, u = hidden(ids), hidden([special.bod["image"]])
+
+            def predict(x, t, c=c, u=u):
+                t = torch.tensor([t])
+                conditional, null = (model.heads["image"](x, t, h) for h in (c, u))
+                return null + guidance * (conditional - null)
+
+            latents.append(sample(plan, predict, torch.randn(6, generator=generator)[None])[0])
+    expected = pipeline.tokenizers["image"].decode([torch.stack(latents)])[0]
+    got = pipeline.generate("ab", "image", guidance=guidance, steps=5, seed=seed)[0]
+    assert abs(np.asarray(got, np.int16) - np.asarray(expected, np.int16)).max() <= 1
+
+
+def test_guidance_and_steps_change_the_result(pipeline):
+    base = np.asarray(pipeline.generate("a", "image", steps=3)[0])
+    assert not np.array_equal(base, np.asarray(pipeline.generate("a", "image", steps=3, guidance=4.0)[0]))
+    assert not np.array_equal(base, np.asarray(pipeline.generate("a", "image", steps=9)[0]))
+
+
+def test_the_prompt_reaches_the_picture(pipeline):
+    one, two = (np.asarray(pipeline.generate(prompt, "image", steps=3)[0]) for prompt in ("a", "b"))
+    assert not np.array_equal(one, two)
+
+
+def test_a_voice_clip_reaches_the_speech(pipeline):
+    generator = np.random.default_rng(0)
+    said = [
+        pipeline.generate("a", "speech", steps=3, voice=voice, max_latents=3)[0].samples
+        for voice in (None, clip(generator))
+    ]
+    assert said[0].shape != said[1].shape or not torch.allclose(*said)
+
+
+def test_speech_ends_by_the_text_head_or_by_the_limit(tokenizers, pipeline):
+    weight = pipeline.model.text_head.weight
+    special = pipeline.model.special
+    backup = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[special.eod] = weight[special.proceed]  # equal: argmax goes on
+        output = pipeline.generate_batch([Request(text("a"), "speech", steps=2, max_latents=6)])[0]
+        assert output.finish_reason == "length"
+        assert output.segments[0].content.samples.shape[-1] == 6 * tokenizers["speech"].hop
+        with torch.no_grad():
+            hidden = _first_hidden(pipeline, "a")
+            weight[special.eod] = hidden
+            weight[special.proceed] = -hidden
+        output = pipeline.generate_batch([Request(text("a"), "speech", steps=2, max_latents=6)])[0]
+        assert output.finish_reason == "stop"
+        assert output.segments[0].content.samples.shape[-1] == 0
+    finally:
+        with torch.no_grad():
+            weight.copy_(backup)
+
+
+def _first_hidden(pipeline, words: str) -> torch.Tensor:
+    prompt = pipeline.encoder(text(words), closed=False)
+    pipeline.encoder.open_span(prompt, "speech")
+    ids = torch.tensor([prompt.ids])
+    count = torch.arange(len(prompt))[None]
+    return pipeline.model.transformer(pipeline.model.embed_tokens(ids), count, torch.zeros_like(count))[0, -1]
+
+
+def test_text_stops_at_the_limit_and_at_the_context(pipeline):
+    output = pipeline.generate_batch([Request(text("a"), "text", max_tokens=5, temperature=5.0)])[0]
+    assert output.finish_reason in {"length", "stop"}
+    assert output.num_steps <= 5
+    context = pipeline.model.config.transformer.context_length
+    long = Request(text("x" * (context - 3)), "text", max_tokens=50, temperature=0.0)
+    output = pipeline.generate_batch([long])[0]
+    assert output.num_steps <= 3
+
+
+def test_streamed_equals_whole(pipeline):
+    request = Request(text("hi"), "speech", steps=3, seed=3, max_latents=7)
+    whole = pipeline.generate_batch([request])[0].segments[0].content
+    pieces = list(pipeline.stream(request))
+    assert all(isinstance(piece, Audio) for piece in pieces)
+    assert len(pieces) > 2
+    streamed = torch.cat([piece.samples for piece in pieces])
+    torch.testing.assert_close(streamed, whole.samples, atol=1e-5, rtol=1e-4)
+
+    request = Request(text("hi"), "text", max_tokens=9, temperature=2.0)
+    assert "".join(pipeline.stream(request)) == pipeline.generate_batch([request])[0].segments[0].text
+
+
+def test_score_counts_the_targets(pipeline):
+    scores = pipeline.score(Document((Text("abcd"),)))
+    assert scores.num_text_bytes == 4
+    assert scores.num_text_tokens == 5  # and <EOS>
+    assert scores.bits_per_byte == pytest.approx(scores.text_nats / np.log(2) / 4)
+    generator = np.random.default_rng(0)
+    both = pipeline.score(Document((Text("a", condition=True, loss=False), Image(picture(generator)))))
+    assert set(both.diffusion) == {"image"}
+    assert both.num_text_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"to": "imag"}, "unknown target 'imag', did you mean 'image'"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"prompt": text("x" * 2000)}, "the prompt has 2002 positions, the context is 1024"),
+        ({"solver": "dpm"}, "solver 'dpm' is unknown"),
+    ],
+)
+def test_bad_requests_are_named(pipeline, change, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline.generate_batch([Request(**({"prompt": text("a"), "to": "image"} | change))])
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", []])
+def test_an_empty_prompt_is_refused(prompt):
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        as_prompt(prompt)

@@ -1,0 +1,69 @@
+"""Checkpoint directories: what is saved comes back; what does not fit is named."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from latentlm.generation.pretrained import load, write_config
+from latentlm.weights import save_weights
+
+
+@pytest.fixture
+def folder(tmp_path, model, tokenizers):
+    write_config(tmp_path, model, tokenizers, {"steps": 3})
+    save_weights(tmp_path / "model.safetensors", model.state_dict())
+    return tmp_path
+
+
+def test_a_saved_model_generates_the_same(folder, pipeline):
+    loaded = load(folder)
+    one, two = (np.asarray(p.generate("ab", "image", steps=3, guidance=2.0)[0]) for p in (pipeline, loaded))
+    assert np.array_equal(one, two)
+
+
+def test_ema_is_preferred_and_raw_is_an_option(folder, model):
+    changed = {name: value + 1 for name, value in model.state_dict().items()}
+    save_weights(folder / "ema.safetensors", changed)
+    assert torch.equal(load(folder).model.text_head.weight, model.text_head.weight + 1)
+    assert torch.equal(load(folder, weights="raw").model.text_head.weight, model.text_head.weight)
+
+
+def test_missing_and_extra_weights_are_counted_and_named(folder, model):
+    weights = dict(model.state_dict())
+    weights["stranger"] = weights.pop("text_head.weight")
+    save_weights(folder / "model.safetensors", weights)
+    with pytest.raises(ValueError, match=r"model.safetensors.*1 missing: text_head.weight; 1 extra: stranger"):
+        load(folder)
+
+
+def test_another_format_version_is_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"format_version": 99}))
+    with pytest.raises(ValueError, match="format_version is 99"):
+        load(folder)
+
+
+def test_no_pickle_is_read(folder):
+    (folder / "model.safetensors").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all"])
+def test_a_model_that_does_not_exist_is_named(name):
+    with pytest.raises(ValueError, match="no model"):
+        load(name)
+
+
+def test_a_folder_without_config_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no config.json"):
+        load(tmp_path)
+
+
+def test_weights_in_bf16_load_into_fp32(folder, model):
+    save_weights(folder / "model.safetensors", model.state_dict(), torch.bfloat16)
+    weight = load(folder).model.text_head.weight
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, model.text_head.weight, atol=1e-2, rtol=1e-2)

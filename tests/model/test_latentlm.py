@@ -1,0 +1,139 @@
+"""The model's contracts: packed = separate, no leak from the future or from neighbours, cached = uncached."""
+
+import pytest
+import torch
+from conftest import random_latents, small_model
+
+from latentlm.data.packing import DocumentEncoder, Packer, pack
+from latentlm.types import Document, Image, Speech, Text
+
+DIMS = {"image": 6, "speech": 5}
+
+
+@pytest.fixture(scope="module")
+def documents(tokenizers):
+    encoder = DocumentEncoder(tokenizers["text"])
+    given = {"condition": True, "loss": False}
+    return [
+        encoder(document)
+        for document in (
+            Document((Text("one", **given), Image(random_latents(4, 6, 1)))),
+            Document((Speech(random_latents(5, 5, 2), **given), Text("two words"))),
+            Document((Text("say", **given), Speech(random_latents(7, 5, 3)))),
+            Document((Text("a page "), Image(random_latents(4, 6, 4)), Text(" of both"))),
+        )
+    ]
+
+
+def test_packed_equals_separate(model, documents):
+    packer = Packer(rows=2, length=40, latent_dims=DIMS)
+    assert all(packer.add(document) for document in documents)
+    packed = model.hidden(packer.batch()).flatten(0, 1)
+    for document, (_, row, start) in zip(documents, packer.placed, strict=True):
+        alone = model.hidden(pack([document], DIMS))[0]
+        torch.testing.assert_close(packed[row * 40 + start :][: len(document)], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_losses_packed_equal_the_sum_of_separate(model, documents):
+    """Text and end losses; the diffusion losses draw other noise when packed, so they are compared elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    together = model(pack(documents, DIMS), generator)
+    for name in ("text", "end"):
+        parts = sum(model(pack([d], DIMS), generator)[name] for d in documents)
+        torch.testing.assert_close(together[name], parts, atol=1e-3, rtol=1e-4)
+
+
+def test_the_future_does_not_change_the_past(model, documents):
+    batch = pack([documents[3]], DIMS)
+    before = model.hidden(batch)[0]
+    cut = 6
+    batch.ids[0, cut:] = 65
+    batch.latents["image"].values[batch.latents["image"].index >= cut] += 1.0
+    after = model.hidden(batch)[0]
+    torch.testing.assert_close(after[:cut], before[:cut], atol=0, rtol=0)
+    assert not torch.allclose(after[cut:], before[cut:])
+
+
+def test_a_neighbour_in_the_row_changes_nothing(model, documents):
+    first = pack([documents[0], documents[1]], DIMS)
+    second = pack([documents[0], documents[2]], DIMS)
+    length = len(documents[0])
+    torch.testing.assert_close(model.hidden(first)[0, :length], model.hidden(second)[0, :length], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_kv_heads": 2}, {"qk_norm": True, "qkv_bias": True}, {"rope_interleaved": True}]
+)
+def test_cached_equals_uncached(tokenizers, documents, options):
+    model = small_model(tokenizers, **options).eval()
+    document = documents[3]
+    batch = pack([document], DIMS)
+    whole = model.hidden(batch)[0]
+    x = model.embed_tokens(batch.ids)
+    for name, span in batch.latents.items():
+        x = x.flatten(0, 1).index_copy(0, span.index, model.embed_latents[name](span.values)).view_as(x)
+    cache = model.transformer.new_cache(1, len(document))
+    steps = []
+    for start, stop in ((0, 5), *((i, i + 1) for i in range(5, len(document)))):
+        steps.append(model.transformer.extend(x[:, start:stop], cache.open(stop - start))[0])
+        cache.lengths[0] = stop
+    torch.testing.assert_close(torch.cat(steps), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_ragged_rows_of_the_cache_equal_each_alone(model, documents):
+    lengths = [9, 5, 13]
+    x = torch.randn(3, 14, 32, generator=torch.Generator().manual_seed(0))
+    cache = model.transformer.new_cache(3, 16)
+    model.transformer.extend(x[:, :13], cache.open(13))
+    cache.lengths = list(lengths)
+    new = x[:, 13:]
+    together = model.transformer.extend(new, cache.open(1))
+    for row, length in enumerate(lengths):
+        alone = model.transformer.new_cache(1, 16)
+        model.transformer.extend(x[row : row + 1, :length], alone.open(length))
+        alone.lengths = [length]
+        single = model.transformer.extend(new[row : row + 1], alone.open(1))
+        torch.testing.assert_close(together[row], single[0], atol=1e-5, rtol=1e-4)
+
+
+def test_the_cache_refuses_to_outgrow_itself(model):
+    cache = model.transformer.new_cache(1, 4)
+    with pytest.raises(ValueError, match="5 positions exceeds the context of 4"):
+        cache.open(5)
+
+
+def test_every_loss_reaches_every_part(tokenizers, documents):
+    model = small_model(tokenizers)
+    sums = model(pack(documents, DIMS), torch.Generator().manual_seed(0))
+    sum(sums.values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_a_fresh_head_predicts_zero(tokenizers):
+    from latentlm.generation.pretrained import modality_specs
+    from latentlm.model.latentlm import LatentLM
+
+    text = tokenizers["text"]
+    model = LatentLM(small_model(tokenizers).config, text.vocab_size, text.special, modality_specs(tokenizers))
+    out = model.heads["image"](torch.randn(3, 6), torch.tensor([0, 500, 999]), torch.randn(3, 32))
+    assert out.shape == (3, 6)
+    assert torch.count_nonzero(out) == 0
+
+
+def test_timestep_embedding_tells_998_from_1000_in_bf16(tokenizers):
+    head = small_model(tokenizers).heads["image"].bfloat16()
+    near, far = head.timestep(torch.tensor([998.39, 1000.0]))
+    assert not torch.equal(near, far)
+
+
+def test_mean_targets_are_an_option(tokenizers, documents):
+    from latentlm.config import DiffusionConfig
+
+    model = small_model(tokenizers)
+    batch = pack(documents, DIMS)
+    for span in batch.latents.values():
+        span.means = span.values + 1.0
+    sampled = model(batch, torch.Generator().manual_seed(0))["image"]
+    model.config = model.config.model_copy(update={"diffusion": DiffusionConfig(target="mean")})
+    assert not torch.isclose(model(batch, torch.Generator().manual_seed(0))["image"], sampled)

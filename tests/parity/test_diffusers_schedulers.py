@@ -1,0 +1,227 @@
+"""Solvers against the schedulers of diffusers, run as a pipeline runs them, with one nonlinear fake head.
+
+Differences are relative to the largest entry of the reference, at least 1. Two ways of running diffusers:
+    double    its modules see float64 under the name float32, so that only formulas and stops are compared: everything
+              agrees to 1e-6 (times are kept exact in fp32 here, which moves a stop by 3e-8 of itself)
+    as it is  fp32 inside, whatever it is given. 1e-5 where the problem is well conditioned. Where it is not, the test
+              says that we are no further from the double result than diffusers is:
+                euler, heun on ddpm   diffusers carries x/α, up to 20,000 (cosine), and σ from 1 - ᾱ in fp32
+                epsilon on cosine     x0 = (x - σ·ε)/α divides by α = 5e-5 at t = 999
+Settings that make a scheduler comparable stand with each test.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+from diffusers.schedulers import (
+    scheduling_ddim,
+    scheduling_dpmsolver_multistep,
+    scheduling_euler_discrete,
+    scheduling_flow_match_euler_discrete,
+    scheduling_flow_match_heun_discrete,
+    scheduling_heun_discrete,
+)
+
+from latentlm.diffusion import SOLVERS, Process, make_plan, sample
+
+STEPS = (3, 5, 10, 20, 50)
+BETAS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
+PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
+DDPM_CASES = [(solver, schedule, p) for solver in SOLVERS for schedule in BETAS for p in PREDICTIONS]
+WELL_CONDITIONED = [case for case in DDPM_CASES if case[0] in ("dpm++2m", "ddim") and case[1:] != ("cosine", "epsilon")]
+ILL_CONDITIONED = [case for case in DDPM_CASES if case not in WELL_CONDITIONED]
+FLOW = Process("flow", "linear", "velocity", 1000)
+REFERENCE = f"diffusers {diffusers.__version__}"
+M, C = 16, 8
+
+
+class FakeHead:
+    """A smooth nonlinear estimate of x0 that mixes channels and depends on time, said in the process's prediction.
+
+    Computed in fp64, so that what is compared is the solver. `times` are what it was asked for.
+    """
+
+    def __init__(self, process: Process):
+        self.process = process
+        self.mix = torch.randn(C, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / C**0.5
+        self.times: list[float] = []
+
+    def __call__(self, x: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+        t = float(t)
+        self.times.append(t)
+        level = self.process.level(t)
+        y = x.double()
+        x0 = torch.tanh(y @ self.mix + np.sin(t / 90)) + 0.3 * level.alpha * y
+        if self.process.prediction == "x0":
+            return x0.to(x.dtype)
+        if self.process.kind == "ddpm" and self.process.prediction == "v":
+            return ((level.alpha * y - x0) / level.sigma).to(x.dtype)
+        epsilon = (y - level.alpha * x0) / level.sigma
+        return (epsilon if self.process.kind == "ddpm" else epsilon - x0).to(x.dtype)
+
+
+def noise(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(M, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+class Double:
+    """A module in which float32 means float64."""
+
+    def __init__(self, module: ModuleType):
+        self.module = module
+        self.float32 = module.float64
+
+    def __getattr__(self, name: str):
+        return getattr(self.module, name)
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' schedulers in fp64 from the betas on."""
+    for module in (
+        scheduling_ddim,
+        scheduling_dpmsolver_multistep,
+        scheduling_euler_discrete,
+        scheduling_flow_match_euler_discrete,
+        scheduling_flow_match_heun_discrete,
+        scheduling_heun_discrete,
+    ):
+        monkeypatch.setattr(module, "torch", Double(torch))
+        monkeypatch.setattr(module, "np", Double(np))
+
+
+def ddpm_scheduler(solver: str, process: Process):
+    """dpm++2m: the defaults of DPMSolverMultistepScheduler are the authors' (dpmsolver++, order 2, midpoint, final σ zero,
+    linspace). ddim: the same at order 1, since DDIMScheduler steps to t - T//n whatever its stops are (see below).
+    Their linear betas are not scaled by 1000/T, ours are.
+    """
+    scale = 1000 / process.num_timesteps
+    settings = {
+        "num_train_timesteps": process.num_timesteps,
+        "beta_schedule": BETAS[process.schedule],
+        "beta_start": 1e-4 * scale,
+        "beta_end": 0.02 * scale,
+        "prediction_type": PREDICTIONS[process.prediction],
+        "timestep_spacing": "linspace",
+    }
+    if solver == "dpm++2m":
+        return DPMSolverMultistepScheduler(**settings)
+    if solver == "ddim":
+        return DPMSolverMultistepScheduler(**settings, solver_order=1)
+    return {"euler": EulerDiscreteScheduler, "heun": HeunDiscreteScheduler}[solver](**settings)
+
+
+def run_scheduler(scheduler, head: FakeHead, x: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """The loop of a diffusers pipeline; the samples of k-diffusion schedulers are x/α, scaled back for the head."""
+    scheduler.set_timesteps(num_steps)
+    scaled = isinstance(scheduler, (EulerDiscreteScheduler, HeunDiscreteScheduler))
+    x = x * scheduler.init_noise_sigma if scaled else x
+    for t in scheduler.timesteps:
+        output = head(scheduler.scale_model_input(x, t) if scaled else x, t)
+        x = scheduler.step(output, t, x).prev_sample
+    return x
+
+
+def relative(result: torch.Tensor, reference: torch.Tensor) -> float:
+    assert result.shape == reference.shape
+    assert reference.isfinite().all()
+    return float((result.double() - reference.double()).abs().max() / reference.abs().max().clamp(min=1))
+
+
+def compare(process: Process, solver: str, scheduler, num_steps: int, dtype: torch.dtype) -> float:
+    """The difference of results, once the heads were asked for the same times."""
+    ours, theirs = FakeHead(process), FakeHead(process)
+    reference = run_scheduler(scheduler, theirs, noise(dtype), num_steps)
+    result = sample(make_plan(process, solver, num_steps), ours, noise(dtype))
+    np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-6)
+    return relative(result, reference)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize(("solver", "schedule", "prediction"), DDPM_CASES)
+def test_ddpm_formulas(double, parity, solver, schedule, prediction, num_steps):
+    process = Process("ddpm", schedule, prediction, 1000)
+    difference = compare(process, solver, ddpm_scheduler(solver, process), num_steps, torch.float64)
+    parity(f"{solver} ddpm, fp64", difference, 1e-6, REFERENCE)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize(("solver", "schedule", "prediction"), WELL_CONDITIONED)
+def test_ddpm_fp32(parity, solver, schedule, prediction, num_steps):
+    process = Process("ddpm", schedule, prediction, 1000)
+    difference = compare(process, solver, ddpm_scheduler(solver, process), num_steps, torch.float32)
+    parity(f"{solver} ddpm, fp32", difference, 1e-5, REFERENCE)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize(("solver", "schedule", "prediction"), ILL_CONDITIONED)
+def test_ddpm_fp32_no_further_from_exact(solver, schedule, prediction, num_steps):
+    process = Process("ddpm", schedule, prediction, 1000)
+    plan = make_plan(process, solver, num_steps)
+    exact = sample(plan, FakeHead(process), noise(torch.float64))
+    ours = relative(sample(plan, FakeHead(process), noise()), exact)
+    scheduler = ddpm_scheduler(solver, process)
+    theirs = relative(run_scheduler(scheduler, FakeHead(process), noise(), num_steps), exact)
+    assert ours <= max(1.5 * theirs, 1e-5)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", BETAS)
+def test_ddim_scheduler(double, parity, schedule, prediction, num_steps):
+    """DDIMScheduler steps from t to t - T//n and to ᾱ = 1 below 0: consistent with its own stops for "trailing" where n
+    divides T (900 here), no clipping, set_alpha_to_one. Its linspace stops do not fit that rule. So: its stops, our plan.
+    """
+    process = Process("ddpm", schedule, prediction, 900)
+    scheduler = DDIMScheduler(
+        num_train_timesteps=900,
+        beta_schedule=BETAS[schedule],
+        beta_start=1e-4 * 1000 / 900,
+        beta_end=0.02 * 1000 / 900,
+        prediction_type=PREDICTIONS[prediction],
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    reference = run_scheduler(scheduler, FakeHead(process), noise(torch.float64), num_steps)
+    plan = make_plan(process, "ddim", num_steps, times=scheduler.timesteps.tolist())
+    difference = relative(sample(plan, FakeHead(process), noise(torch.float64)), reference)
+    parity("ddim ddpm, trailing, fp64", difference, 1e-6, REFERENCE)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_flow_match(parity, solver, num_steps):
+    """The defaults of the flow matching schedulers: no shift, σ from 1 to 1/T, times T·σ."""
+    scheduler = {"euler": FlowMatchEulerDiscreteScheduler, "heun": FlowMatchHeunDiscreteScheduler}[solver]()
+    parity(f"{solver} flow, fp32", compare(FLOW, solver, scheduler, num_steps, torch.float32), 1e-5, REFERENCE)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize("solver", ["dpm++2m", "ddim"])
+def test_flow_dpm_solver(parity, solver, num_steps):
+    """use_flow_sigmas, flow_prediction. The scheduler cuts its times to integers; the head is shown T·σ instead."""
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        solver_order=2 if solver == "dpm++2m" else 1,
+    )
+    scheduler.set_timesteps(num_steps)
+    ours, theirs, reference = FakeHead(FLOW), FakeHead(FLOW), noise()
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        reference = scheduler.step(theirs(reference, float(sigma) * 1000), t, reference).prev_sample
+    result = sample(make_plan(FLOW, solver, num_steps), ours, noise())
+    np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-6)
+    parity(f"{solver} flow, fp32", relative(result, reference), 1e-5, REFERENCE)

@@ -1,0 +1,346 @@
+"""The loop on one process: counts, accumulation, resume, signals, errors."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import TinyLoader, TinyModel, make_batch, tiny_config
+from torch import nn
+
+from latentlm.training.checkpoint import CheckpointError
+from latentlm.training.logs import read_log
+from latentlm.training.parallelize import resolve_precision
+from latentlm.training.trainer import NonFiniteLoss, Trainer
+from latentlm.types import MediaBatch
+from latentlm.weights import load_weights
+
+SCRIPT = Path(__file__).with_name("tiny_run.py")
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def trainer(folder, model=None, loader=None, **values):
+    options = {name: values.pop(name) for name in ("loss_weights", "identity", "on_export", "on_sample") if name in values}
+    config = tiny_config(**values)
+    return Trainer(model or TinyModel(), loader or TinyLoader(config.accumulation), config, folder, **options)
+
+
+def without_clock(path):
+    return [{key: value for key, value in record.items() if key not in CLOCK} for record in read_log(path)]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items() if name != "scale"}
+
+
+def assert_same(a, b, tolerance=0.0):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance)
+
+
+def test_learns_logs_and_exports(tmp_path):
+    seen = []
+    run = trainer(tmp_path, steps=40, log_every=8, save_every=100, on_export=seen.append)
+    result = run.fit()
+    records = read_log(tmp_path / "train.jsonl")
+    assert [record["step"] for record in records] == [8, 16, 24, 32, 40]
+    assert set(records[0]["losses"]) == {"text", "image", "speech"}
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    assert records[-1]["tokens"] == 40 * 2 * 36
+    assert result.finished
+    assert result.step == 40
+    assert result.losses == records[-1]["losses"]
+    assert seen == [tmp_path / "model"]
+    loaded, averaged = TinyModel(seed=1), TinyModel(seed=1)
+    load_weights(tmp_path / "model/model.safetensors", loaded)
+    load_weights(tmp_path / "model/ema.safetensors", averaged)
+    assert_same(weights(loaded), weights(run.model))
+    with run.ema.applied(run.model):
+        assert_same(weights(averaged), weights(run.model))
+    assert not torch.equal(averaged.embedding.weight, loaded.embedding.weight)
+
+
+def test_logged_loss_is_the_mean_over_all_targets_of_the_window(tmp_path):
+    run = trainer(tmp_path, steps=3, log_every=3, optimizer={"learning_rate": 1e-12}, model=TinyModel(dropout=0.0))
+    run.fit()
+    batches = [make_batch(stream, position) for position in range(3) for stream in range(2)]
+    model = TinyModel(dropout=0.0)
+    for name in ("text", "image", "speech"):
+        sums = [model(batch, torch.Generator().manual_seed(batch.seed)).get(name) for batch in batches]
+        total = sum(float(value.detach()) for value in sums if value is not None)
+        count = sum(batch.target_counts().get(name, 0) for batch in batches)
+        assert read_log(tmp_path / "train.jsonl")[0]["losses"][name] == pytest.approx(total / count, rel=1e-5)
+
+
+class TextOnly(nn.Module):
+    """No noise, so that micro-batches and the whole batch see the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TinyModel(dropout=0.0)
+
+    def forward(self, batch, generator):
+        return self.inner(replace(batch, latents={}), generator)
+
+
+class Whole:
+    """The micro-batches of all streams as one batch."""
+
+    num_streams = 1
+
+    def __init__(self):
+        self.position = 0
+
+    def next_step(self):
+        batches = [make_batch(stream, self.position) for stream in range(4)]
+        self.position += 1
+        names = ("ids", "positions", "documents", "text_targets", "end_targets")
+        joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+        return [replace(batches[0], latents={}, **joined)]
+
+    def state_dict(self):
+        return {"streams": {"0": self.position}}
+
+    def load_state_dict(self, state):
+        raise NotImplementedError
+
+
+def test_accumulation_equals_one_big_batch(tmp_path):
+    """The streams have unequal numbers of targets: a mean of means would differ."""
+    counts = [make_batch(stream, 0).target_counts()["text"] for stream in range(4)]
+    assert len(set(counts)) > 1
+    parts = trainer(tmp_path / "parts", model=TextOnly(), accumulation=4)
+    whole = trainer(tmp_path / "whole", model=TextOnly(), loader=Whole(), accumulation=1)
+    parts.fit()
+    whole.fit()
+    assert_same(weights(parts.model.inner), weights(whole.model.inner), tolerance=1e-5)
+    a, b = (read_log(run.folder / "train.jsonl") for run in (parts, whole))
+    assert [r["losses"]["text"] for r in a] == pytest.approx([r["losses"]["text"] for r in b], abs=1e-5)
+
+
+class Examples(nn.Module):
+    """A tokenizer's losses: several names, one count."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, batch, generator):
+        error = self.linear(batch.media.flatten(1)) - batch.media.flatten(1)
+        return {"mse": error.square().mean(1).sum(), "l1": error.abs().mean(1).sum()}
+
+
+class ExamplesLoader(TinyLoader):
+    def next_step(self):
+        return [MediaBatch(torch.ones(5, 1, 2, 2), torch.full((5,), 4), seed=1) for _ in range(self.num_streams)]
+
+
+def test_examples_divide_every_loss_of_a_tokenizer(tmp_path):
+    model = Examples()
+    with torch.no_grad():
+        model.linear.weight.zero_()
+        model.linear.bias.fill_(3.0)
+    trainer(tmp_path, model=model, loader=ExamplesLoader(2), steps=1, loss_weights={"mse": 0.5}).fit()
+    record = read_log(tmp_path / "train.jsonl")[0]
+    assert record["losses"] == pytest.approx({"mse": 4.0, "l1": 2.0})
+    assert record["loss"] == pytest.approx(4.0)
+
+
+def test_resume_is_bit_identical(tmp_path):
+    """With log lines that straddle the checkpoint, dropout, EMA and every loader position."""
+    whole = trainer(tmp_path / "whole", steps=9, log_every=3)
+    whole.fit()
+    first = trainer(tmp_path / "parts", steps=9, log_every=3)
+    original = first._step
+
+    def interrupt(clock):
+        original(clock)
+        if first.state.step == 6:
+            raise KeyboardInterrupt
+
+    first._step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    torch.manual_seed(99)
+    second = trainer(tmp_path / "parts", steps=9, log_every=3, model=TinyModel(seed=5))
+    second.fit()
+    assert without_clock(tmp_path / "parts/train.jsonl") == without_clock(tmp_path / "whole/train.jsonl")
+    torch.testing.assert_close(second._tensors(), whole._tensors(), rtol=0, atol=0, equal_nan=True)
+    assert second.loader.positions == whole.loader.positions
+    assert second.ema.num_updates == whole.ema.num_updates == 9
+
+
+def start_script(folder, *settings):
+    root = Path(__file__).parents[2]
+    environment = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), *settings], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_lines(path, count):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.is_file() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{path} did not reach {count} lines")
+
+
+def test_killed_at_a_random_step_and_resumed_in_a_new_process(tmp_path):
+    trainer(tmp_path / "whole", steps=30, save_every=4).fit()
+    process = start_script(tmp_path / "killed", "steps=30", "save_every=4", "slow=0.02")
+    try:
+        wait_for_lines(tmp_path / "killed/train.jsonl", int(np.random.default_rng().integers(5, 25)))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    reached = len(read_log(tmp_path / "killed/train.jsonl"))
+    assert 4 < reached < 30
+    again = start_script(tmp_path / "killed", "steps=30", "save_every=4")
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 0, errors
+    assert without_clock(tmp_path / "killed/train.jsonl") == without_clock(tmp_path / "whole/train.jsonl")
+    a, b = ((tmp_path / name / "model/ema.safetensors").read_bytes() for name in ("killed", "whole"))
+    assert a == b
+
+
+def test_sigterm_saves_and_stops(tmp_path):
+    process = start_script(tmp_path, "steps=100000", "save_every=100000", "slow=0.01")
+    wait_for_lines(tmp_path / "train.jsonl", 3)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "checkpoint saved" in errors
+    saved = list((tmp_path / "checkpoints").iterdir())
+    assert len(saved) == 1
+    assert json.loads((saved[0] / "trainer.json").read_text())["state"]["step"] == len(read_log(tmp_path / "train.jsonl"))
+
+
+class Poisoned(TinyModel):
+    def __init__(self, step):
+        super().__init__()
+        self.calls, self.step = 0, step
+
+    def forward(self, batch, generator):
+        losses = super().forward(batch, generator)
+        self.calls += 1
+        if self.calls == 2 * self.step:
+            losses["text"] = losses["text"] * float("nan")
+        return losses
+
+
+def test_non_finite_loss_names_step_stream_and_loss(tmp_path):
+    run = trainer(tmp_path, model=Poisoned(6))
+    with pytest.raises(NonFiniteLoss, match=r"step 6: loss 'text' is nan in micro-batch stream 1.*step-00000004"):
+        run.fit()
+    assert [path.name for path in run.checkpoints.complete()] == ["step-00000004"]
+    again = trainer(tmp_path)
+    assert again.fit().step == 8
+
+
+def test_non_finite_gradient_is_an_error_too(tmp_path):
+    run = trainer(tmp_path)
+    run.model.lm_head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteLoss, match="gradient norm"):
+        run.fit()
+
+
+def test_disk_full_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    import torch.distributed.checkpoint.filesystem as filesystem
+
+    run = trainer(tmp_path)
+    written = []
+
+    def full(self):
+        written.append(1)
+        raise OSError(28, "No space left on device")
+
+    def save(original=run.save):
+        if run.state.step == 8:
+            monkeypatch.setattr(filesystem.os, "fsync", lambda handle: full(run))
+        return original()
+
+    run.save = save
+    with pytest.raises(CheckpointError, match=r"step-00000008: checkpoint not written: .*No space left.*step-00000004"):
+        run.fit()
+    assert written
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def test_resume_refuses_another_run(tmp_path):
+    trainer(tmp_path, identity={"model": "a"}).fit()
+    with pytest.raises(ValueError, match=r"model = 'a', this run has 'b'"):
+        trainer(tmp_path, identity={"model": "b"}).fit()
+    with pytest.raises(ValueError, match=r"training.seed = 0, this run has 1"):
+        trainer(tmp_path, identity={"model": "a"}, seed=1).fit()
+    with pytest.raises(ValueError, match="already has checkpoints"):
+        trainer(tmp_path, identity={"model": "a"}).fit(resume=False)
+    wider = TinyModel()
+    wider.heads["image"].out = nn.Linear(16, 5)
+    with pytest.raises(ValueError, match=r"another model or optimiser; \d+ misshaped: model.heads.image.out.weight"):
+        trainer(tmp_path, model=wider, identity={"model": "a"}).fit()
+
+
+def test_more_steps_after_the_end(tmp_path):
+    trainer(tmp_path, steps=4).fit()
+    assert trainer(tmp_path, steps=6).fit().step == 6
+    assert [record["step"] for record in read_log(tmp_path / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_streams_must_fit(tmp_path):
+    from latentlm.training.distributed import World
+
+    with pytest.raises(ValueError, match="accumulation 3 is not a multiple of the 2 processes"):
+        Trainer(TinyModel(), TinyLoader(3), tiny_config(accumulation=3), tmp_path, world=World(0, 2, 0, 2))
+    with pytest.raises(ValueError, match="loader has 4 streams"):
+        trainer(tmp_path, loader=TinyLoader(4), accumulation=2)
+
+
+def test_clock_ends_the_run(tmp_path):
+    run = trainer(tmp_path, steps=10**6, max_minutes=0.5 / 60, save_every=10**6)
+    result = run.fit()
+    assert result.finished
+    assert 0.5 <= result.seconds < 5
+    records = read_log(tmp_path / "train.jsonl")
+    assert records[-1]["learning_rate"] < 0.1 * max(record["learning_rate"] for record in records)
+
+
+def test_sampling_sees_averaged_weights_and_leaves_no_trace(tmp_path):
+    seen = []
+
+    def sample(model, step):
+        assert not model.training
+        seen.append((step, model.embedding.weight.detach().clone()))
+        torch.rand(7)
+        np.random.random()  # noqa: NPY002
+
+    plain, sampling = trainer(tmp_path / "a"), trainer(tmp_path / "b", sample_every=4, on_sample=sample)
+    plain.fit()
+    sampling.fit()
+    assert [step for step, _ in seen] == [4, 8]
+    assert torch.equal(seen[1][1], sampling.ema.tensors()["embedding.weight"])
+    assert without_clock(tmp_path / "a/train.jsonl") == without_clock(tmp_path / "b/train.jsonl")
+
+
+def test_precision_is_bf16_only_where_it_is_native():
+    native = torch.cpu.get_capabilities()
+    expected = "bf16" if native.get("avx512_bf16") or native.get("amx_bf16") or native.get("arm_bf16") else "fp32"
+    assert resolve_precision(torch.device("cpu"), "auto") == expected
+    assert resolve_precision(torch.device("cpu"), "bf16") == "bf16"
+
+
+def test_bf16_trains(tmp_path):
+    seen = []
+    run = trainer(tmp_path, steps=2, precision="bf16")
+    run.model.transformer.blocks[0].up.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    run.fit()
+    assert set(seen) == {torch.bfloat16}
+    assert run.model.embedding.weight.dtype == torch.float32

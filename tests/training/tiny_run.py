@@ -1,0 +1,156 @@
+"""A small LatentLM-like model and a deterministic loader; run as a script it trains, alone or under torchrun.
+
+    tiny_run.py FOLDER [training.key=value ...] [slow=SECONDS]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentlm.config import TrainingConfig
+from latentlm.training.distributed import World, finish, start
+from latentlm.training.trainer import Trainer
+from latentlm.types import IGNORE, LatentSpans, PackedBatch
+
+WIDTH, VOCAB, CHANNELS, ROWS, POSITIONS = 16, 23, 4, 3, 12
+
+
+class Block(nn.Module):
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.norm = nn.RMSNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.dropout(self.down(F.silu(self.up(self.norm(x)))), self.dropout, self.training)
+
+
+class Stack(nn.Module):
+    def __init__(self, num_blocks: int, dropout: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dropout) for _ in range(num_blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Head(Stack):
+    def __init__(self):
+        super().__init__(1, 0.0)
+        self.out = nn.Linear(WIDTH, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(super().forward(x))
+
+
+class TinyModel(nn.Module):
+    """Losses text, image, speech as sums; a head runs only where its modality has latents."""
+
+    def __init__(self, dropout: float = 0.1, seed: int = 0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embedding = nn.Embedding(VOCAB, WIDTH)
+            self.transformer = Stack(2, dropout)
+            self.lm_head = nn.Linear(WIDTH, VOCAB, bias=False)
+            self.lm_head.weight = self.embedding.weight
+            self.heads = nn.ModuleDict({"image": Head(), "speech": Head()})
+        self.register_buffer("scale", torch.tensor(float("nan")))
+
+    def forward(self, batch: PackedBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        hidden = self.transformer(self.embedding(batch.ids))  # (B, T, D)
+        logits = self.lm_head(hidden).float().flatten(0, 1)
+        targets = batch.text_targets.flatten()
+        losses = {"text": F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")}
+        flat = hidden.flatten(0, 1)
+        for name, span in batch.latents.items():
+            noise = torch.randn(span.values.shape, generator=generator, device=flat.device)
+            predicted = self.heads[name](flat[span.index - 1])
+            losses[name] = (predicted.float() - span.values - 0.1 * noise).square().mean(-1)[span.target].sum()
+        return losses
+
+
+def make_batch(stream: int, position: int, rows: int = ROWS) -> PackedBatch:
+    g = torch.Generator().manual_seed(1000 * stream + position)
+    ids = torch.randint(VOCAB, (rows, POSITIONS), generator=g)
+    targets = ids.roll(-1, 1)
+    targets[torch.rand(ids.shape, generator=g) < 0.3 * (1 + stream % 2)] = IGNORE
+    latents = {}
+    for offset, name in enumerate(("image", "speech")):
+        count = 2 + (position + stream) % 3
+        if (stream + offset) % 2 == 0 or position % 3 == 0:
+            index = torch.randint(1, rows * POSITIONS, (count,), generator=g)
+            values = torch.randn(count, CHANNELS, generator=g)
+            latents[name] = LatentSpans(values, values, index, torch.ones(count, dtype=torch.bool))
+    shape = torch.zeros_like(ids)
+    return PackedBatch(ids, shape, shape, targets, torch.full_like(ids, IGNORE), latents, 7919 * stream + position)
+
+
+class TinyLoader:
+    def __init__(self, num_streams: int, world: World | None = None, slow: float = 0.0):
+        world = world or World()
+        self.num_streams, self.slow = num_streams, slow
+        self.positions = {stream: 0 for stream in range(world.rank, num_streams, world.size)}
+
+    def next_step(self) -> list[PackedBatch]:
+        time.sleep(self.slow)
+        batches = [make_batch(stream, position) for stream, position in self.positions.items()]
+        self.positions = {stream: position + 1 for stream, position in self.positions.items()}
+        return batches
+
+    def state_dict(self) -> dict:
+        return {"streams": {str(stream): position for stream, position in self.positions.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.positions = {stream: state["streams"][str(stream)] for stream in self.positions}
+
+
+def tiny_config(**values) -> TrainingConfig:
+    defaults = {
+        "steps": 8,
+        "accumulation": 2,
+        "precision": "fp32",
+        "threads": 1,
+        "ema": 0.9,
+        "log_every": 1,
+        "save_every": 4,
+        "loss_weights": {"image": 2.0},
+        "optimizer": {"learning_rate": 0.01, "warmup_steps": 3},
+    }
+    for key, value in values.items():
+        if isinstance(value, dict):
+            defaults[key] = {**defaults.get(key, {}), **value}
+        else:
+            defaults[key] = value
+    return TrainingConfig.model_validate(defaults)
+
+
+def main(folder: str, *settings: str) -> None:
+    values: dict = {}
+    for setting in settings:
+        key, value = setting.split("=")
+        target = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    slow = float(values.pop("slow", 0))
+    world = start("cpu")
+    config = tiny_config(**values)
+    loader = TinyLoader(config.accumulation, world, slow)
+    Trainer(TinyModel(), loader, config, Path(folder), world=world).fit()
+    finish(world)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
