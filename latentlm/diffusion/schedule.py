@@ -50,6 +50,12 @@ class Process:
     prediction: str
     num_timesteps: int
 
+    def __post_init__(self) -> None:
+        """Tables are made here, so that compiled code only has to find them."""
+        if self.kind == "ddpm":
+            for name in ("alpha", "sigma"):
+                _table(name, self.schedule, self.num_timesteps, torch.float64, torch.device("cpu"))
+
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Process:
         """Flow matching always predicts the velocity and has no schedule of its own."""
@@ -108,7 +114,7 @@ class Process:
 
 def working_dtype(x: Tensor) -> torch.dtype:
     """fp32, or fp64 for fp64: the maths here never runs in half precision."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 @lru_cache(maxsize=16)
@@ -132,13 +138,24 @@ def cumulative_alpha(schedule: str, num_timesteps: int) -> tuple[float, ...]:
     return tuple(products)
 
 
-@lru_cache(maxsize=64)
-def _table(name: str, schedule: str, num_timesteps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """√ᾱ ("alpha") or √(1 - ᾱ) ("sigma") on a device (T,), copied there once.
+_TABLES: dict[tuple, Tensor] = {}
 
-    Outside inference mode even when first called inside it: a training step may need the same table later.
+
+def _table(name: str, schedule: str, num_timesteps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """√ᾱ ("alpha") or √(1 - ᾱ) ("sigma") on a device (T,), made and copied there once.
+
+    A dict, because torch.compile looks through `lru_cache` and would make the table anew in every graph.
     """
-    with torch.inference_mode(False):
-        alpha_bar = torch.tensor(cumulative_alpha(schedule, num_timesteps), dtype=torch.float64, device="cpu")
-        table = alpha_bar.sqrt() if name == "alpha" else (1 - alpha_bar).sqrt()
-        return table.to(dtype).to(device)
+    key = (name, schedule, num_timesteps, dtype, device)
+    if key not in _TABLES:
+        _TABLES[key] = _make_table(*key)
+    return _TABLES[key]
+
+
+@torch.inference_mode(False)  # a table first needed in inference mode may serve training later
+def _make_table(name: str, schedule: str, num_timesteps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    cpu = torch.device("cpu")
+    if (dtype, device) != (torch.float64, cpu):
+        return _table(name, schedule, num_timesteps, torch.float64, cpu).to(dtype).to(device)
+    alpha_bar = torch.tensor(cumulative_alpha(schedule, num_timesteps), dtype=dtype, device=cpu)
+    return alpha_bar.sqrt() if name == "alpha" else (1 - alpha_bar).sqrt()

@@ -98,7 +98,7 @@ def solver_times(process: Process, name: str, num_steps: int) -> list[float]:
         times = np.linspace(0, last, num_steps + 1)[:0:-1]
         times = times.round() if process.kind == "ddpm" else times
     elif process.kind == "ddpm":
-        times = np.linspace(last, 0, num_steps)
+        times = np.linspace(last, 0, num_steps)  # one step: from the noisiest stop
     else:
         times = np.linspace(process.num_timesteps, 1, num_steps)
     return [float(time) for time in times.astype(np.float32)]

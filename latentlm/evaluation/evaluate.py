@@ -1,7 +1,7 @@
 """All evaluations of a model in one call: `evaluate(pipeline) -> Report`.
 
-Place in the flow: generation ──▶ evaluation ──▶ report.json, report.html. What runs depends on the model's tokenizers and
-on what is installed; a figure that could not be measured is named in the report with the reason, never left out silently.
+Place in the flow: generation ──▶ evaluation ──▶ report.json, report.html. What runs depends on the model's tokenizers
+and on what is installed; what could not be measured is named in the report with the reason, never left out silently.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def evaluate(
     """Run every evaluation that the model allows; about two minutes for a small model on two cores.
 
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
-    for the record. emoji_names: those trained on, None for all. tasks: only some of `protocol.TASKS`. quick: few samples.
-    progress is told what begins. Raises ValueError for an unknown task, emoji or guidance key.
+    for the record. emoji_names: those trained on, None for all. tasks: only some of `protocol.TASKS`. quick: fewer
+    samples. progress is told what begins. Raises ValueError for an unknown task, emoji or guidance key.
     """
     parameter = next(pipeline.model.parameters())
     protocol = Protocol(
@@ -69,7 +69,7 @@ def evaluate(
         if progress:
             progress(f"evaluating {task}")
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad():
             run()
         report.add_seconds(**{f"evaluate_{task}": time.perf_counter() - start})
     return report

@@ -152,8 +152,8 @@ def evaluate_emoji(
         for item, image, ok in zip(asked, drawn, right, strict=True)
     )[:SHOWN_EMOJI]
     note = (
-        f"Left the named picture, right what the model drew for its name. It was trained on exactly these {len(trained)} "
-        "pictures, one a name: this shows memory, not imagination."
+        "Left the named picture, right what the model drew for its name. It was trained on exactly these "
+        f"{len(trained)} pictures, one a name: this shows memory, not imagination."
     )
     report.galleries.append(Gallery("emoji", "Emoji drawn from memory", note, exhibits))
 

@@ -21,7 +21,7 @@ NAMES = {"held_out": "held_out", "train": "seen"}
 def evaluate_shapes(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     """Draw and describe held-out and seen combinations; answer questions about the held-out pictures."""
     for split in ("held_out", "train"):
-        scenes = [shapes.scene(split, index) for index in range(protocol.counts.shapes)]
+        scenes = [shapes.scene(split, index, 1) for index in range(protocol.counts.shapes)]
         _draw(pipeline, protocol, report, scenes, split)
         _describe(pipeline, protocol, report, scenes, split)
     mixed = [shapes.scene("held_out", index, 1 + index % 2) for index in range(protocol.counts.shapes)]
@@ -71,9 +71,7 @@ def _answer(pipeline: Pipeline, protocol: Protocol, report: Report, scenes: list
     prompts = [before_answer(documents.question(scene.image, scene.question, scene.answer)) for scene in scenes]
     answers = [answer_text(output) for output in ask(pipeline, prompts, "text", protocol, "shapes")]
     right = [answer == scene.answer for answer, scene in zip(answers, scenes, strict=True)]
-    how = protocol.describe(
-        f"{len(scenes)} questions about pictures of one or two things, {SPLITS['held_out']}, exact match"
-    )
+    how = protocol.describe(f"{len(scenes)} questions about pictures of {SPLITS['held_out']}, one or two, exact match")
     common = max(np.unique([scene.answer for scene in scenes], return_counts=True)[1]) / len(scenes)
     _rate(report, "shapes.answer_accuracy", right, how, float(common), "the most frequent answer")
     exhibits = tuple(

@@ -1,9 +1,8 @@
 """A closed-vocabulary recogniser as the judge of speech: pocketsphinx with a grammar (optional dependency).
 
-Place in the flow: sound ──▶ words ──▶ `speech.py`. It is a wiring check, not an ear: with the digit grammar it must pick
-one of ten words, with the phrase grammar a sentence of the
-closed language. Figures are therefore reported beside what the same
-recogniser reaches on real clips.
+Place in the flow: sound ──▶ words ──▶ `speech.py`. It is a wiring check, not an ear: with the digit grammar it must
+pick one of ten words, with the phrase grammar a sentence of the closed language. Figures are therefore reported beside
+what the same recogniser reaches on real clips.
 """
 
 from __future__ import annotations

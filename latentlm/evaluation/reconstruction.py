@@ -1,8 +1,8 @@
 """What the tokenizers lose: pictures and sound through encoder and decoder, without the language model.
 
 Place in the flow: media ──▶ latents (posterior means) ──▶ media, held out where the data hold anything out.
-Pictures: PSNR at the tokenizer's own size. Sound: STOI and wide-band PESQ where `pystoi` and `pesq` are installed (extra
-`eval`), and the recogniser's rate. These bound what generation can reach.
+Pictures: PSNR at the tokenizer's own size. Sound: STOI and wide-band PESQ where `pystoi` and `pesq` are installed
+(extra `eval`), and the recogniser's rate. These bound what generation can reach.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.embedded import digits, emoji, phrases, shapes, speech
+from ..data.embedded import digits, emoji, shapes, speech
 from ..generation.generate import Pipeline
 from ..types import Audio
 from .protocol import Protocol
-from .recogniser import Recogniser
 from .recogniser import available as recogniser_available
 from .report import Report
+from .speech import judge_of, real_said
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -34,7 +34,7 @@ def evaluate_images(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
     num = protocol.counts.reconstructions
     sets = {
         "digits": [item.image for item in digits.load("held_out")[:num]],
-        "shapes": [shapes.scene("held_out", index).image for index in range(num)],
+        "shapes": [shapes.scene("held_out", index, 1).image for index in range(num)],
         "emoji": [item.image for item in emoji.load("train")[:num]],
     }
     tokenizer = pipeline.tokenizers["image"]
@@ -61,24 +61,24 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
     for name, metric in (("stoi", stoi), ("pesq", pesq)):
         package = {"stoi": "pystoi", "pesq": "pesq"}[name]
         if importlib.util.find_spec(package) is None:
-            report.notes.append(
-                f"reconstruction.speech_{name} was not measured: {package} is not installed (extra eval)"
-            )
+            report.notes.append(f"reconstruction.speech_{name}: not measured, {package} is not installed (extra eval).")
             continue
         values = [metric(a, b) for a, b in zip(spoken, decoded, strict=True)]
         report.add(
-            f"reconstruction.speech_{name}", float(np.mean(values)), f"mean over {len(values)} phrases of {how}, 16 kHz",
-            reference={"stoi": 1.0, "pesq": 4.64}[name], reference_name="identical sound",
-        )  # fmt: skip
+            f"reconstruction.speech_{name}",
+            float(np.mean(values)),
+            f"mean over {len(values)} phrases of {how}, 16 kHz",
+            reference={"stoi": 1.0, "pesq": 4.64}[name],
+            reference_name="identical sound",
+        )
     if recogniser_available():
-        judge = Recogniser.of_words(phrases.DIGITS)
-        words = [item for item in real if item.kind == "digit"]
-        pairs = [(item, audio) for item, audio in zip(words, through(tokenizer, [w.audio for w in words]), strict=True)]
+        judge, words = judge_of("digit"), real_said("digit")
+        heard = [judge.hear(audio) for audio in through(tokenizer, [item.audio for item in words])]
         report.add(
             "reconstruction.speech_word_accuracy",
-            float(np.mean([judge.hear(audio) == item.text for item, audio in pairs])),
+            float(np.mean([a == item.text for a, item in zip(heard, words, strict=True)])),
             f"{len(words)} digit words of {how}; pocketsphinx with a grammar of the ten words",
-            reference=float(np.mean([judge.hear(item.audio) == item.text for item in words])),
+            reference=float(np.mean([item.right for item in words])),
             reference_name="the clips themselves",
         )
 

@@ -52,8 +52,9 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One number. `reference` is what `reference_name` reaches in the same procedure; `required` is (">=" | "<=", bound).
+    """One number. `reference` is what `reference_name` reaches in the same procedure.
 
+    required: (">=" or "<=", bound), where something is asked for.
     error: half-width of a 95 % interval, where the procedure gives one.
     """
 
@@ -173,7 +174,7 @@ def read_report(path: str | Path) -> Mapping[str, float | str | None]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Whole or not at all: a temporary file beside it takes its place. ValueError names a path that cannot be written."""
+    """Whole or not at all, by way of a temporary file. ValueError names a path that cannot be written."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -7,7 +7,9 @@ in training with a grammar of their whole closed language.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -44,12 +46,9 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
 
     Raises ValueError where pocketsphinx or eSpeak NG is not installed.
     """
-    real = speech.load("held_out")
-    words = [item for item in real if item.kind == "digit"]
-    spoken = [item for item in real if item.kind == "phrase"]
-    _say_words(pipeline, protocol, report, words)
-    _say_phrases(pipeline, protocol, report, spoken)
-    _write_down(pipeline, protocol, report, words, spoken)
+    _say_words(pipeline, protocol, report)
+    _say_phrases(pipeline, protocol, report)
+    _write_down(pipeline, protocol, report)
 
 
 def _say(pipeline: Pipeline, protocol: Protocol, texts: list[str], judge: Recogniser, seconds: float) -> list[Said]:
@@ -63,16 +62,30 @@ def _say(pipeline: Pipeline, protocol: Protocol, texts: list[str], judge: Recogn
     ]
 
 
+@cache
+def real_said(kind: str, num: int | None = None) -> tuple[Said, ...]:
+    """The first `num` held-out clips of a kind, "digit" or "phrase", and what the recogniser hears in them."""
+    judge = judge_of(kind)
+    items = [item for item in speech.load("held_out") if item.kind == kind][:num]
+    return tuple(Said(item.text, item.audio, True, judge.hear(item.audio)) for item in items)
+
+
+@cache
+def judge_of(kind: str) -> Recogniser:
+    """The recogniser of the digit words, or of the whole closed language."""
+    return Recogniser.of_words(phrases.DIGITS) if kind == "digit" else Recogniser.of_phrases()
+
+
 # ------------------------------------------------------------------ words
 
 
-def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report, real: list[speech.Utterance]) -> None:
-    judge = Recogniser.of_words(phrases.DIGITS)
+def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
+    judge, real = judge_of("digit"), real_said("digit")
     num = protocol.counts.words
     texts = [phrases.DIGITS[index % len(phrases.DIGITS)] for index in range(num)]
     said = _say(pipeline, protocol, texts, judge, WORD_SECONDS)
-    rate = float(np.mean([item.right for item in said]))
-    real_rate = float(np.mean([judge.hear(item.audio) == item.text for item in real]))
+    rate = _rate(said)
+    real_rate = _rate(real)
     how = protocol.describe(f"{num} digit words said, no voice given, each with its own seed", "speech")
     scored = f"pocketsphinx with a grammar of the ten words; real: {len(real)} eSpeak clips of the six held-out voices"
     report.add(
@@ -103,11 +116,10 @@ def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report, real: lis
     )
 
 
-def _score_lengths(report: Report, said: list[Said], real: list[speech.Utterance], how: str) -> None:
+def _score_lengths(report: Report, said: Sequence[Said], real: Sequence[Said], how: str) -> None:
     ratios = length_ratios(said, real)
     good = [item.ended and LENGTHS[0] <= ratio <= LENGTHS[1] for item, ratio in zip(said, ratios, strict=True)]
-    spread = length_ratios([Said(item.text, item.audio, True, "") for item in real], real)
-    real_good = float(np.mean([LENGTHS[0] <= ratio <= LENGTHS[1] for ratio in spread]))
+    real_good = float(np.mean([LENGTHS[0] <= ratio <= LENGTHS[1] for ratio in length_ratios(real, real)]))
     measured = f"against the mean length of the same word in the {len(real)} real held-out clips"
     rate = float(np.mean(good))
     report.add(
@@ -127,7 +139,7 @@ def _score_lengths(report: Report, said: list[Said], real: list[speech.Utterance
     )
 
 
-def length_ratios(said: list[Said], real: list[speech.Utterance]) -> list[float]:
+def length_ratios(said: Sequence[Said], real: Sequence[Said]) -> list[float]:
     """Length of each utterance over the mean real length of its text."""
     lengths: dict[str, list[float]] = {}
     for item in real:
@@ -138,22 +150,20 @@ def length_ratios(said: list[Said], real: list[speech.Utterance]) -> list[float]
 # ------------------------------------------------------------------ phrases
 
 
-def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report, real: list[speech.Utterance]) -> None:
-    judge = Recogniser.of_phrases()
+def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     texts = list(phrases.phrases("held_out"))[: protocol.counts.phrases]
-    said = _say(pipeline, protocol, texts, judge, PHRASE_SECONDS)
-    real = [item for item in real if item.text in texts]
-    real_said = [Said(item.text, item.audio, True, judge.hear(item.audio)) for item in real]
+    said = _say(pipeline, protocol, texts, judge_of("phrase"), PHRASE_SECONDS)
+    real = real_said("phrase", 3 * protocol.counts.phrases)
     how = protocol.describe(f"{len(texts)} phrases never spoken in training", "speech")
     scored = "pocketsphinx with a grammar of the whole closed language"
     beside = {"reference_name": f"{len(real)} real clips"}
     report.add(
         "speech.phrase_wer", word_error_rate(said), f"{how}; word error rate, {scored}",
-        reference=word_error_rate(real_said), **beside,
+        reference=word_error_rate(real), **beside,
     )  # fmt: skip
     report.add(
         "speech.phrase_accuracy", _rate(said), f"{how}; every word right, {scored}",
-        reference=_rate(real_said), error=interval(_rate(said), len(said)), **beside,
+        reference=_rate(real), error=interval(_rate(said), len(said)), **beside,
     )  # fmt: skip
     stops = float(np.mean([item.ended for item in said]))
     report.add("speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", error=interval(stops, len(said)))
@@ -161,27 +171,23 @@ def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report, real: l
     report.galleries.append(_players("phrases", "Phrases said, never heard", note, said[:SHOWN_PHRASES]))
 
 
-def word_error_rate(said: list[Said]) -> float:
+def word_error_rate(said: Sequence[Said]) -> float:
     """Word errors of all utterances over their words."""
     errors = sum(num_word_errors(item.heard, item.text) for item in said)
     return errors / sum(len(item.text.split()) for item in said)
 
 
-def _rate(said: list[Said]) -> float:
+def _rate(said: Sequence[Said]) -> float:
     return float(np.mean([item.right for item in said]))
 
 
 # ------------------------------------------------------------------ speech → text
 
 
-def _write_down(
-    pipeline: Pipeline,
-    protocol: Protocol,
-    report: Report,
-    words: list[speech.Utterance],
-    spoken: list[speech.Utterance],
-) -> None:
-    spoken = spoken[: 3 * protocol.counts.phrases]
+def _write_down(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
+    real = speech.load("held_out")
+    words = [item for item in real if item.kind == "digit"]
+    spoken = [item for item in real if item.kind == "phrase"][: 3 * protocol.counts.phrases]
     items = words + spoken
     prompts = [before_answer(documents.speech_to_text(item.audio, item.text)) for item in items]
     answers = [answer_text(output) for output in ask(pipeline, prompts, "text", protocol, "speech")]

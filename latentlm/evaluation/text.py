@@ -22,7 +22,7 @@ from ..types import Document, Text
 from .protocol import Protocol, answer_text, ask
 from .report import Exhibit, Gallery, Report
 
-NUM_TRAIN_SENTENCES, NUM_SENTENCES = 4000, 60
+NUM_TRAIN_SENTENCES, NUM_SENTENCES = 2000, 60
 """Sentences of the shapes world: about as many held-out bytes as the prose has."""
 NGRAM = "order-2 byte n-gram"
 OPENINGS = ("The Congress shall have Power ", "The President ", "there is a red ", "No Person ", "We ", "there are ")
@@ -32,7 +32,7 @@ def corpora(num_documents: int) -> dict[str, dict[str, list[str]]]:
     """Texts by corpus and split; of each held-out corpus at most `num_documents`."""
     sentences = {
         split: [shapes.sentence(split, index) for index in range(num)]
-        for split, num in (("train", NUM_TRAIN_SENTENCES), ("held_out", NUM_SENTENCES))
+        for split, num in (("train", min(NUM_TRAIN_SENTENCES, 10 * num_documents)), ("held_out", NUM_SENTENCES))
     }
     found = {"prose": {split: prose.load(split) for split in ("train", "held_out")}, "shapes": sentences}
     for texts in found.values():

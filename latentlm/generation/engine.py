@@ -5,7 +5,7 @@ Place in the flow: 4, encoded prompts ──▶ tokens and latents, one position
 Each request owns a row of the cache's condition branch; a guided one also owns a row of the guidance branch, which
 holds <BOD> and the sampled latents alone and is reset whenever that request opens a span. The same sampled latent
 feeds both. Every request draws from its own generator: what shares its batch does not matter.
-Legend: `R` cache rows of this step, `M` requests sampling a latent, `D` width, `C` latent channels.
+Legend: `A` active requests, `R` cache rows of this step, `M` requests sampling a latent, `D` width, `C` latent channels.
 """
 
 from __future__ import annotations
@@ -57,6 +57,28 @@ class Event:
     task: int
     kind: str
     value: object
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states (R, D) of one step, and in which row each task's condition and guidance branch lies."""
+
+    hidden: Tensor
+    place: dict[int, int]
+    null_place: dict[int, int]
+
+    def of(self, tasks: list[int]) -> Tensor:
+        return take(self.hidden, [self.place[i] for i in tasks])
+
+    def null_of(self, tasks: list[int]) -> Tensor:
+        return take(self.hidden, [self.null_place[i] for i in tasks])
+
+
+def take(x: Tensor, rows: list[int]) -> Tensor:
+    """Rows of x, without a copy where they lie side by side."""
+    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
+        return x[rows[0] : rows[0] + len(rows)]
+    return x[torch.tensor(rows, dtype=torch.int64, device=x.device)]
 
 
 class Engine:
@@ -124,19 +146,19 @@ class Engine:
         nulls = [i for i in spans if i in self.guidance_row]
         rows = self.active_rows + [self.guidance_row[i] for i in nulls]
         self.cache.reserve(max(self.cache.lengths[row] for row in rows) + 1, self.limit)
-        inputs = [self.tasks[i].pending for i in self.active]
-        x = self._embed(inputs + [self.tasks[i].pending for i in nulls])  # (R, 1, D)
+        place = {i: number for number, i in enumerate(self.active)}
+        x = self._embed([self.tasks[i].pending for i in self.active])  # (A, D)
+        x = torch.cat((x, take(x, [place[i] for i in nulls])))[:, None]  # (R, 1, D): both branches get one input
         whole = rows == list(range(self.cache.num_rows))
         hidden = self.model.transformer.extend(x, self.cache.open(1, None if whole else rows))[:, 0]  # (R, D)
         for row in rows:
             self.cache.lengths[row] += 1
-        state = dict(zip(self.active, hidden, strict=False))
-        null_state = dict(zip(nulls, hidden[len(self.active) :], strict=True))
+        state = States(hidden, place, {i: len(self.active) + number for number, i in enumerate(nulls)})
         yield from self._text_step([i for i in self.active if self.tasks[i].mode == "text"], state)
-        yield from self._span_step(spans, state, null_state)
+        yield from self._span_step(spans, state)
 
-    def _embed(self, inputs: list[int | Tensor]) -> Tensor:
-        """Tokens by the embedding table, latents by their linear map: (R, 1, D)."""
+    def _embed(self, inputs: list[int | tuple[str, Tensor]]) -> Tensor:
+        """Tokens by the embedding table, latents by their linear map: (A, D)."""
         tokens = torch.tensor([v if isinstance(v, int) else self.special.latent for v in inputs], device=self.device)
         x = self.model.embed_tokens(tokens)  # (R, D)
         by_width: dict[str, list[int]] = {}
@@ -145,13 +167,14 @@ class Engine:
                 by_width.setdefault(value[0], []).append(row)
         for name, rows in by_width.items():
             values = torch.stack([inputs[row][1] for row in rows]).to(x.dtype)
-            x[torch.tensor(rows, device=self.device)] = self.model.embed_latents[name](values)
-        return x[:, None]
+            embedded = self.model.embed_latents[name](values)
+            x = x.index_copy(0, torch.tensor(rows, device=self.device), embedded)
+        return x
 
-    def _text_step(self, indices: list[int], state: dict[int, Tensor]) -> Iterator[Event]:
+    def _text_step(self, indices: list[int], state: States) -> Iterator[Event]:
         if not indices:
             return
-        logits = self.model.text_head(torch.stack([state[i] for i in indices])).float()  # (M, V)
+        logits = self.model.text_head(state.of(indices)).float()  # (M, V)
         for row, index in zip(logits, indices, strict=True):
             task = self.tasks[index]
             token = pick_token(row + self.free_text[task.to], task.temperature, task.generator)
@@ -168,27 +191,27 @@ class Engine:
                 task.finish_reason = "length"
             yield Event(index, "token", token)
 
-    def _span_step(self, indices: list[int], state: dict, null_state: dict) -> Iterator[Event]:
+    def _span_step(self, indices: list[int], state: States) -> Iterator[Event]:
         """Each span either ends, or gets its next latent; tasks of one modality, solver and step count go together."""
-        if not indices:
-            return
-        ends = self.model.end_logits(torch.stack([state[i] for i in indices]))  # (M, 2)
+        open_ended = [i for i in indices if self.model.modalities[self.tasks[i].mode].num_latents is None]
+        ends = dict(zip(open_ended, self.model.end_logits(state.of(open_ended)), strict=True))  # (2,) each
         groups: dict[tuple, list[int]] = {}
-        for end, index in zip(ends, indices, strict=True):
+        for index in indices:
             task = self.tasks[index]
-            if self._span_ends(task, end):
+            if self._span_ends(task, ends.get(index)):
                 yield self._close(index)
             else:
                 groups.setdefault((task.mode, task.solver, task.steps), []).append(index)
         for key, members in groups.items():
-            for index, latent in zip(members, self._sample(key, members, state, null_state), strict=True):
+            for index, latent in zip(members, self._sample(key, members, state), strict=True):
                 task = self.tasks[index]
                 task.pending = (task.mode, latent)
                 task.latents.append(latent)
                 task.num_latents += 1
                 yield Event(index, "latent", latent)
 
-    def _span_ends(self, task: Task, end: Tensor) -> bool:
+    def _span_ends(self, task: Task, end: Tensor | None) -> bool:
+        """`end` (2,) are the end logits of a span of variable length."""
         fixed = self.model.modalities[task.mode].num_latents
         if fixed is not None:
             return len(task.latents) == fixed
@@ -197,19 +220,18 @@ class Engine:
             return True
         return pick_token(end, task.temperature, task.generator) == 1
 
-    def _sample(self, key: tuple, members: list[int], state: dict, null_state: dict) -> Tensor:
+    def _sample(self, key: tuple, members: list[int], state: States) -> Tensor:
         """Next latents (M, C) of `members`, which share modality, solver and number of steps."""
         tasks = [self.tasks[i] for i in members]
         dim = self.model.modalities[key[0]].latent_dim
         noise = torch.stack([torch.randn(dim, generator=t.generator, device=t.generator.device) for t in tasks])
-        guided = [place for place, i in enumerate(members) if i in null_state]
+        guided = [place for place, i in enumerate(members) if i in state.null_place]
         nulls = scale = places = None
         if guided:
-            nulls = torch.stack([null_state[members[place]] for place in guided])
+            nulls = state.null_of([members[place] for place in guided])
             scale = torch.tensor([[tasks[place].guidance] for place in guided], device=self.device)
             places = None if len(guided) == len(members) else torch.tensor(guided, device=self.device)
-        hidden = torch.stack([state[i] for i in members])
-        return self._sampler(key)(hidden, noise.to(self.device), nulls, places, scale)
+        return self._sampler(key)(state.of(members), noise.to(self.device), nulls, places, scale)
 
     def _sampler(self, key: tuple) -> LatentSampler:
         if key not in self.samplers:

@@ -6,6 +6,7 @@ Legend: `M` requests, `G` guided ones, `C` latent channels, `D` backbone width, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -16,6 +17,8 @@ from ..diffusion.solvers import Plan, make_plan, sample
 from ..model.heads import DiffusionHead
 
 DEFAULT_SOLVER = {"ddpm": "dpm++2m", "flow": "euler"}
+MODULATION_ROWS = 512
+"""Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""
 
 
 class LatentSampler:
@@ -25,7 +28,7 @@ class LatentSampler:
         self.head = head
         self.plan = plan
         times = torch.tensor(plan.times, dtype=torch.float32, device=head.latent_in.weight.device)
-        self.embeddings = dict(zip(plan.times, head.timestep(times), strict=True))  # t -> (W,)
+        self.embeddings = head.timestep(times)[:, None]  # (evaluations, 1, W)
 
     def __call__(
         self, hidden: Tensor, noise: Tensor, null_hidden: Tensor | None, guided: Tensor | None, scale: Tensor | None
@@ -38,19 +41,24 @@ class LatentSampler:
         head, M = self.head, len(hidden)
         states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
         condition = head.condition(states)  # (M + G, W)
+        modulations = self._modulations(condition)
 
-        def predict(x: Tensor, t: float) -> Tensor:
-            conditioning = condition + self.embeddings[t]
-            x = x.to(condition.dtype)
+        def predict(noisy: Tensor, t: float) -> Tensor:
+            x = head.latent_in(noisy.to(condition.dtype))  # (M, W)
             if null_hidden is None:
-                return head.denoise(x, conditioning).float()
+                return head.predict(x, next(modulations)).float()
             both = torch.cat((x, x if guided is None else x[guided]))
-            c, u = head.denoise(both, conditioning).float().split((M, len(null_hidden)))
+            c, u = head.predict(both, next(modulations)).float().split((M, len(null_hidden)))
             if guided is None:
                 return torch.lerp(u, c, scale)
             return c.index_copy(0, guided, torch.lerp(u, c[guided], scale))
 
         return sample(self.plan, predict, noise.float())
+
+    def _modulations(self, condition: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The head's modulations at every evaluation of the plan, in order; several evaluations a product."""
+        for embeddings in self.embeddings.split(max(1, MODULATION_ROWS // len(condition))):
+            yield from zip(*self.head.modulations(condition + embeddings), strict=True)  # (several, M + G, W)
 
 
 @lru_cache(maxsize=64)

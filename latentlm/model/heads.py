@@ -9,6 +9,7 @@ Departures from the authors' code: none in the default; VibeVoice's learned norm
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +48,9 @@ class HeadBlock(nn.Module):
         self.ffn = SwiGLU(width, ffn)
         self.modulation = nn.Linear(width, 3 * width, bias=False)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
-        return torch.addcmul(x, gate, self.ffn(torch.addcmul(shift, self.norm(x), 1 + scale)))
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.ffn(modulate(self.norm(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -61,9 +62,14 @@ class FinalLayer(nn.Module):
         self.modulation = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, latent_dim, bias=False)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(c).chunk(2, dim=-1)
-        return self.out(torch.addcmul(shift, self.norm(x), 1 + scale))
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale = modulation.chunk(2, dim=-1)
+        return self.out(modulate(self.norm(x), shift, scale))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x·(1 + scale) + shift."""
+    return torch.addcmul(x + shift, x, scale)
 
 
 class DiffusionHead(nn.Module):
@@ -83,13 +89,24 @@ class DiffusionHead(nn.Module):
         """The part of the conditioning that does not change between denoising steps: (M, D) -> (M, W)."""
         return self.condition_in(self.condition_norm(hidden))
 
+    def modulations(self, conditioning: Tensor) -> list[Tensor]:
+        """AdaLN of every block (..., 3·W) and of the final layer (..., 2·W), from condition + timestep embedding.
+
+        They do not depend on the noisy latent, so a sampler asks for many denoising steps in one product.
+        """
+        c = F.silu(conditioning)
+        return [layer.modulation(c) for layer in (*self.blocks, self.final)]
+
+    def predict(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
+        """x = latent_in(noisy latent) (..., W) -> prediction (..., C)."""
+        *blocks, final = modulations
+        for block, modulation in zip(self.blocks, blocks, strict=True):
+            x = block(x, modulation)
+        return self.final(x, final)
+
     def denoise(self, noisy: Tensor, conditioning: Tensor) -> Tensor:
         """noisy (..., C), conditioning = condition + timestep embedding (..., W) -> prediction (..., C)."""
-        c = F.silu(conditioning)
-        x = self.latent_in(noisy)
-        for block in self.blocks:
-            x = block(x, c)
-        return self.final(x, c)
+        return self.predict(self.latent_in(noisy), self.modulations(conditioning))
 
     def forward(self, noisy: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
         """noisy (M, C), t (M,) in 0..T-1, hidden (M, D) -> prediction (M, C)."""

@@ -1,8 +1,8 @@
 """The contract of every continuous tokenizer: media ↔ normalised latents.
 
 Place in the flow: 1, media ──▶ latents and back. `image.py` and `speech.py` fulfil it; `sigma_vae.py` holds the noise.
-A tokenizer owns its normalisation (PAPER §1.6): model space is z' = (z - latent_mean) / latent_std. Both buffers live in
-its weights, are fitted by an explicit `calibrate` pass over valid latents only, and are NaN until then: there is no
+A tokenizer owns its normalisation (PAPER §1.6): model space is z' = (z - latent_mean) / latent_std. Both buffers live
+in its weights, are fitted by an explicit `calibrate` pass over valid latents only, and are NaN until then: there is no
 constant borrowed from another tokenizer and nothing is filled in at first use.
 Legend: `B` examples, `N` latents, `C` latent channels, `P` posterior parameters a latent (C, or 2C when σ is learned).
 """
@@ -33,7 +33,7 @@ class Calibration:
     """What `calibrate` measured: mean and std of μ, () or (C,) each, over `num_latents` valid latents.
 
     `c_sigma` is relative to std(μ), as in the config; `c_sigma_absolute` = c_sigma·std is the same in raw latent units,
-    the number to hold against papers that quote an absolute σ (PAPER §1.7). Both are None unless the posterior is "sigma".
+    to be held against papers that quote an absolute σ (PAPER §1.7). Both are None unless the posterior is "sigma".
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class Calibration:
 
 
 class Tokenizer(nn.Module):
-    """Base of the continuous tokenizers. A subclass gives `batch`, `analyse`, `synthesise`, `unbatch` and `reconstruction`."""
+    """Base of the continuous tokenizers; a subclass gives the five methods that raise NotImplementedError here."""
 
     modality: ClassVar[str]
 
@@ -142,7 +142,8 @@ class Tokenizer(nn.Module):
         parameters, valid = self.analyse(batch.media, batch.lengths)
         z, prior = self.posterior(parameters.float(), valid, generator)
         output = self.synthesise(z)
-        losses = self.reconstruction(output.float(), batch.media.float(), batch.lengths)
+        with torch.autocast(output.device.type, enabled=False):  # the mel filters are a matrix product: keep it fp32
+            losses = self.reconstruction(output.float(), batch.media.float(), batch.lengths)
         if self.config.posterior.weight > 0:
             losses["prior"] = prior
         return {name: value.sum() for name, value in losses.items()}

@@ -1,8 +1,9 @@
 """Causal 1-D layers that run whole or in pieces: convolution, down- and upsampling, ConvNeXt block (PAPER §4.1, §6).
 
 Place in the flow: inside `speech.py` and `spectral.py`. Everything is (B, T, D), time before channels: a depthwise
-convolution and the feed-forward then need no transposition. A layer sees `size` steps of its own past: zeros at the start
-of a clip, or, with a `Stream`, what the previous piece left there. Weights keep the layouts of torch's convolutions.
+convolution and the feed-forward then need no transposition. A layer sees `size` steps of its own past: zeros at the
+start of a clip, or, with a `Stream`, what the previous piece left there. Weights keep the layouts of torch's
+convolutions.
 Blocks follow VibeVoice's reading of the paper (depthwise kernel 7, RMSNorm, 4× GELU, layer scale, no final norm).
 Departure: layer scale starts at 1 / (number of blocks of the network) instead of 1e-6, which learns sooner.
 Legend: `B` clips, `T` steps, `D` channels in, `E` channels out, `k` kernel, `s` stride.
@@ -55,7 +56,7 @@ class CausalConv(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         x = with_past(self, x, self.past, stream).transpose(1, 2)
-        # As a convolution of height 1 the layout is torch's channels-last, whose depthwise kernel is three times faster.
+        # As a convolution of height 1 this is torch's channels-last, whose depthwise kernel is three times faster.
         y = F.conv2d(x.unsqueeze(2), self.weight.unsqueeze(2), self.bias, groups=self.groups)
         return y.squeeze(2).transpose(1, 2)
 
@@ -78,7 +79,10 @@ class DownConv(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Transposed convolution of stride s and kernel 2s, cut to (B, T, D) -> (B, T·s, E). Output t sees inputs up to t // s."""
+    """Transposed convolution of stride s and kernel 2s, its tail cut: (B, T, D) -> (B, T·s, E).
+
+    Output t sees inputs up to t // s.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()

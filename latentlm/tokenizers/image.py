@@ -1,12 +1,12 @@
 """The image tokenizer: a ViT σ-VAE, one latent a patch (PAPER §2.1).
 
-Place in the flow: 1, pictures ──▶ latents and back; `base.py` says what a tokenizer owes, `sigma_vae.py` adds the noise.
+Place in the flow: 1, pictures ──▶ latents and back; `base.py` is the contract, `sigma_vae.py` adds the noise.
 
     pixels (B, 3, H, W) in [-1, 1] ─ patches ─ ViT ─ Linear ─▶ μ (B, N, C) ─ noise ─▶ z ─ Linear ─ ViT ─ Linear, Tanh,
     Linear ─ patches ─▶ pixels
 
-Departures from the paper: no BEiT-3 initialisation (it is a download), so positions start as 2-D sine and cosine, learned
-from there; the perceptual and adversarial terms are the trainer's choice, not part of this module.
+Departures from the paper: no BEiT-3 initialisation (it is a download), so positions start as 2-D sine and cosine and
+are learned from there; the perceptual and adversarial terms are no part of this module.
 Legend: `B` images, `N` = h·w patches in raster order, `D` width, `C` latent channels, `p` patch size.
 """
 
@@ -77,7 +77,7 @@ class ViT(nn.Module):
 
 
 class ImageTokenizer(Tokenizer):
-    """Pictures ↔ a grid of latents. `losses` holds the weights of the recipe; only losses that have one are computed."""
+    """Pictures ↔ a grid of latents. `losses` holds the recipe's weights; only losses that have one are computed."""
 
     modality = "image"
 

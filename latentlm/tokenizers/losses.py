@@ -84,10 +84,12 @@ def magnitudes(waveform: Tensor, window: int) -> Tensor:
     Magnitudes are at least 1e-7, which keeps the gradient of the square root finite in silence.
     """
     hop = window // 4
-    padded = F.pad(waveform, (window // 2, window // 2))
-    frames = padded.unfold(-1, window, hop) * torch.hann_window(window, device=waveform.device)  # (B, T, W)
-    spectrum = torch.view_as_real(torch.fft.rfft(frames))
-    return spectrum.square().sum(-1).clamp(min=1e-14).sqrt()
+    num_frames = waveform.shape[-1] // hop + 1
+    padded = F.pad(waveform, (window // 2, window // 2 + hop))[:, : (num_frames + 3) * hop]
+    quarters = padded.unflatten(1, (-1, hop))  # (B, T + 3, h); joining them is cheaper to differentiate than `unfold`
+    frames = torch.cat([quarters[:, j : j + num_frames] for j in range(4)], -1)  # (B, T, W)
+    spectrum = torch.fft.rfft(frames * torch.hann_window(window, device=waveform.device))
+    return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-14).sqrt()
 
 
 def _valid_frames(lengths: Tensor, window: int, num_samples: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Files and objects ↔ tensors: pictures through Pillow, sound through soundfile, rates through soxr.
 
 Place in the flow: before 1; what the tokenizers and the data room use to read, write, resize and resample.
-Nothing here imports those libraries before it is called. Every file that is missing or cannot be read gives a ValueError
-of one line that names it.
+Nothing here imports those libraries before it is called. Every file that is missing or cannot be read gives a
+ValueError of one line that names it.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ Departures: the paper gives C_σ no unit and no value; here it is a standard dev
 ratio is what the language model meets after normalisation (an absolute 0.5 on latents of std 5 is a tenth of that). σ
 may be negative, which is harmless: ε is symmetric.
 
-What β then does. The noise follows the spread of μ, so the encoder cannot buy signal by growing μ, and β cannot set the
-signal-to-noise ratio, as it does where σ is absolute: the scale of μ is free, and β·mean(μ²) only fixes that gauge (it
-keeps μ centred and bounded, hence the weights well scaled). With scalar normalisation all channels share one noise level
-and so compete for the same total variance; with `per_channel` each has C_σ of its own spread.
+What β then does. The noise follows the spread of μ, so the encoder cannot buy signal by growing μ, and β cannot set
+the signal-to-noise ratio, as it does where σ is absolute: the scale of μ is free, and β·mean(μ²) only fixes that gauge
+(it keeps μ centred and bounded, hence the weights well scaled). With scalar normalisation all channels share one noise
+level and so compete for the same total variance; with `per_channel` each has C_σ of its own spread.
 
 Legend: `B` examples, `N` latents, `C` latent channels, `P` parameters (C, or 2C for "learned": μ and log σ²).
 """

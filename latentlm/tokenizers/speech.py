@@ -25,6 +25,7 @@ from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
 from .losses import speech_reconstruction
 from .media import resample
 from .spectral import InverseSTFT, SpectralFeatures
+from .streaming import StreamDecoder, StreamEncoder
 
 
 def stage_channels(config: SpeechTokenizerConfig) -> list[int]:
@@ -97,7 +98,7 @@ class SpeechDecoder(nn.Module):
 
 
 class SpeechTokenizer(Tokenizer):
-    """Mono sound ↔ latents at `rate` Hz. `losses` holds the recipe's weights; only losses that have one are computed."""
+    """Mono sound ↔ latents at `rate` Hz. `losses` holds the recipe's weights; losses without one are not computed."""
 
     modality = "speech"
 
@@ -134,7 +135,7 @@ class SpeechTokenizer(Tokenizer):
         return speech_reconstruction(output, target, lengths, self.sample_rate, self.losses)
 
     def batch(self, media: list[Audio]) -> MediaBatch:
-        """Clips of any rate and length -> (B, 1, S) at this tokenizer's rate. ValueError for an empty or many-channel one."""
+        """Clips of any rate and length -> (B, 1, S) at this tokenizer's rate. ValueError for one empty or not mono."""
         for audio in media:
             if audio.samples.dim() != 1 or audio.samples.numel() == 0:
                 shape = tuple(audio.samples.shape)
@@ -148,6 +149,16 @@ class SpeechTokenizer(Tokenizer):
         """(B, N·hop) -> clips of counts·hop samples."""
         rows = zip(media.float().cpu(), counts, strict=True)
         return [Audio(row[: count * self.hop].clone(), self.sample_rate) for row, count in rows]
+
+    def stream_encoder(self) -> StreamEncoder:
+        """A new stream of samples ──▶ normalised latents; ValueError before `calibrate`."""
+        self._require_calibrated()
+        return StreamEncoder(self)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A new stream of normalised latents ──▶ samples; ValueError before `calibrate`."""
+        self._require_calibrated()
+        return StreamDecoder(self)
 
 
 def _check_front(config: SpeechTokenizerConfig) -> None:

@@ -30,7 +30,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from latentlm.training.distributed import World
+from .distributed import World
 
 _STEP = re.compile(r"step-(\d{8,})")
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 Result = TypeVar("Result")
+
+TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others: long enough for rank 0 to encode a data set or to write samples alone."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,8 @@ def start(device: str | None = None) -> World:
         chosen,
     )
     if world.size > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     return world
 
 
@@ -129,15 +137,45 @@ def set_threads(threads: int | None, world: World) -> int:
 def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` under torchrun; the exit code.
 
-    The cores are shared out between the processes unless OMP_NUM_THREADS says otherwise. Example:
-    `launch(2, ["-m", "latentlm.cli", "train", "demo"])`.
+    torchrun has a session of its own: Ctrl-C reaches it once, as SIGTERM through here, and every process saves and
+    leaves (torchrun grants them 30 seconds). The cores are shared out between the processes unless OMP_NUM_THREADS
+    says otherwise. Example: `launch(2, ["-m", "latentlm.cli", "train", "demo"])`.
     """
     if num_processes < 1:
         raise ValueError(f"processes must be at least 1, got {num_processes}")
     environment = dict(popen.pop("env", os.environ))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return subprocess.run([sys.executable, *torchrun, *argv], env=environment, check=False, **popen).returncode
+    command = [sys.executable, *torchrun, *argv]
+    with (
+        subprocess.Popen(command, env=environment, start_new_session=True, **popen) as process,
+        on_signals((signal.SIGINT, signal.SIGTERM), lambda number: process.terminate()),
+    ):
+        return process.wait()
+
+
+@contextmanager
+def on_signals(numbers: Sequence[int], react: Callable[[int], None]) -> Iterator[None]:
+    """Within, the first of each of these signals calls `react`; a second one does what it did before.
+
+    Only the main thread may handle signals: elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, previous[number])
+        react(number)
+
+    for number in numbers:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class NamedSum:

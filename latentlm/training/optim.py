@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from latentlm.config import OptimizerConfig
-from latentlm.training.ema import clean_name
+from ..config import OptimizerConfig
+from .ema import clean_name
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients (a, b, c) of the quintic x ← a·x + b·x³ + c·x⁵ on the singular values (Jordan et al. 2024)."""

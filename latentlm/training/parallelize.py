@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from latentlm.training.distributed import World
+from .distributed import World
 
 
 def resolve_precision(device: torch.device, wish: str) -> str:

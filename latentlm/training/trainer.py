@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +19,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from latentlm.config import TrainingConfig
-from latentlm.training.checkpoint import Checkpoints, random_state, set_random_state
-from latentlm.training.distributed import NamedSum, World, set_threads
-from latentlm.training.ema import EMA, clean_name
-from latentlm.training.logs import TrainLog
-from latentlm.training.optim import Optimizers, learning_rate_factor
-from latentlm.training.parallelize import full_tensor, parallelize, resolve_precision
-from latentlm.weights import save_weights
+from ..config import TrainingConfig
+from ..weights import save_weights
+from .checkpoint import Checkpoints, random_state, set_random_state
+from .distributed import NamedSum, World, on_signals, set_threads
+from .ema import EMA, clean_name
+from .logs import TrainLog
+from .optim import Optimizers, learning_rate_factor
+from .parallelize import full_tensor, parallelize, resolve_precision
 
 _DROPOUT_SEED = 0x5EED
 """Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
@@ -107,7 +105,7 @@ class TrainingResult:
 
 
 class Trainer:
-    """Trains `model` on `loader` into `folder`: train.jsonl, checkpoints/, and at the end the exported weights in model/.
+    """Trains `model` on `loader` into `folder`: train.jsonl, checkpoints/, and at the end weights in model/.
 
     loss_weights  by loss name, before `config.loss_weights`; 1 where neither has it
     identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
@@ -163,12 +161,13 @@ class Trainer:
         """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
 
         Raises NonFiniteLoss, CheckpointError, and ValueError where the checkpoint does not belong to this run or
-        `resume` is False and the folder already has one.
+        `resume` is False and the folder already has one. The first SIGINT or SIGTERM ends the run after its step, with
+        a checkpoint.
         """
         set_threads(self.config.threads, self.world)
         self._resume(resume)
         started = time.monotonic() - self.state.seconds
-        with self._log() as log, self._signals():
+        with self._log() as log, on_signals((signal.SIGINT, signal.SIGTERM), self._request_stop):
             while self.progress < 1 and not self._stop:
                 self._step(lambda: time.monotonic() - started)
                 step, done = self.state.step, self.progress >= 1 or self._stop
@@ -310,25 +309,8 @@ class Trainer:
             set_random_state(kept)
         self.world.barrier()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one as ever."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(number: int, frame: Any) -> None:
-            self._stop = True
-            signal.signal(number, previous[number])
-
-        for number in previous:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _request_stop(self, number: int) -> None:
+        self._stop = True
 
     # -------------------------------------------------------------- state in and out
 

@@ -1,6 +1,9 @@
 """A small LatentLM-like model and a deterministic loader; run as a script it trains, alone or under torchrun.
 
-    tiny_run.py FOLDER [training.key=value ...] [slow=SECONDS]
+    tiny_run.py FOLDER [key=value ...] [slow=SECONDS a step] [poison=CALL] [full=RANK] [real=1] [-- FOLDER ...]
+
+`real` takes the LatentLM and its loader. Several runs, parted by `--`, follow each other in the same processes.
+An expected error goes to FOLDER.<rank>.error.
 """
 
 from __future__ import annotations
@@ -10,13 +13,27 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint.filesystem as filesystem
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentlm.config import TrainingConfig
+from latentlm.config import (
+    DataConfig,
+    DiffusionHeadConfig,
+    ModelConfig,
+    SourceConfig,
+    TrainingConfig,
+    TransformerConfig,
+)
+from latentlm.data.loader import DocumentLoader
+from latentlm.data.packing import DocumentEncoder
+from latentlm.model.latentlm import LatentLM, ModalitySpec
+from latentlm.tokenizers.text import TextTokenizer
+from latentlm.training.checkpoint import CheckpointError
 from latentlm.training.distributed import World, finish, start
-from latentlm.training.trainer import Trainer
-from latentlm.types import IGNORE, LatentSpans, PackedBatch
+from latentlm.training.logs import read_log
+from latentlm.training.trainer import NonFiniteLoss, Trainer
+from latentlm.types import IGNORE, Document, Image, Latents, LatentSpans, PackedBatch, Speech, Text
 
 WIDTH, VOCAB, CHANNELS, ROWS, POSITIONS = 16, 23, 4, 3, 12
 
@@ -100,7 +117,7 @@ class TinyLoader:
     def __init__(self, num_streams: int, world: World | None = None, slow: float = 0.0):
         world = world or World()
         self.num_streams, self.slow = num_streams, slow
-        self.positions = {stream: 0 for stream in range(world.rank, num_streams, world.size)}
+        self.positions = dict.fromkeys(range(world.rank, num_streams, world.size), 0)
 
     def next_step(self) -> list[PackedBatch]:
         time.sleep(self.slow)
@@ -135,7 +152,74 @@ def tiny_config(**values) -> TrainingConfig:
     return TrainingConfig.model_validate(defaults)
 
 
-def main(folder: str, *settings: str) -> None:
+CLOCK = ("seconds", "tokens_per_second")
+
+
+def trainer(folder, model=None, loader=None, **values):
+    options = {
+        name: values.pop(name) for name in ("loss_weights", "identity", "on_export", "on_sample") if name in values
+    }
+    config = tiny_config(**values)
+    return Trainer(model or TinyModel(), loader or TinyLoader(config.accumulation), config, folder, **options)
+
+
+def without_clock(path):
+    return [{key: value for key, value in record.items() if key not in CLOCK} for record in read_log(path)]
+
+
+class Poisoned(TinyModel):
+    """The text loss of one call of forward is NaN."""
+
+    def __init__(self, call: int):
+        super().__init__()
+        self.calls, self.call = 0, call
+
+    def forward(self, batch, generator):
+        losses = super().forward(batch, generator)
+        self.calls += 1
+        return losses | {"text": losses["text"] * float("nan")} if self.calls == self.call else losses
+
+
+def real_model() -> LatentLM:
+    """A LatentLM over text, images of 4 latents and speech of any length."""
+    config = ModelConfig(
+        transformer=TransformerConfig(width=32, num_layers=2, num_heads=4), head=DiffusionHeadConfig(num_layers=1)
+    )
+    text = TextTokenizer()
+    torch.manual_seed(3)
+    modalities = {"image": ModalitySpec(4, 4), "speech": ModalitySpec(5, None)}
+    return LatentLM(config, text.vocab_size, text.special, modalities)
+
+
+def real_loader(num_streams: int, world: World | None = None) -> DocumentLoader:
+    """Few rows of one document each: most micro-batches lack a modality."""
+    world = world or World()
+    g = torch.Generator().manual_seed(0)
+    images, speech = (
+        [
+            Document((Text(f"{kind.__name__} {i}", condition=True, loss=False), kind(latents(g, num(i), channels))))
+            for i in range(9)
+        ]
+        for kind, num, channels in ((Image, lambda i: 4, 4), (Speech, lambda i: 3 + i, 5))
+    )
+    config = DataConfig(sources=(SourceConfig(name="images"), SourceConfig(name="speech")), sequence_length=28, rows=1)
+    return DocumentLoader(
+        [images, speech],
+        config,
+        DocumentEncoder(TextTokenizer()),
+        {"image": 4, "speech": 5},
+        seed=0,
+        num_streams=num_streams,
+        rank=world.rank,
+        world=world.size,
+    )
+
+
+def latents(generator: torch.Generator, num: int, channels: int) -> Latents:
+    return Latents(torch.randn(num, channels, generator=generator), torch.tensor(0.5), "sigma")
+
+
+def parse(settings: list[str]) -> dict:
     values: dict = {}
     for setting in settings:
         key, value = setting.split("=")
@@ -144,13 +228,36 @@ def main(folder: str, *settings: str) -> None:
         for parent in parents:
             target = target.setdefault(parent, {})
         target[last] = value
-    slow = float(values.pop("slow", 0))
-    world = start("cpu")
+    return values
+
+
+def run(world: World, folder: str, *settings: str) -> None:
+    values = parse(list(settings))
+    slow, poison, full, real = (values.pop(name, None) for name in ("slow", "poison", "full", "real"))
     config = tiny_config(**values)
-    loader = TinyLoader(config.accumulation, world, slow)
-    Trainer(TinyModel(), loader, config, Path(folder), world=world).fit()
+    model = Poisoned(int(poison)) if poison and world.rank == world.size - 1 else TinyModel()
+    loader = TinyLoader(config.accumulation, world, float(slow or 0))
+    if real:
+        model, loader = real_model(), real_loader(config.accumulation, world)
+    fsync = filesystem.os.fsync
+    if full and world.rank == int(full):
+        filesystem.os.fsync = lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    try:
+        Trainer(model, loader, config, Path(folder), world=world).fit()
+    except (ValueError, NonFiniteLoss, CheckpointError) as error:
+        Path(f"{folder}.{world.rank}.error").write_text(f"{type(error).__name__}: {error}")
+    finally:
+        filesystem.os.fsync = fsync
+
+
+def main(argv: list[str]) -> None:
+    world = start("cpu")
+    while argv:
+        end = argv.index("--") if "--" in argv else len(argv)
+        run(world, *argv[:end])
+        argv = argv[end + 1 :]
     finish(world)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

@@ -1,0 +1,347 @@
+"""The two claims of the method on real digits, over seeds: C_σ against quality, guidance scale against quality.
+
+    python benchmarks/claims.py --out docs/results/claims.json          (stopped at any time, goes on where it was)
+    python benchmarks/claims.py --plot docs/results/claims.json         (two PNGs and the tables, from the JSON alone)
+
+For each seed and each C_σ a small σ-VAE is trained on the 1,500 training digits, a small LatentLM on its sampled
+latents, and 500 digits are drawn at each guidance scale and judged by the packaged judge. Everything but C_σ and the
+seed is equal: data order, initial weights and number of steps. C_σ = 0 is posterior "none": a plain autoencoder.
+All C_σ of one seed come before the next seed. Single thread, fp32; CPU seconds are counted, not the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from figures import hardware
+
+import latentlm
+from latentlm.config import ImageTokenizerRecipe, LatentLMRecipe, parse_recipe
+from latentlm.data import documents
+from latentlm.data.embedded import digits
+from latentlm.evaluation.judge import NUM_CLASSES, Scans, accuracy, compare, load_judge, real_scans, to_scans
+from latentlm.evaluation.protocol import Protocol, answer_media, ask, before_answer
+from latentlm.generation.generate import Pipeline
+from latentlm.training.run import train
+
+C_SIGMAS = (0.0, 0.1, 0.3, 0.6, 1.0)
+GUIDANCES = (1.0, 1.5, 2.0, 3.0)
+SHOWN_GUIDANCES = (1.0, 1.5)
+SHOWN_C_SIGMA = 0.3
+DIGITS_PER_CLASS = 50
+SOLVER_STEPS = 10
+FRECHET_DRAWS = 40
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Optimiser steps of the two trainings and digits drawn a class: what the time of a run hangs on."""
+
+    tokenizer_steps: int = 600
+    model_steps: int = 300
+    digits_per_class: int = DIGITS_PER_CLASS
+
+
+SMOKE = Budget(tokenizer_steps=5, model_steps=5, digits_per_class=5)
+
+
+# ------------------------------------------------------------------ what is trained
+
+
+def tokenizer_recipe(c_sigma: float, seed: int, budget: Budget) -> ImageTokenizerRecipe:
+    """8×8 scans to 16 latents of 8 channels; C_σ relative to std(μ)."""
+    posterior = {"kind": "sigma", "c_sigma": c_sigma} if c_sigma else {"kind": "none"}
+    return parse_recipe(
+        {
+            "kind": "image_tokenizer",
+            "tokenizer": {
+                "image_size": 8,
+                "patch_size": 2,
+                "latent_dim": 8,
+                "width": 64,
+                "encoder_layers": 2,
+                "decoder_layers": 2,
+                "num_heads": 4,
+                "posterior": posterior | {"weight": 1e-3},
+            },
+            "data": {"batch_size": 64, "sources": [{"name": "digits"}]},
+            "training": _training(budget.tokenizer_steps, seed)
+            | {"optimizer": {"learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 50}},
+        }
+    )
+
+
+def model_recipe(tokenizer: Path, seed: int, budget: Budget) -> LatentLMRecipe:
+    """Word → digit; the sampled z is input and diffusion target."""
+    return parse_recipe(
+        {
+            "kind": "latentlm",
+            "tokenizers": {"image": str(tokenizer), "text": {"kind": "bpe", "vocab_size": 300}},
+            "model": {
+                "transformer": {"width": 128, "num_layers": 4, "num_heads": 4, "context_length": 128},
+                "head": {"num_layers": 3},
+                "diffusion": {"target": "sample", "timesteps_per_latent": 4},
+            },
+            "data": {
+                "sequence_length": 128,
+                "rows": 8,
+                "condition_dropout": 0.1,
+                "sources": [{"name": "digits", "task": "text_to_image"}],
+            },
+            "training": _training(budget.model_steps, seed)
+            | {
+                "loss_weights": {"text": 0.1},
+                "optimizer": {
+                    "kind": "muon",
+                    "learning_rate": 3e-3,
+                    "muon_learning_rate": 0.02,
+                    "weight_decay": 0.01,
+                    "warmup_steps": 20,
+                },
+            },
+        }
+    )
+
+
+def _training(steps: int, seed: int) -> dict[str, Any]:
+    every = {"log_every": 50, "save_every": steps, "keep": 1}
+    return {"steps": steps, "seed": seed, "precision": "fp32", "threads": 1, "ema": 0.99} | every
+
+
+# ------------------------------------------------------------------ one run
+
+
+def run(c_sigma: float, seed: int, budget: Budget, folder: Path) -> dict[str, Any]:
+    """Train both, draw, judge: the record of one C_σ and one seed."""
+    began = time.process_time()
+    tokenizer_folder = train(tokenizer_recipe(c_sigma, seed, budget), folder / "tokenizer")
+    tokenized = time.process_time()
+    pipeline = latentlm.load(train(model_recipe(tokenizer_folder, seed, budget), folder / "model"))
+    trained = time.process_time()
+    with torch.no_grad():
+        reconstruction = reconstruct(pipeline.tokenizers["image"], seed)
+        generated = {f"{scale:g}": draw(pipeline, scale, seed, budget) for scale in GUIDANCES}
+    seconds = {"tokenizer": tokenized - began, "model": trained - tokenized, "drawing": time.process_time() - trained}
+    return {
+        "c_sigma": c_sigma,
+        "seed": seed,
+        "reconstruction": reconstruction,
+        "guidance": generated,
+        "cpu_seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+def reconstruct(tokenizer, seed: int) -> dict[str, float]:
+    """Held-out digits through the tokenizer: mean squared error of pixels in [0, 1] and judged accuracy, by way of the
+    posterior means and by way of the sampled z, which is what the language model learns to draw."""
+    held_out, judge = real_scans("held_out"), load_judge()
+    posteriors = tokenizer.encode([item.image for item in digits.load("held_out")])
+    generator = torch.Generator().manual_seed(seed)
+    ways = {"mean": [p.mean for p in posteriors], "sample": [p.sample(generator) for p in posteriors]}
+    found = {}
+    for way, latents in ways.items():
+        scans = Scans(to_scans(tokenizer.decode(latents)), held_out.labels)
+        found[f"{way}_mse"] = float((scans.values - held_out.values).square().mean())
+        found[f"{way}_accuracy"] = accuracy(judge, scans)
+    return found
+
+
+def draw(pipeline: Pipeline, scale: float, seed: int, budget: Budget) -> dict[str, float]:
+    """Digits at one guidance scale, classes balanced: judged accuracy and the Fréchet distance over real-to-real."""
+    example = digits.load("train")[0].image  # only the word of the document is given to the model
+    labels = [k for _ in range(budget.digits_per_class) for k in range(NUM_CLASSES)]
+    prompts = [before_answer(documents.text_to_image(digits.WORDS[k], example)) for k in labels]
+    protocol = Protocol(steps=SOLVER_STEPS, seed=seed, guidance={"digits": scale})
+    outputs = ask(pipeline, prompts, "image", protocol, "digits")
+    scans = Scans(to_scans([answer_media(output) for output in outputs]), torch.tensor(labels))
+    judge = load_judge()
+    found = compare(scans, real_scans("all"), judge, FRECHET_DRAWS)
+    return {
+        "accuracy": accuracy(judge, scans),
+        "frechet": found.distance,
+        "frechet_real": found.real_distance,
+        "frechet_ratio": found.ratio,
+    }
+
+
+# ------------------------------------------------------------------ the study, kept after every run
+
+
+def study(out: Path, seeds: Sequence[int], c_sigmas: Sequence[float], budget: Budget) -> None:
+    """Every run that `out` does not have yet; ValueError where `out` was made with other settings."""
+    record = _open(out, budget)
+    done = {(entry["c_sigma"], entry["seed"]) for entry in record["runs"]}
+    for seed in seeds:
+        for c_sigma in c_sigmas:
+            if (c_sigma, seed) in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                entry = run(c_sigma, seed, budget, Path(folder))
+            record["runs"].append(entry)
+            _write(out, record)
+            print(json.dumps(entry), flush=True)
+
+
+def _open(out: Path, budget: Budget) -> dict[str, Any]:
+    """The record in `out`, or a new one that holds both recipes (all but C_σ, seed and the tokenizer's path)."""
+    recipes = (tokenizer_recipe(SHOWN_C_SIGMA, 0, budget), model_recipe(Path("TOKENIZER"), 0, budget))
+    settings = {
+        "tokenizer": recipes[0].model_dump(mode="json"),
+        "model": recipes[1].model_dump(mode="json"),
+        "digits_per_class": budget.digits_per_class,
+        "solver_steps": SOLVER_STEPS,
+        "frechet_draws": FRECHET_DRAWS,
+        "judge_accuracy_on_real": accuracy(load_judge(), real_scans("held_out")),
+    }
+    if not out.is_file():
+        return {"hardware": hardware(), "settings": settings, "runs": []}
+    record = json.loads(out.read_text())
+    if record["settings"] != settings:
+        raise ValueError(f"{out}: was made with other settings than this script's; choose another file")
+    return record
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, out)
+
+
+# ------------------------------------------------------------------ figures
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds and its standard error, stdev / √n; None for a single seed."""
+
+    mean: float
+    error: float | None
+    num_seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g}" + (f" ± {self.error:.2g}" if self.error is not None else "")
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None, len(values))
+
+
+def drawn(record: dict, c_sigma: float, scale: float, name: str) -> Estimate:
+    return estimate([e["guidance"][f"{scale:g}"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
+
+
+def rebuilt(record: dict, c_sigma: float, name: str) -> Estimate:
+    return estimate([e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
+
+
+def plot(source: Path) -> None:
+    """c_sigma.png and guidance.png beside `source`, and the tables on stdout."""
+    record = json.loads(source.read_text())
+    found = sorted({entry["c_sigma"] for entry in record["runs"]})
+    by_c_sigma = {
+        f"guidance {scale:g}" + (" (off)" if scale == 1 else ""): (
+            found,
+            {name: [drawn(record, c, scale, name) for c in found] for name in QUANTITIES},
+        )
+        for scale in SHOWN_GUIDANCES
+    }
+    _figure(
+        source.with_name("c_sigma.png"), "C_σ, relative to std(μ)   (0: no noise, an autoencoder)", by_c_sigma, record
+    )
+    if SHOWN_C_SIGMA in found:
+        curves = {name: [drawn(record, SHOWN_C_SIGMA, s, name) for s in GUIDANCES] for name in QUANTITIES}
+        lines = {f"C_σ = {SHOWN_C_SIGMA:g}": (list(GUIDANCES), curves)}
+        _figure(source.with_name("guidance.png"), "guidance scale   (1: off)", lines, record)
+    print(tables(record, found))
+
+
+QUANTITIES = {
+    "frechet_ratio": "Fréchet distance ÷ real against real",
+    "accuracy": "prompted digit right",
+}
+
+
+def _figure(path: Path, along: str, lines: dict[str, tuple[list, dict[str, list[Estimate]]]], record: dict) -> None:
+    """One panel a quantity, one line a setting, error bars over seeds, the protocol below."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(QUANTITIES), figsize=(10, 5))
+    references = {"frechet_ratio": (1.0, "real"), "accuracy": (record["settings"]["judge_accuracy_on_real"], "real")}
+    for panel, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
+        for label, (places, curves) in lines.items():
+            heights = [e.mean for e in curves[name]]
+            errors = [e.error or 0.0 for e in curves[name]]
+            panel.errorbar(places, heights, errors, marker="o", capsize=4, label=label)
+        height, label = references[name]
+        panel.axhline(height, color="grey", linestyle=":", label=label)
+        panel.set(xlabel=along, ylabel=title)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.text(0.02, 0.02, caption(record), fontsize=8, va="bottom", wrap=True)
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def caption(record: dict) -> str:
+    settings = record["settings"]
+    counts = {c: sum(e["c_sigma"] == c for e in record["runs"]) for c in {e["c_sigma"] for e in record["runs"]}}
+    few, many = min(counts.values()), max(counts.values())
+    seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
+    num = settings["digits_per_class"] * NUM_CLASSES
+    return (
+        f"Mean ± standard error over {seeds} (tokenizer and model trained anew for each). 8×8 digits, 16 latents × 8 "
+        f"channels;\ntokenizer {settings['tokenizer']['training']['steps']} steps, LatentLM 4 × 128 "
+        f"{settings['model']['training']['steps']} steps, sampled z as target. {num} drawn a point, classes balanced, "
+        f"prompt: the bare word,\n{settings['solver_steps']} steps of DPM-Solver++(2M), EMA weights, fp32; judge: the "
+        f"packaged CNN. Fréchet: its features, mean of {settings['frechet_draws']} draws,\nover disjoint halves of the "
+        "real digits at the same size and draws."
+    )
+
+
+def tables(record: dict, found: Sequence[float]) -> str:
+    """Markdown: every C_σ × guidance, then the reconstructions."""
+    scales = " | ".join(f"guidance {scale:g}" for scale in GUIDANCES)
+    rows = []
+    for name, title in QUANTITIES.items():
+        rows += [f"\n{title}\n", f"| C_σ | {scales} |", "|---" * (1 + len(GUIDANCES)) + "|"]
+        rows += [f"| {c:g} | " + " | ".join(str(drawn(record, c, s, name)) for s in GUIDANCES) + " |" for c in found]
+    names = ("mean_mse", "sample_mse", "mean_accuracy", "sample_accuracy")
+    rows += ["\nreconstruction of held-out digits\n", f"| C_σ | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    rows += [f"| {c:g} | " + " | ".join(str(rebuilt(record, c, name)) for name in names) + " |" for c in found]
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON to write, or to go on with")
+    parser.add_argument("--plot", type=Path, help="JSON to draw; the PNGs go beside it")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--c-sigma", type=float, nargs="+", default=list(C_SIGMAS), choices=C_SIGMAS)
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything: does it run")
+    arguments = parser.parse_args()
+    if arguments.out is None and arguments.plot is None:
+        parser.error("give --out, --plot or both")
+    torch.set_num_threads(1)
+    if arguments.out:
+        study(arguments.out, range(arguments.seeds), arguments.c_sigma, SMOKE if arguments.smoke else Budget())
+    if arguments.plot:
+        plot(arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""The command line: the commands of `commands/` under one name, and what happens when something goes wrong.
+
+Place in the flow: on top of everything; a command parses, calls and prints, and imports what it needs when it runs.
+A mistake of the user's (ValueError anywhere below, a file that cannot be read or written) is one line on stderr and
+exit code 2; what is not expected keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from . import __version__
+from .commands.data import app as data
+from .commands.evaluate import evaluate
+from .commands.examples import examples
+from .commands.generate import generate
+from .commands.train import demo, train
+
+app = App(
+    name="latentlm",
+    help="LatentLM: one causal Transformer that reads and writes text, images and speech.",
+    help_epilogue=examples(
+        'latentlm generate tiny "red apple" --to image --out apple.png',
+        "latentlm demo",
+        "latentlm COMMAND --help",
+    ),
+    help_format="plaintext",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+)
+app.command(
+    demo,
+    sort_key=1,
+    help_epilogue=examples("latentlm demo", "latentlm demo --out runs/look --quick"),
+)
+app.command(
+    train,
+    sort_key=2,
+    help_epilogue=examples(
+        "latentlm train demo --out runs/mine",
+        "latentlm train demo --set training.steps=500 --out runs/short",
+        "latentlm train my_recipe.yaml --processes 2",
+        "latentlm train my_recipe.yaml --resume",
+    ),
+)
+app.command(
+    generate,
+    sort_key=3,
+    help_epilogue=examples(
+        'latentlm generate tiny "red apple" --to image --out apple.png',
+        'latentlm generate tiny "seven" --to speech --out seven.wav',
+        "latentlm generate tiny apple.png --to text",
+        'latentlm generate runs/demo picture.png "how many shapes are there? " --to text',
+    ),
+)
+app.command(
+    evaluate,
+    sort_key=4,
+    help_epilogue=examples(
+        "latentlm evaluate tiny --out tiny.json",
+        "latentlm evaluate runs/demo --out demo.html --quick",
+    ),
+)
+app.command(data)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command of `arguments` (default: of this process); ends by SystemExit unless all went well."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+    except (CycloptsError, ValueError) as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"latentlm: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

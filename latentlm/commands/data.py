@@ -1,0 +1,102 @@
+"""`latentlm data`: what a model can be trained on, and whether a manifest is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from .examples import examples
+
+if TYPE_CHECKING:
+    from ..types import Document
+
+app = App(
+    name="data",
+    sort_key=5,
+    help="See what a model can be trained on.",
+    help_epilogue=examples("latentlm data list", "latentlm data preview emoji", "latentlm data validate mine.jsonl"),
+)
+
+
+@app.command(name="list", sort_key=1)
+def list_data() -> None:
+    """The data that comes with the package: names, tasks, sizes, licences."""
+    from ..data.sources import list_sources
+
+    for source in list_sources():
+        sizes = ", ".join(f"{count:,} {split}" for split, count in source.sizes.items())
+        print(f"{source.name}: {source.description}")
+        print(f"    tasks {', '.join(source.tasks)} | items {sizes} | {source.licence}")
+
+
+@app.command(
+    sort_key=2,
+    help_epilogue=examples("latentlm data preview shapes", "latentlm data preview speech.jsonl -n 3 --out runs/look"),
+)
+def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out: Path | None = None) -> None:
+    """The first documents of a source, a line each: what is given stands in brackets.
+
+    Parameters
+    ----------
+    name
+        Name of an embedded source, or path of a JSONL manifest.
+    num
+        Documents for each task.
+    out
+        Folder to which their pictures and sounds are written.
+    """
+    from itertools import islice
+
+    from ..config import SourceConfig
+    from ..data.sources import documents, open_source
+
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    kind = {"manifest": name} if name.endswith(".jsonl") or Path(name).is_file() else {"name": name}
+    for task in open_source(SourceConfig(**kind)).tasks:
+        found = documents(SourceConfig(**kind, task=task, limit=num))
+        for number, document in enumerate(islice(found, num), start=1):
+            print(f"{task} {number}: {_describe(document, None if out is None else out / f'{task}_{number}')}")
+
+
+@app.command(sort_key=3, help_epilogue=examples("latentlm data validate speech.jsonl"))
+def validate(manifest: Path, /) -> None:
+    """Read every line and every file of a JSONL manifest; stops at the first that is wrong and says where.
+
+    Parameters
+    ----------
+    manifest
+        Path of the JSONL file; the format is described in docs/data_format.md.
+    """
+    from ..data.manifest import validate as check
+
+    report = check(manifest)
+    segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
+    files = ", ".join(f"{count} {name}" for name, count in report.num_files.items() if count) or "none"
+    print(f"{manifest}: {report.num_documents} documents, segments: {segments}")
+    print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
+
+
+def _describe(document: Document, stem: Path | None) -> str:
+    """One line; pictures and sounds are written beside `stem`, numbered, where one is given."""
+    from ..tokenizers.media import save_audio, save_image
+    from ..types import Audio, Text
+
+    parts = []
+    for position, segment in enumerate(document.segments):
+        if isinstance(segment, Text):
+            part = repr(segment.text if len(segment.text) <= 60 else segment.text[:57] + "...")
+        elif isinstance(segment.content, Audio):
+            part = f"speech {segment.content.seconds:.2f} s"
+            if stem is not None:
+                save_audio(segment.content, f"{stem}_{position}.wav")
+        else:
+            part = f"image {segment.content.width}×{segment.content.height}"
+            if stem is not None:
+                save_image(segment.content, f"{stem}_{position}.png")
+        parts.append(f"[{part}]" if segment.condition else part)
+    return " ".join(parts)

@@ -1,0 +1,100 @@
+"""`latentlm demo` and `latentlm train`: recipes into models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    minutes: float | None = None,
+    quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    setup_seconds: Annotated[float, Parameter(show=False)] = 0.0,
+) -> None:
+    """Train one small model on text, pictures and speech, measure it, and write a page about it.
+
+    Parameters
+    ----------
+    out
+        Folder for the model, report.html and report.json.
+    minutes
+        Minutes of training, instead of the recipe's.
+    quick
+        A minute of training and few samples, to see that everything runs.
+    setup_seconds
+        What installation took before, for the report.
+    """
+    from .. import demo as demo_run
+
+    if minutes is not None and minutes <= 0:
+        raise ValueError(f"--minutes must be above 0, got {minutes}")
+    with _one_line():
+        page = demo_run.run(out, minutes, quick, setup_seconds=setup_seconds)
+    print(f"open {page}")
+
+
+def train(
+    recipe: str,
+    /,
+    *,
+    overrides: Annotated[tuple[str, ...], Parameter("--set", negative=(), show_default=False)] = (),
+    out: Path | None = None,
+    processes: int = 1,
+    resume: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> None:
+    """Train a model or a tokenizer as a recipe says.
+
+    Parameters
+    ----------
+    recipe
+        Name of a packaged recipe, or path of a YAML file.
+    overrides
+        KEY=VALUE changes one key of the recipe; the value is read as YAML. May be repeated.
+    out
+        Folder of the run; by default runs/ and the recipe's name.
+    processes
+        Processes on this machine; under torchrun, leave it at 1.
+    resume
+        Go on from the last checkpoint in the folder.
+    """
+    from ..config import load_recipe
+
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    loaded = load_recipe(recipe, dict(_override(item) for item in overrides))
+    from ..training.run import train as run
+
+    with _one_line():
+        folder = run(loaded, out or Path("runs") / Path(recipe).stem, processes=processes, resume=resume)
+    print(f"trained: {folder}")
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """A run that has to stop, with a message of its own, is no crash: its line is all that is shown."""
+    from ..training.checkpoint import CheckpointError
+    from ..training.trainer import NonFiniteLoss
+
+    try:
+        yield
+    except (CheckpointError, NonFiniteLoss) as error:
+        raise ValueError(str(error)) from None
+
+
+def _override(item: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as YAML."""
+    import yaml
+
+    key, equals, value = item.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {item!r}: write KEY=VALUE, as in --set training.steps=500")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {item!r}: the value is not YAML") from None

@@ -1,0 +1,73 @@
+"""The demo: train one small model on text, pictures and speech from scratch, measure it, write a page about it.
+
+Place in the flow: everything, once, in order; `make demo` and `latentlm demo` call it.
+    folder/recipe.yaml, train.jsonl, samples/, checkpoints/, model/   report.html, report.json
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .config import LatentLMRecipe, load_recipe
+
+RECIPE = "demo"
+QUICK_MINUTES = 1.0
+
+
+def run(
+    folder: str | Path = "runs/demo",
+    minutes: float | None = None,
+    quick: bool = False,
+    *,
+    setup_seconds: float = 0.0,
+    processes: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Train and evaluate the demo into `folder`; returns the path of report.html.
+
+    minutes: of training, instead of the recipe's. quick: a minute of training and few samples, to see that it runs.
+    setup_seconds: what installation took before, for the report. processes: default one a core, at most two.
+    Raises ValueError when `folder` already holds a run.
+    """
+    from .data.sources import documents
+    from .evaluation.evaluate import evaluate
+    from .generation.pretrained import load
+    from .training.distributed import num_cores
+    from .training.run import train
+
+    started = time.perf_counter()
+    folder = Path(folder)
+    minutes = minutes or (QUICK_MINUTES if quick else None)
+    recipe = load_recipe(RECIPE, {"training.max_minutes": minutes} if minutes else None)
+    if (folder / "recipe.yaml").exists():
+        raise ValueError(f"{folder}: already holds a run; move it away, or choose another folder with --out")
+    say("preparing the data (eSpeak NG speaks it once, then it is cached) …")
+    for source in recipe.data.sources:
+        for split in ("train", "held_out"):
+            documents(source, split)
+    ready = time.perf_counter()
+    count = processes or min(2, num_cores())
+    say(f"training on {count} process{'es' * (count > 1)}; samples appear in {folder / 'samples'} …")
+    model = train(recipe, folder, processes=count)
+    trained = time.perf_counter()
+    pipeline = load(model)
+    report = evaluate(pipeline, emoji_names=emoji_names(recipe), quick=quick, title="The demo's model", progress=say)
+    report.add_seconds(
+        setup=setup_seconds + ready - started,
+        train=trained - ready,
+        total=setup_seconds + time.perf_counter() - started,
+    )
+    report.save(folder, train_log=folder / "train.jsonl")
+    return folder / "report.html"
+
+
+def emoji_names(recipe: LatentLMRecipe) -> list[str] | None:
+    """The emoji that a recipe trains on, None when it trains on none or on all."""
+    from .data.embedded import emoji
+
+    limits = [source.limit for source in recipe.data.sources if source.name == "emoji"]
+    if not limits or None in limits:
+        return None
+    return [item.name for item in emoji.subset(max(limits))]

@@ -1,0 +1,161 @@
+"""The commands do what they say: called in this process, on small real models."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from latentlm import __version__, cli
+from latentlm.generation.pretrained import load, write_config
+from latentlm.tokenizers.media import load_audio, load_image
+from latentlm.weights import save_weights
+
+
+@pytest.fixture
+def checkpoint(tmp_path, model, tokenizers, monkeypatch):
+    """A checkpoint with raw weights and other, averaged ones, whose speech never ends by itself.
+
+    The commands run in the folder above it, where it is called "small".
+    """
+    folder = tmp_path / "small"
+    write_config(folder, model, tokenizers)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights["text_head.weight"][model.special.eod] = weights["text_head.weight"][model.special.proceed]
+    save_weights(folder / "model.safetensors", weights)
+    averaged = {name: value * 0.7 for name, value in weights.items()}
+    save_weights(folder / "ema.safetensors", averaged)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(load_image(path))
+
+
+def test_a_picture(checkpoint, tmp_path, capsys):
+    cli.main(["generate", "small", "ab", "--to", "image", "--out", "new/a.png", "--steps", "3", "--seed", "5"])
+    assert capsys.readouterr().out == "new/a.png\n"
+    (expected,) = load(checkpoint).generate("ab", "image", steps=3, seed=5, guidance=2.0)
+    assert np.array_equal(pixels(tmp_path / "new" / "a.png"), np.asarray(expected))
+
+
+def test_every_sampling_option_reaches_the_model(checkpoint):
+    base = ["generate", "small", "ab", "--to", "image"]
+    cli.main([*base, "--out", "base.png"])
+    for number, options in enumerate((["--seed", "1"], ["--guidance", "1"], ["--steps", "2"], ["--raw"])):
+        cli.main([*base, *options, "--out", f"{number}.png"])
+        assert not np.array_equal(pixels("base.png"), pixels(f"{number}.png")), options
+
+
+def test_speech_ends_at_max_seconds_and_hears_the_voice(checkpoint, tokenizers):
+    base = ["generate", "small", "--to", "speech", "--steps", "2", "--max-seconds", "0.02"]
+    cli.main([*base, "ab", "--out", "a.wav"])
+    spoken = load_audio("a.wav")
+    assert spoken.sample_rate == tokenizers["speech"].sample_rate
+    assert spoken.seconds == 0.02
+    cli.main([*base, "ab", "--voice", "a.wav", "--out", "b.wav"])
+    assert not np.array_equal(load_audio("b.wav").samples, spoken.samples)
+
+
+def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, capsys):
+    cli.main(["generate", "small", "ab", "--to", "image", "--out", "a.png", "--steps", "2"])
+    capsys.readouterr()
+    command = ["generate", "small", "a.png", "what is it? ", "--to", "text", "--max-tokens", "5"]
+    cli.main(command)
+    printed = capsys.readouterr().out
+    picture = load_image("a.png")
+    assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5, guidance=2.0)[0] + "\n"
+    cli.main([*command, "--out", "answer.txt"])
+    assert (tmp_path / "answer.txt").read_text(encoding="utf-8") == printed
+
+
+def test_train_passes_recipe_overrides_and_folder(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def record(recipe, folder, **options):
+        calls.append((recipe, str(folder), options))
+        return tmp_path
+
+    monkeypatch.setattr("latentlm.training.run.train", record)
+    changes = ["--set", "training.steps=7", "--set", "data.condition_dropout=0.5"]
+    cli.main(["train", "demo", *changes, "--processes", "2", "--resume"])
+    cli.main(["train", "demo", "--out", "elsewhere"])
+    (first, folder, options), (_, other, plain) = calls
+    assert (first.training.steps, first.data.condition_dropout) == (7, 0.5)
+    assert (folder, options) == ("runs/demo", {"processes": 2, "resume": True})
+    assert (other, plain) == ("elsewhere", {"processes": 1, "resume": False})
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+def test_a_tokenizer_trains_from_a_recipe_file(tmp_path, monkeypatch):
+    recipe = {
+        "kind": "image_tokenizer",
+        "tokenizer": {"image_size": 8, "patch_size": 4, "latent_dim": 4, "width": 16, "num_heads": 2},
+        "data": {"sources": [{"name": "digits", "limit": 16}], "batch_size": 8},
+        "training": {"steps": 2, "precision": "fp32", "threads": 1, "optimizer": {"warmup_steps": 1}},
+    }
+    (tmp_path / "little.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(tmp_path)
+    cli.main(["train", "little.yaml", "--set", "training.steps=3"])
+    assert (tmp_path / "runs" / "little" / "model" / "model.safetensors").is_file()
+    assert yaml.safe_load((tmp_path / "runs" / "little" / "recipe.yaml").read_text())["training"]["steps"] == 3
+
+
+def test_data_list_and_preview(tmp_path, capsys):
+    cli.main(["data", "list"])
+    listed = capsys.readouterr().out
+    assert "digits:" in listed
+    assert "297 held_out" in listed
+    cli.main(["data", "preview", "digits", "-n", "2", "--out", str(tmp_path / "look")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "] image 8×8" in lines[0]
+    assert load_image(tmp_path / "look" / "text_to_image_1_1.png").size == (8, 8)
+
+
+def test_data_of_ones_own(tmp_path, checkpoint, capsys):
+    cli.main(["generate", "small", "ab", "--to", "image", "--out", "a.png", "--steps", "2"])
+    line = {"segments": [{"text": "a word", "condition": True}, {"image": "a.png"}]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(line) + "\n")
+    capsys.readouterr()
+    cli.main(["data", "validate", "mine.jsonl"])
+    assert "mine.jsonl: 1 documents, segments: 1 text, 1 image" in capsys.readouterr().out
+    cli.main(["data", "preview", "mine.jsonl"])
+    assert capsys.readouterr().out == "all 1: ['a word'] image 8×8\n"
+
+
+def test_evaluate_writes_figures_and_page(checkpoint, tmp_path, monkeypatch, capsys):
+    from latentlm.evaluation import evaluate
+
+    whole = evaluate.evaluate
+    monkeypatch.setattr(evaluate, "evaluate", lambda *args, **options: whole(*args, **options, tasks=["text"]))
+    cli.main(["evaluate", "small", "--out", "figures/small.json", "--quick"])
+    figures = json.loads((tmp_path / "figures" / "small.json").read_text())
+    assert 0 < figures["text.bits_per_byte"] < 100
+    assert figures["digits.prompt_accuracy"] is None
+    assert "text.bits_per_byte" in capsys.readouterr().out
+    cli.main(["evaluate", "small", "--out", "small.html", "--quick", "--raw"])
+    assert "bits per byte" in (tmp_path / "small.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ((), ("demo", "train", "generate", "evaluate", "data", "latentlm generate tiny")),
+        (("demo",), ("--out", "--minutes", "--quick")),
+        (("train",), ("RECIPE", "--set", "--processes", "--resume", "latentlm train demo")),
+        (("generate",), ("MODEL", "PROMPT", "--to", "--guidance", "--voice", "--max-seconds", "Sampling")),
+        (("evaluate",), ("MODEL", "--out", "--quick")),
+        (("data",), ("list", "preview", "validate")),
+    ],
+)
+def test_help_names_what_there_is(capsys, command, words):
+    cli.main([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert [word for word in words if word not in shown] == []
+
+
+def test_version(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__

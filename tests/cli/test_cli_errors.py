@@ -1,0 +1,160 @@
+"""Bad input gets one line on stderr that names the file, key or value, exit code 2, and nothing else."""
+
+import errno
+import json
+
+import pytest
+
+from latentlm import cli
+from latentlm.generation.pretrained import write_config
+from latentlm.weights import save_weights
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, model, tokenizers):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_config(folder, model, tokenizers)
+    save_weights(folder / "model.safetensors", model.state_dict())
+    return folder
+
+
+@pytest.fixture
+def refused(capsys, tmp_path, monkeypatch):
+    """Run a command in an empty folder; its one line, after checking that it is one line with exit code 2."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert ended.value.code == 2
+        assert captured.out == ""
+        assert captured.err.startswith("latentlm: ")
+        assert captured.err.endswith("\n")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generat"], "Did you mean"),
+        (["train", "dem"], "no recipe 'dem', did you mean 'demo'?"),
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
+        (["train", "demo", "--set", "training.stepz=5"], "unknown key 'training.stepz', did you mean 'steps'?"),
+        (["train", "demo", "--set", "training.steps=many"], "training.steps: "),
+        (["train", "demo", "--set", "training.steps"], "--set 'training.steps': write KEY=VALUE"),
+        (["train", "demo", "--set", "training.steps=[1"], "--set 'training.steps=[1': the value is not YAML"),
+        (["train", "demo", "--processes", "0"], "--processes must be at least 1, got 0"),
+        (["demo", "--minutes", "-1"], "--minutes must be above 0, got -1"),
+        (["generate", "tiny", "x", "--to", "imag", "--out", "x.png"], '"imag" for --to'),
+        (["generate", "tiny", "x", "--to", "image"], "--to image needs a file to write: --out answer.png"),
+        (["generate", "tiny", "x", "--to", "speech", "--out", "x.png"], "--out x.png: a result of --to speech ends in"),
+        (["generate", "tiny", "nowhere.png", "--to", "text"], "nowhere.png: no such file"),
+        (["generate", "tiny", "nowhere.wav", "--to", "text"], "nowhere.wav: no such file"),
+        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--voice", "me.wav"], "me.wav: no such file"),
+        (["generate", "tiny", "x", "--to", "text", "--max-seconds", "0"], "--max-seconds must be above 0"),
+        (["generate", "nowhere", "x", "--to", "text"], "no model 'nowhere'"),
+        (["generate", "tiny", "x", "--to", "text", "--guidanc", "2"], "--guidanc"),
+        (["evaluate", "nowhere", "--out", "x.json"], "no model 'nowhere'"),
+        (["evaluate", "tiny", "--out", "x.txt"], "--out x.txt: a report ends in .json or .html"),
+        (["data", "preview", "digitz"], "no data source 'digitz', did you mean 'digits'?"),
+        (["data", "preview", "digits", "--num", "0"], "--num must be at least 1, got 0"),
+        (["data", "validate", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_a_wrong_argument(refused, arguments, expected):
+    assert expected in refused(*arguments)
+
+
+@pytest.mark.parametrize("name", ["broken.png", "broken.wav"])
+def test_a_corrupt_file_is_named(refused, tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is neither")
+    assert f"{name}: not a readable" in refused("generate", "tiny", name, "--to", "text")
+
+
+def test_an_empty_prompt(refused, checkpoint):
+    assert "the prompt is empty" in refused("generate", checkpoint, " ", "--to", "text")
+
+
+def test_a_prompt_past_the_context(refused, checkpoint):
+    assert "positions, the context is" in refused("generate", checkpoint, "word " * 2000, "--to", "text")
+
+
+def test_a_checkpoint_of_another_version(refused, tmp_path, model, tokenizers):
+    write_config(tmp_path / "old", model, tokenizers)
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config | {"format_version": 99}))
+    assert "format_version is 99" in refused("generate", "./old", "x", "--to", "text")
+
+
+def test_a_checkpoint_with_missing_and_extra_weights(refused, tmp_path, model, tokenizers):
+    weights = dict(model.state_dict())
+    weights["stranger"] = weights.pop("text_head.weight")
+    write_config(tmp_path / "other", model, tokenizers)
+    save_weights(tmp_path / "other" / "model.safetensors", weights)
+    line = refused("generate", "./other", "x", "--to", "text")
+    assert "1 missing: text_head.weight; 1 extra: stranger" in line
+
+
+def test_a_manifest_line_that_breaks_the_schema(refused, tmp_path):
+    good, bad = {"segments": [{"text": "a"}]}, {"segments": [{"txt": "a"}]}
+    (tmp_path / "mine.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    for command in ("validate", "preview"):
+        line = refused("data", command, "mine.jsonl")
+        assert "mine.jsonl:2: unknown key 'segments.0.txt', did you mean 'text'?" in line
+
+
+def test_a_result_that_cannot_be_written(refused, tmp_path, checkpoint):
+    (tmp_path / "taken.txt").mkdir()
+    assert "taken.txt" in refused("generate", checkpoint, "x", "--to", "text", "--max-tokens", 2, "--out", "taken.txt")
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(refused, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("kind: latentlm\n")
+    assert "run: already holds a run" in refused("train", "demo", "--out", "run")
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "kind: latentlm\n"
+
+
+def test_a_run_that_has_to_stop_says_why(refused, monkeypatch):
+    from latentlm.training import run
+    from latentlm.training.checkpoint import CheckpointError
+    from latentlm.training.trainer import NonFiniteLoss
+
+    for error in (CheckpointError("checkpoints/3: not written: no space"), NonFiniteLoss("step 3: image is nan")):
+
+        def stop(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(run, "train", stop)
+        assert refused("train", "demo") == f"latentlm: {error}\n"
+
+
+def test_a_file_system_error_names_its_file(refused, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/demo/recipe.yaml")
+
+    monkeypatch.setattr("latentlm.training.run.train", full)
+    assert refused("train", "demo") == "latentlm: runs/demo/recipe.yaml: No space left on device\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    def crash(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("latentlm.training.run.train", crash)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["train", "demo"])
+
+
+def test_an_interrupt_ends_with_130(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentlm.training.run.train", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "demo"])
+    assert ended.value.code == 130

@@ -1,0 +1,67 @@
+"""The latent cache: encoded once, by identity; on disk with the tokenizer's fingerprint, where a mismatch is an error."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import clip, picture, small_tokenizers
+
+from latentlm.data.cache import LatentCache
+from latentlm.types import Document, Image, Latents, Speech, Text
+
+
+@pytest.fixture
+def document():
+    generator = np.random.default_rng(0)
+    image = picture(generator)
+    return Document((Image(image), Text("and"), Speech(clip(generator)), Image(image)))
+
+
+def continuous(tokenizers):
+    return {name: t for name, t in tokenizers.items() if name != "text"}
+
+
+def test_media_become_latents_in_place_and_once(tokenizers, document, monkeypatch):
+    calls = []
+    encode = tokenizers["image"].encode
+    monkeypatch.setattr(tokenizers["image"], "encode", lambda media: calls.append(len(media)) or encode(media))
+    cache = LatentCache(continuous(tokenizers))
+    resolved = cache.resolve(document)
+    assert [type(getattr(s, "content", None)) for s in resolved.segments] == [Latents, type(None), Latents, Latents]
+    assert resolved.segments[0].content is resolved.segments[3].content
+    cache.resolve(document)
+    assert calls == [1]
+
+
+def test_what_is_on_disk_comes_back_exactly(tokenizers, document, tmp_path):
+    first = LatentCache(continuous(tokenizers), tmp_path)
+    first.prepare([document], "pages")
+    again = LatentCache(continuous(tokenizers), tmp_path)
+    again._encode_all = None  # must not be needed
+    again.prepare([document], "pages")
+    for one, two in zip(first.resolve(document).segments, again.resolve(document).segments, strict=True):
+        if not isinstance(one, Text):
+            assert torch.equal(one.content.mean, two.content.mean)
+            assert torch.equal(one.content.std, two.content.std)
+            assert one.content.posterior == two.content.posterior
+
+
+def test_latents_of_another_tokenizer_are_refused(tokenizers, document, tmp_path):
+    LatentCache(continuous(tokenizers), tmp_path).prepare([document], "pages")
+    other = continuous(small_tokenizers())
+    with torch.no_grad():
+        next(other["image"].parameters()).add_(0.1)
+    with pytest.raises(ValueError, match=r"pages-image.safetensors: latents of another tokenizer"):
+        LatentCache(other, tmp_path).prepare([document], "pages")
+
+
+def test_latents_of_other_media_are_refused(tokenizers, document, tmp_path):
+    cache = LatentCache(continuous(tokenizers), tmp_path)
+    cache.prepare([document], "pages")
+    different = Document((Image(picture(np.random.default_rng(9))),))
+    with pytest.raises(ValueError, match="latents of other media"):
+        LatentCache(continuous(tokenizers), tmp_path).prepare([different], "pages")
+
+
+def test_a_modality_without_tokenizer_is_named(tokenizers, document):
+    with pytest.raises(ValueError, match="no speech tokenizer"):
+        LatentCache({"image": tokenizers["image"]}).resolve(document)

@@ -1,0 +1,151 @@
+"""Streams: exact weights, every item once an epoch, resumable, and the same batches for any number of processes."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_latents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentlm.config import DataConfig, SourceConfig
+from latentlm.data.loader import DocumentLoader, MediaLoader, Mixture, collate_media
+from latentlm.data.packing import DocumentEncoder
+from latentlm.types import Document, Image, Speech, Text
+
+
+def documents(kind: str, num: int) -> list[Document]:
+    given_ = {"condition": True, "loss": False}
+    if kind == "image":
+        return [
+            Document((Text(f"picture {i}", **given_), Image(random_latents(4, 6, i, "sigma")))) for i in range(num)
+        ]
+    return [Document((Speech(random_latents(3 + i % 5, 5, i), **given_), Text(f"word {i}"))) for i in range(num)]
+
+
+def loader(tokenizers, *, rank=0, world=1, num_streams=4, dropout=0.5) -> DocumentLoader:
+    sources = (SourceConfig(name="a", weight=3), SourceConfig(name="b", weight=1))
+    config = DataConfig(sources=sources, sequence_length=48, rows=3, condition_dropout=dropout)
+    return DocumentLoader(
+        [documents("image", 17), documents("speech", 9)],
+        config,
+        DocumentEncoder(tokenizers["text"]),
+        {"image": 6, "speech": 5},
+        seed=3,
+        num_streams=num_streams,
+        rank=rank,
+        world=world,
+    )
+
+
+def equal(one, two) -> bool:
+    fields = ("ids", "positions", "documents", "text_targets", "end_targets")
+    same = all(torch.equal(getattr(one, name), getattr(two, name)) for name in fields)
+    latents = all(torch.equal(one.latents[m].values, two.latents[m].values) for m in one.latents)
+    return same and latents and one.seed == two.seed
+
+
+@given(weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=5), taken=st.integers(1, 300))
+@settings(max_examples=50, deadline=None)
+def test_weights_are_kept_within_one_item(weights, taken):
+    mixture = Mixture([range(7)] * len(weights), weights, seed=0, stream=0, num_streams=1)
+    for _ in range(taken):
+        mixture.take()
+    share = np.asarray(weights) / sum(weights) * taken
+    assert np.abs(np.asarray(mixture.counts) - share).max() < len(weights)
+
+
+def test_every_item_comes_once_an_epoch_over_all_streams():
+    streams = [Mixture([range(12)], [1.0], seed=5, stream=m, num_streams=4) for m in range(4)]
+    epochs = []
+    for _ in range(2):
+        seen = []
+        for _ in range(3):
+            for stream in streams:
+                seen.append(stream.peek()[1])
+                stream.take()
+        epochs.append(seen)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
+    assert epochs[0] != epochs[1]
+
+
+def test_two_processes_serve_the_streams_of_one(tokenizers):
+    whole = loader(tokenizers)
+    halves = [loader(tokenizers, rank=rank, world=2) for rank in range(2)]
+    for _ in range(3):
+        batches = whole.next_step()
+        parts = [half.next_step() for half in halves]
+        for stream, batch in enumerate(batches):
+            assert equal(batch, parts[stream % 2][stream // 2])
+
+
+def test_resumed_equals_uninterrupted_also_on_another_number_of_processes(tokenizers):
+    whole = loader(tokenizers)
+    halves = [loader(tokenizers, rank=rank, world=2) for rank in range(2)]
+    for _ in range(4):
+        whole.next_step()
+        for half in halves:
+            half.next_step()
+    states = [half.state_dict() for half in halves]
+    union = {"step": 4, "streams": {k: v for state in states for k, v in state["streams"].items()}}
+    assert union == whole.state_dict()
+    fresh = loader(tokenizers)
+    fresh.load_state_dict(union)
+    assert all(equal(a, b) for a, b in zip(fresh.next_step(), whole.next_step(), strict=True))
+
+
+def test_conditions_are_dropped_at_the_rate_asked_for_and_only_before_latents(tokenizers):
+    bos, bod = tokenizers["text"].special.bos, tokenizers["text"].special.bod
+    starts = {"kept": 0, "dropped": 0}
+    source = loader(tokenizers, num_streams=1, dropout=0.3)
+    for _ in range(150):
+        (batch,) = source.next_step()
+        first = batch.ids[(batch.positions == 0) & (batch.documents >= 0)].tolist()
+        starts["dropped"] += sum(token == bod["image"] for token in first)
+        starts["kept"] += sum(token == bos for token in first)
+        assert bod["speech"] not in first  # speech → text keeps its condition
+    rate = starts["dropped"] / (starts["kept"] + starts["dropped"])
+    assert 0.3 * 0.75 - 0.06 < rate < 0.3 * 0.75 + 0.06
+    source = loader(tokenizers, num_streams=1, dropout=0.0)
+    assert all(bod["image"] not in b.ids[b.positions == 0].tolist() for b in source.next_step())
+
+
+def test_no_document_is_lost_between_batches(tokenizers):
+    source = loader(tokenizers, num_streams=1, dropout=0.0)
+    mixture = source.streams[0]
+    taken = 0
+    for _ in range(5):
+        (batch,) = source.next_step()
+        taken += int(sum(row.max() >= 0 for row in batch.documents)) and len(
+            {int(i) for i in batch.documents.flatten() if i >= 0}
+        )
+        assert taken == mixture.index
+
+
+def test_streams_must_divide_over_the_processes(tokenizers):
+    with pytest.raises(ValueError, match="accumulation 3 is not a multiple of the 2 processes"):
+        loader(tokenizers, num_streams=3, world=2)
+
+
+def test_a_state_of_another_recipe_is_refused(tokenizers):
+    with pytest.raises(ValueError, match="no stream 0 over 2 sources"):
+        loader(tokenizers).load_state_dict({"step": 1, "streams": {"0": [1, 2, 3]}})
+
+
+def test_an_empty_source_is_named():
+    with pytest.raises(ValueError, match="source number 1 is empty"):
+        Mixture([range(3), []], [1, 1], 0, 0, 1)
+
+
+def test_media_batches_are_padded_and_repeatable():
+    def make():
+        clips = [torch.full((1, n), float(n)) for n in (3, 5, 4)]
+        return MediaLoader([clips], [1.0], lambda c, rng: c + rng.random(), batch_size=3, seed=1, num_streams=1)
+
+    (one,), (two,) = make().next_step(), make().next_step()
+    assert torch.equal(one.media, two.media)
+    assert one.media.shape == (3, 1, 5)
+    assert sorted(one.lengths.tolist()) == [3, 4, 5]
+    short = one.lengths.tolist().index(3)
+    assert one.media[short, 0, 3:].abs().sum() == 0
+    assert one.target_counts() == {"examples": 3}
+    assert collate_media([torch.ones(1, 2)]).media.shape == (1, 1, 2)

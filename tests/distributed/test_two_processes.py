@@ -1,0 +1,135 @@
+"""Really two processes, under torchrun on gloo: the same step as one, replicated and sharded, and resumed across."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentlm.training.distributed import launch
+from latentlm.training.logs import read_log
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from tiny_run import TinyLoader, TinyModel, real_loader, real_model, tiny_config
+
+from latentlm.training.trainer import Trainer
+
+SCRIPT = Path(__file__).parents[1] / "training" / "tiny_run.py"
+STEADY = {"steps": 8, "accumulation": 4, "optimizer": {"schedule": "constant"}}
+SLOWER = "optimizer.learning_rate=0.001"
+SETTINGS = ["accumulation=4", "optimizer.schedule=constant"]
+
+
+def alone(folder, **values):
+    config = tiny_config(**{**STEADY, **values})
+    trainer = Trainer(TinyModel(), TinyLoader(config.accumulation), config, folder)
+    trainer.fit()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All runs of two processes follow each other in one launch; `whole` is the one-process run they must equal."""
+    folder = tmp_path_factory.mktemp("runs")
+    alone(folder / "whole")
+    slower = tiny_config(**{**STEADY, "optimizer": {"schedule": "constant", "learning_rate": 0.001}})
+    Trainer(real_model(), real_loader(4), slower, folder / "latentlm_whole").fit()
+    alone(folder / "one_to_two", steps=4)
+    alone(folder / "one_to_shards", steps=4)
+    environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    arguments = [
+        ["replicate"],
+        ["shard", "parallel=shard"],
+        ["latentlm", "real=1", SLOWER],
+        ["latentlm_shard", "real=1", "parallel=shard", SLOWER],
+        ["one_to_two"],
+        ["one_to_shards", "parallel=shard"],
+        ["two_to_one", "steps=4"],
+        ["shards_to_one", "parallel=shard", "steps=4"],
+        ["poisoned", "poison=11"],
+        ["full", "full=1", "parallel=shard"],
+        ["muon", "parallel=shard", "optimizer.kind=muon"],
+        ["odd", "accumulation=3"],
+    ]
+    argv = [str(SCRIPT)]
+    for name, *extra in arguments:
+        argv += [str(folder / name), *SETTINGS, *extra, "--"]
+    code = launch(2, argv[:-1], env=environment)
+    assert code == 0
+    return folder
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    for name in ("model", "ema"):
+        left, right = (load_file(folder / "model" / f"{name}.safetensors") for folder in (a, b))
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-5, equal_nan=True)
+    left, right = (read_log(folder / "train.jsonl") for folder in (a, b))
+    assert [record["step"] for record in left] == [record["step"] for record in right] == list(range(1, 9))
+    for x, y in zip(left, right, strict=True):
+        assert x["losses"] == pytest.approx(y["losses"], abs=1e-5)
+        assert x["gradient_norm"] == pytest.approx(y["gradient_norm"], abs=1e-4)
+        assert x["tokens"] == y["tokens"]
+
+
+@pytest.mark.parametrize("name", ["replicate", "shard"])
+def test_two_processes_equal_one(runs, name):
+    """Some micro-batches have no image or no speech, so a head is idle on one rank and busy on the other."""
+    assert_equal_runs(runs / name, runs / "whole")
+
+
+@pytest.mark.parametrize("name", ["latentlm", "latentlm_shard"])
+def test_the_real_model_on_two_processes_equals_one(runs, name):
+    steps = read_log(runs / "latentlm_whole/train.jsonl")
+    assert any("image" not in step["losses"] for step in steps)
+    assert_equal_runs(runs / name, runs / "latentlm_whole")
+
+
+def test_shards_are_really_parts(runs):
+    sizes = [path.stat().st_size for path in sorted((runs / "shard/checkpoints/step-00000008/state").iterdir())]
+    whole = sum(path.stat().st_size for path in (runs / "whole/checkpoints/step-00000008/state").iterdir())
+    assert len(sizes) == 2
+    assert max(sizes) < 0.7 * whole
+
+
+@pytest.mark.parametrize("name", ["one_to_two", "one_to_shards"])
+def test_a_run_of_one_process_goes_on_with_two(runs, name):
+    assert_equal_runs(runs / name, runs / "whole")
+
+
+@pytest.mark.parametrize("name", ["two_to_one", "shards_to_one"])
+def test_a_run_of_two_processes_goes_on_with_one(runs, name):
+    assert read_log(runs / name / "train.jsonl")[-1]["step"] == 4
+    alone(runs / name)
+    assert_equal_runs(runs / name, runs / "whole")
+
+
+def errors(runs, name):
+    texts = [(runs / f"{name}.{rank}.error").read_text() for rank in range(2)]
+    assert texts[0] == texts[1]
+    return texts[0]
+
+
+def test_a_nan_on_one_rank_stops_all_with_the_same_words(runs):
+    text = errors(runs, "poisoned")
+    assert text.startswith("NonFiniteLoss: step 6: loss 'text' is nan in micro-batch stream 1;")
+    assert "step-00000004" in text
+
+
+def test_a_full_disk_on_one_rank_stops_all(runs):
+    assert "No space left on device; there is none before it" in errors(runs, "full")
+    assert list((runs / "full/checkpoints").iterdir()) == []
+
+
+def test_what_cannot_run_on_two_processes_says_so(runs):
+    assert "muon needs whole matrices" in errors(runs, "muon")
+    assert "training.accumulation 3 is not a multiple of the 2 processes" in errors(runs, "odd")
+
+
+def test_launch_returns_the_exit_code(tmp_path, capfd):
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit(3)")
+    assert launch(1, [str(script)]) != 0
+    capfd.readouterr()
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        launch(0, [])

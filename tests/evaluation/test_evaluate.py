@@ -1,0 +1,170 @@
+"""The whole evaluation on a pipeline that answers from the data: right answers score high, wrong ones low."""
+
+import json
+
+import pytest
+import torch
+from fake_pipeline import FakePipeline
+from PIL import Image as PILImage
+
+from latentlm.data.embedded import emoji
+from latentlm.evaluation.evaluate import evaluate
+from latentlm.evaluation.image import nearest, to_pixels
+from latentlm.evaluation.protocol import QUICK, Protocol
+from latentlm.evaluation.reconstruction import psnr
+from latentlm.evaluation.report import NAMES, Figure, Report, interval, read_report
+
+PICTURES = ("digits", "emoji", "shapes")
+RATES = (
+    "digits.prompt_accuracy",
+    "digits.caption_accuracy",
+    "emoji.top1",
+    "emoji.top1_all",
+    "shapes.held_out_draw_accuracy",
+    "shapes.held_out_caption_accuracy",
+    "shapes.seen_draw_accuracy",
+    "shapes.seen_caption_accuracy",
+    "shapes.answer_accuracy",
+)
+
+
+@pytest.fixture(scope="module")
+def right():
+    return evaluate(FakePipeline(), tasks=PICTURES, quick=True)
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    return evaluate(FakePipeline(wrong=1.0), tasks=PICTURES, quick=True)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_follow_the_answers(right, wrong, name):
+    assert right.figures[name].value >= 0.95
+    assert wrong.figures[name].value <= 0.1
+
+
+def test_frechet_ratio_of_real_digits_is_near_one(right):
+    figure = right.figures["digits.frechet_ratio"]
+    assert 0.5 < figure.value < 1.5
+    assert figure.value == pytest.approx(
+        right.figures["digits.frechet"].value / right.figures["digits.frechet_real"].value
+    )
+
+
+def test_every_figure_has_its_protocol(right):
+    for name, figure in right.figures.items():
+        if name.startswith("seconds."):
+            continue
+        assert figure.protocol, name
+        if name.startswith(("emoji", "shapes")):
+            assert "seed 0" in figure.protocol, name
+            assert "QUICK" in figure.protocol, name
+    drawn = right.figures["digits.prompt_accuracy"].protocol
+    for part in ("100 drawn", "guidance 1.5", "20 steps of dpm++2m", "ema weights", "float32"):
+        assert part in drawn
+    assert "memory" in right.figures["emoji.top1"].protocol
+
+
+def test_requests_carry_the_protocol():
+    pipeline = FakePipeline()
+    evaluate(pipeline, tasks=["digits"], quick=True, guidance={"digits": 3.0}, steps=7, seed=5, solver="ddim")
+    drawn = [request for request in pipeline.requests if request.to == "image"]
+    assert {(r.guidance, r.steps, r.solver) for r in drawn} == {(3.0, 7, "ddim")}
+    assert len({request.seed for request in drawn}) == len(drawn) == 10 * QUICK.digits_per_class
+    assert [request.prompt.segments[0].text for request in drawn[:3]] == ["zero", "one", "two"]
+    assert all(segment.condition and not segment.loss for request in drawn for segment in request.prompt.segments)
+    assert {request.guidance for request in pipeline.requests if request.to == "text"} == {1.0}
+
+
+def test_emoji_are_searched_among_those_trained_on():
+    names = [item.name for item in emoji.subset(10)]
+    pipeline = FakePipeline()
+    report = evaluate(pipeline, tasks=["emoji"], quick=True, emoji_names=names)
+    assert sorted(request.prompt.segments[0].text for request in pipeline.requests) == sorted(names)
+    assert "nearest of the 10 trained on" in report.figures["emoji.top1"].protocol
+    assert report.figures["emoji.top1"].reference == 0.1
+    assert report.figures["emoji.top1_all"].required is None
+    with pytest.raises(ValueError, match="no emoji named 'blue apple'"):
+        evaluate(pipeline, tasks=["emoji"], quick=True, emoji_names=["blue apple"])
+
+
+def test_all_emoji_are_asked_for_when_all_were_trained_on(right):
+    assert right.figures["emoji.top1_all"].required == (">=", 0.95)
+
+
+def test_a_blank_picture_is_nearest_to_nothing_in_particular():
+    atlas = to_pixels([item.image for item in emoji.load()])
+    blank = to_pixels([PILImage.new("RGB", (32, 32), "white")])
+    found = nearest(blank.expand(5, -1), atlas)
+    assert len(set(found.tolist())) == 1
+    assert torch.equal(nearest(atlas[:50], atlas), torch.arange(50))
+
+
+def test_text_has_its_references():
+    report = evaluate(FakePipeline(), tasks=["text"], quick=True)
+    bits = {name: figure.value for name, figure in report.figures.items()}
+    assert bits["text.bits_per_byte"] == pytest.approx(2.0)
+    assert bits["text.bits_per_byte_ngram2"] < bits["text.bits_per_byte_ngram0"] < bits["text.bits_per_byte_uniform"]
+    assert report.figures["text.bits_per_byte"].reference == bits["text.bits_per_byte_ngram2"]
+
+
+def test_reconstruction_psnr_is_that_of_the_noise():
+    report = evaluate(FakePipeline(), tasks=["reconstruction"], quick=True)
+    # noise of 0.02 on a range of 2 is 0.01 on a range of 1, that is 40 dB, less what clipping takes away
+    for name in ("digits", "shapes", "emoji"):
+        figure = report.figures[f"reconstruction.{name}_psnr"]
+        assert 39.5 < figure.value < 44
+        assert figure.reference < 25
+    image = torch.rand(2, 4, 4, 3)
+    assert psnr(image, image) == 100
+    assert psnr(torch.zeros(1, 2, 2, 3), torch.ones(1, 2, 2, 3)) == pytest.approx(0)
+
+
+def test_a_model_without_speech_says_so():
+    report = evaluate(FakePipeline(), tasks=["speech"], quick=True)
+    assert report.notes == ["speech: not measured, the model has no speech."]
+    assert report.to_dict()["speech.word_ratio"] is None
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="unknown evaluation 'digit'"):
+        evaluate(FakePipeline(), tasks=["digit"])
+    with pytest.raises(ValueError, match="unknown task 'music'"):
+        Protocol().with_guidance({"music": 2.0})
+
+
+def test_report_json_is_flat_and_complete(right, tmp_path):
+    right.save_json(tmp_path / "report.json")
+    flat = read_report(tmp_path / "report.json")
+    for name in NAMES:
+        assert name in flat
+        assert f"protocol.{name}" in flat
+    for name, value in flat.items():
+        group = name.split(".")[0]
+        assert isinstance(value, str if group in ("protocol", "reference_name") else (float, int, type(None))), name
+    assert flat["digits.prompt_accuracy"] == right.figures["digits.prompt_accuracy"].value
+    assert flat["required.digits.prompt_accuracy"] == 0.97
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]
+
+
+def test_numbers_that_are_not_finite_are_null_and_do_not_pass(tmp_path):
+    report = Report()
+    report.add("digits.frechet_ratio", float("nan"), "a test")
+    assert report.figures["digits.frechet_ratio"].passed is False
+    assert not report.passed
+    report.save_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["digits.frechet_ratio"] is None
+    with pytest.raises(ValueError, match="nowhere"):
+        report.save_json(tmp_path / "nowhere" / "report.json")
+
+
+def test_requirements_have_a_direction():
+    assert Figure("a", 0.9, "", required=(">=", 0.9)).passed is True
+    assert Figure("a", 0.9, "", required=("<=", 0.8)).passed is False
+    assert Figure("a", 0.9, "").passed is None
+
+
+def test_wilson_interval():
+    assert interval(0.5, 100) == pytest.approx(0.096, abs=0.002)
+    assert interval(1.0, 1000) < 0.005

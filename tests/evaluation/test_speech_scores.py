@@ -1,0 +1,107 @@
+"""Speech is judged by a recogniser that hears real clips and does not hear words in noise."""
+
+import numpy as np
+import pytest
+import torch
+from fake_pipeline import FakePipeline
+
+pytest.importorskip("pocketsphinx")
+pytest.importorskip("espeakng_loader")
+
+from latentlm.data.embedded import phrases, speech
+from latentlm.evaluation.evaluate import evaluate
+from latentlm.evaluation.recogniser import Recogniser, num_word_errors
+from latentlm.evaluation.speech import Said, length_ratios, word_error_rate
+from latentlm.types import Audio
+
+
+@pytest.fixture(scope="module")
+def real():
+    return speech.load("held_out")
+
+
+@pytest.fixture(scope="module")
+def clips(real):
+    found: dict[str, list[Audio]] = {}
+    for item in real:
+        found.setdefault(item.text, []).append(item.audio)
+    return found
+
+
+def test_recogniser_hears_real_digits_and_not_shuffled_labels(real):
+    judge = Recogniser.of_words(phrases.DIGITS)
+    words = [item for item in real if item.kind == "digit"]
+    heard = [judge.hear(item.audio) for item in words]
+    assert np.mean([a == item.text for a, item in zip(heard, words, strict=True)]) >= 0.95
+    assert np.mean([a == item.text for a, item in zip(heard, words[1:] + words[:1], strict=True)]) <= 0.2
+
+
+def test_recogniser_does_not_hear_words_in_noise_or_silence():
+    judge = Recogniser.of_words(phrases.DIGITS)
+    generator = torch.Generator().manual_seed(0)
+    noises = [Audio(0.1 * torch.randn(8000, generator=generator), 16000) for _ in range(20)]
+    right = [judge.hear(noise) == phrases.DIGITS[i % 10] for i, noise in enumerate(noises)]
+    assert np.mean(right) <= 0.3
+    assert isinstance(judge.hear(Audio(torch.zeros(0), 16000)), str)
+
+
+def test_recogniser_forgets_what_it_heard_before(real):
+    judge = Recogniser.of_words(phrases.DIGITS)
+    first, second = real[0].audio, real[5].audio
+    alone = Recogniser.of_words(phrases.DIGITS).hear(second)
+    judge.hear(first)
+    assert judge.hear(second) == alone
+
+
+def test_recogniser_of_phrases_hears_unseen_ones(real):
+    judge = Recogniser.of_phrases()
+    spoken = [item for item in real if item.kind == "phrase"][:20]
+    said = [Said(item.text, item.audio, True, judge.hear(item.audio)) for item in spoken]
+    assert word_error_rate(said) <= 0.1
+    moved = [
+        Said(item.text, item.audio, True, other.heard) for item, other in zip(said, said[1:] + said[:1], strict=True)
+    ]
+    assert word_error_rate(moved) >= 0.5
+
+
+def test_word_errors():
+    assert num_word_errors("seven red apples", "seven red apples") == 0
+    assert num_word_errors("seven apples", "seven red apples") == 1
+    assert num_word_errors("a seven red apples", "seven red apples") == 1
+    assert num_word_errors("seven blue apples", "seven red apples") == 1
+    assert num_word_errors("", "seven red apples") == 3
+    assert num_word_errors("one two", "") == 2
+
+
+def test_length_ratio_is_against_the_same_word(real):
+    word = real[0]
+    doubled = Audio(word.audio.samples.repeat(2), word.audio.sample_rate)
+    real_one = Said(word.text, word.audio, True, "")
+    ratios = length_ratios([real_one, Said(word.text, doubled, True, "")], [real_one])
+    assert ratios == pytest.approx([1.0, 2.0])
+
+
+def test_real_clips_pass_and_wrong_ones_do_not(clips):
+    good = evaluate(FakePipeline(clips=clips), tasks=["speech"], quick=True).figures
+    assert good["speech.word_ratio"].value >= 0.9
+    assert good["speech.stop_rate"].value == 1
+    assert good["speech.transcribe_accuracy"].value == 1
+    assert good["speech.phrase_wer"].value <= 0.2
+    assert good["speech.word_accuracy_real"].value >= 0.95
+    bad = evaluate(FakePipeline(wrong=1.0, clips=clips, ends=False), tasks=["speech"], quick=True).figures
+    assert bad["speech.word_ratio"].value <= 0.3
+    assert bad["speech.stop_rate"].value == 0
+    assert bad["speech.transcribe_accuracy"].value == 0
+    assert bad["speech.phrase_accuracy"].value <= 0.2
+
+
+def test_speech_reconstruction_falls_with_noise(clips):
+    pipeline = FakePipeline(clips=clips)
+    values = {}
+    for noise in (0.001, 0.1):
+        pipeline.tokenizers["speech"].noise = noise
+        values[noise] = evaluate(pipeline, tasks=["reconstruction"], quick=True).figures
+    name = "reconstruction.speech_word_accuracy"
+    assert values[0.001][name].value > 0.9 > values[0.1][name].value
+    if "reconstruction.speech_stoi" in values[0.1]:
+        assert values[0.001]["reconstruction.speech_stoi"].value > values[0.1]["reconstruction.speech_stoi"].value

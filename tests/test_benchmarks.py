@@ -1,0 +1,99 @@
+"""benchmarks/: the floor's formula against torch's own count, and every part at tiny sizes. Nothing here is timed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+
+import commands  # noqa: E402
+import generation_speed  # noqa: E402
+import spine  # noqa: E402
+from figures import Figure  # noqa: E402
+from floor import step_flops  # noqa: E402
+
+SETTING = generation_speed.Setting(width=64, num_layers=2, num_heads=2, num_latents=8, steps=4, chunk=2, square=64)
+
+
+def test_the_floor_counts_what_one_step_of_the_engine_multiplies():
+    model = generation_speed.build(SETTING, torch.float32)
+    stepper = generation_speed.Stepper(generation_speed.new_engine(model, SETTING, 3))
+    stepper.advance(2)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the only kernel it counts on CPU
+        stepper.advance(1)
+    context = max(stepper.context)  # the engine attends to the longest row's length in all rows, masked
+    needed = step_flops(model.config, 16, requests=3, guided=True, context=context, evaluations=4)
+    assert counter.get_total_flops() == sum(needed.values())
+
+
+def test_every_part_of_a_step_is_counted():
+    model = generation_speed.build(SETTING, torch.float32)
+    needed = step_flops(model.config, 16, requests=3, guided=True, context=5, evaluations=4)
+    R, M, W, D, G = 6, 3, 64, 64, 192
+    assert needed == {
+        "backbone": 2 * R * 2 * (D * 3 * D + D * D + 3 * D * G),
+        "attention": 4 * R * 2 * D * 5,
+        "embed": 2 * M * 16 * D,
+        "condition": 2 * R * D * W,
+        "modulation": 2 * R * 4 * W * (9 * W + 2 * W),
+        "ffn": 2 * R * 4 * 3 * W * G * 3,
+        "in_out": 2 * M * 4 * 16 * W + 2 * R * 4 * W * 16,
+    }
+
+
+@pytest.mark.parametrize(("required", "met"), [("< 1", False), ("<= 1", True), (">= 1", True), ("", None)])
+def test_a_figure_knows_whether_its_requirement_is_met(required, met):
+    assert Figure("a", "a", 1.0, "s", required).met is met
+
+
+def test_peak_memory_covers_the_process_tree():
+    child = "x = bytearray(80 << 20); import time; time.sleep(1)"
+    parent = f"import subprocess, sys; x = bytearray(40 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
+    peak, processes = commands.peak_memory([sys.executable, "-c", parent])
+    assert peak > 120 << 20
+    assert processes == 2
+
+
+def test_a_command_that_fails_is_an_error_with_its_last_line():
+    with pytest.raises(RuntimeError, match="exit code 3: nothing works"):
+        commands.run([sys.executable, "-c", "import sys; print('nothing works', file=sys.stderr); sys.exit(3)"])
+
+
+def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
+    recipe = {
+        "kind": "latentlm",
+        "model": {"transformer": {"width": 32, "num_layers": 1, "num_heads": 2}},
+        "data": {"sequence_length": 512, "rows": 1, "sources": [{"name": "prose", "task": "text"}]},
+        "training": {"steps": 4, "save_every": 2, "threads": 1},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "spine.json"
+    arguments = f"--smoke --threads 1 --batches 2 --block 2 --blocks 2 --repeats 2 --out {out}".split()
+    arguments += ["--recipe", str(tmp_path / "small.yaml"), "--only", "generation", "position", "training"]
+    assert spine.main(arguments) == 0
+    record = json.loads(out.read_text())
+    assert set(record["figures"]) == {
+        "generation.fp32.batch2.floor_share",
+        "generation.bf16.batch2.floor_share",
+        f"generation.{'bf16' if record['hardware']['bf16_native'] else 'fp32'}.position_ratio",
+        "training.overhead",
+    }
+    assert all(figure["measured"] > 0 for name, figure in record["figures"].items() if name != "training.overhead")
+    floor = record["figures"]["generation.fp32.batch2.floor_share"]["detail"]
+    assert floor["latents_per_second"] > 0
+    assert floor["rate"]["square_gflops"] > 0
+    assert len(record["figures"]["training.overhead"]["detail"]["ratios"]) == 2
+    printed = capsys.readouterr().out
+    assert "required" in printed
+    assert "batch 2" in printed
+
+
+def test_the_import_is_timed_in_a_fresh_process():
+    assert 0 < commands.printed_seconds(commands.IMPORT) < 60

@@ -1,0 +1,83 @@
+"""Files in and out, and the one-line errors of those that are missing or broken."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from latentlm.tokenizers.media import load_audio, load_image, resample, save_audio, save_image
+from latentlm.types import Audio
+
+
+def tone(rate: int, seconds: float = 0.2) -> Audio:
+    return Audio((torch.arange(round(rate * seconds)) * 2 * torch.pi * 440 / rate).sin() * 0.5, rate)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_sound_round_trips_through_a_file(tmp_path, name):
+    save_audio(tone(16000), tmp_path / name)
+    loaded = load_audio(tmp_path / name)
+    assert loaded.sample_rate == 16000
+    assert loaded.samples.dtype == torch.float32
+    torch.testing.assert_close(loaded.samples, tone(16000).samples, atol=1e-4, rtol=0)
+
+
+def test_channels_are_mixed_and_rates_converted(tmp_path):
+    samples = tone(44100).samples.numpy()
+    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, np.zeros_like(samples)], 1), 44100)
+    loaded = load_audio(tmp_path / "stereo.wav", 16000)
+    assert loaded.sample_rate == 16000
+    assert loaded.samples.shape == (3200,)
+    torch.testing.assert_close(loaded.samples[200:-200], tone(16000).samples[200:-200] / 2, atol=5e-3, rtol=0)
+    assert loaded.seconds == pytest.approx(0.2)
+
+
+def test_resampling_to_the_same_rate_changes_nothing():
+    audio = tone(8000)
+    assert resample(audio, 8000) is audio
+
+
+def test_loud_sound_is_clipped_not_wrapped(tmp_path):
+    save_audio(Audio(torch.tensor([2.0, -2.0, 0.5] * 10), 8000), tmp_path / "loud.wav")
+    assert load_audio(tmp_path / "loud.wav").samples[:3].tolist() == pytest.approx([1.0, -1.0, 0.5], abs=1e-3)
+
+
+def test_pictures_round_trip_and_stand_upright(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    save_image(image, tmp_path / "a.png")
+    assert np.array_equal(np.asarray(load_image(tmp_path / "a.png")), np.asarray(image))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").size == (4, 6)
+
+
+@pytest.mark.parametrize(("load", "suffix"), [(load_image, "png"), (load_audio, "wav")])
+def test_missing_and_corrupt_files_are_named_in_one_line(tmp_path, load, suffix):
+    missing, corrupt, empty = (tmp_path / f"{name}.{suffix}" for name in ("missing", "corrupt", "empty"))
+    corrupt.write_bytes(b"\x00\x01not media at all" * 50)
+    empty.write_bytes(b"")
+    for path in (missing, corrupt, empty, tmp_path):
+        with pytest.raises(ValueError) as error:
+            load(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_truncated_files_are_errors(tmp_path):
+    save_image(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), tmp_path / "a.png"
+    )
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+        load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.unknown", "none/a"])
+def test_files_that_cannot_be_written_are_named(tmp_path, name):
+    with pytest.raises(ValueError, match="cannot write the sound"):
+        save_audio(tone(8000), tmp_path / f"{name}.what")
+    with pytest.raises(ValueError, match="cannot write the image"):
+        save_image(Image.new("RGB", (2, 2)), tmp_path / f"{name}.what")

@@ -1,0 +1,59 @@
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from latentlm.training.logs import TrainLog, read_log, truncate
+
+
+def record(step):
+    return {"step": step, "loss": 1.0, "losses": {"text": 1.0}, "learning_rate": 1e-3, "tokens_per_second": 5.0}
+
+
+def test_resume_drops_later_lines_and_a_torn_one(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(record(step)) + "\n" for step in range(1, 6)) + '{"step": 6, "lo')
+    assert [line["step"] for line in read_log(path)] == [1, 2, 3, 4, 5]
+    truncate(path, 3)
+    with TrainLog(tmp_path, first_step=3, steps=9) as log:
+        log.write(record(4))
+    assert [line["step"] for line in read_log(path)] == [1, 2, 3, 4]
+
+
+def test_a_disabled_log_writes_nothing(tmp_path):
+    with TrainLog(tmp_path / "none", first_step=0, steps=9, enabled=False) as log:
+        log.write(record(1))
+        log.say("words")
+    assert not (tmp_path / "none").exists()
+
+
+def test_plain_lines_where_stderr_is_no_terminal(tmp_path, capsys):
+    with TrainLog(tmp_path, first_step=0, steps=9) as log:
+        log.write(record(1))
+        log.write(record(2))
+        log.write(record(3), last=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/9", "3/9"]
+    assert "text 1.0000" in lines[0]
+
+
+def test_progress_bar_where_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with TrainLog(tmp_path, first_step=0, steps=9) as log:
+        log.write(record(9), last=True)
+        log.say("a line [with brackets]")
+    assert "9/9" in capsys.readouterr().err
+
+
+def test_tensorboard_missing_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"latentlm\[track\]"):
+        TrainLog(tmp_path, first_step=0, steps=9, tensorboard=True)
+
+
+def test_tensorboard_where_it_is_installed(tmp_path):
+    pytest.importorskip("tensorboard")
+    with TrainLog(tmp_path, first_step=0, steps=9, tensorboard=True) as log:
+        log.write(record(1))
+    assert list((tmp_path / "tensorboard").glob("events.*"))
