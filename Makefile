@@ -1,6 +1,8 @@
 # Each target sets itself up: Python is checked, $(VENV) is made, the extras it needs are installed once (stamp files).
 #   make demo PYTHON=python3.12        another Python
-#   make demo PIP_ARGS="..."           more arguments for the installer, e.g. an index with CPU builds of torch
+#   make demo PIP_ARGS="..."           more arguments for the installer. On Linux the default torch is a CUDA build of
+#                                      several GB: name PyTorch's index of CPU builds with --extra-index-url (or, with
+#                                      uv, set UV_TORCH_BACKEND=cpu). A local wheel is found through PIP_FIND_LINKS
 #   make demo DEMO_ARGS="--minutes 5"  arguments of `latentlm demo`;  make test PYTEST_ARGS="tests/model -k cache"
 #   make demo UV=                      pip, even where uv is installed
 
@@ -58,7 +60,7 @@ lint: $(VENV)/.lint  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:  ## remove $(VENV) and caches; runs/ stays
+clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.demo: pyproject.toml constraints.txt

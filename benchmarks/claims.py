@@ -19,10 +19,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
+from claims_plot import plot
 from figures import hardware
 
 import latentlm
@@ -36,8 +36,6 @@ from latentlm.training.run import train
 
 C_SIGMAS = (0.0, 0.1, 0.3, 0.6, 1.0)
 GUIDANCES = (1.0, 1.5, 2.0, 3.0)
-SHOWN_GUIDANCES = (1.0, 1.5)
-SHOWN_C_SIGMA = 0.3
 DIGITS_PER_CLASS = 50
 SOLVER_STEPS = 10
 FRECHET_DRAWS = 40
@@ -47,8 +45,8 @@ FRECHET_DRAWS = 40
 class Budget:
     """Optimiser steps of the two trainings and digits drawn a class: what the time of a run hangs on."""
 
-    tokenizer_steps: int = 600
-    model_steps: int = 300
+    tokenizer_steps: int = 300
+    model_steps: int = 450
     digits_per_class: int = DIGITS_PER_CLASS
 
 
@@ -94,20 +92,14 @@ def model_recipe(tokenizer: Path, seed: int, budget: Budget) -> LatentLMRecipe:
             },
             "data": {
                 "sequence_length": 128,
-                "rows": 8,
+                "rows": 4,
                 "condition_dropout": 0.1,
                 "sources": [{"name": "digits", "task": "text_to_image"}],
             },
             "training": _training(budget.model_steps, seed)
             | {
                 "loss_weights": {"text": 0.1},
-                "optimizer": {
-                    "kind": "muon",
-                    "learning_rate": 3e-3,
-                    "muon_learning_rate": 0.02,
-                    "weight_decay": 0.01,
-                    "warmup_steps": 20,
-                },
+                "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 30},
             },
         }
     )
@@ -161,7 +153,7 @@ def draw(pipeline: Pipeline, scale: float, seed: int, budget: Budget) -> dict[st
     example = digits.load("train")[0].image  # only the word of the document is given to the model
     labels = [k for _ in range(budget.digits_per_class) for k in range(NUM_CLASSES)]
     prompts = [before_answer(documents.text_to_image(digits.WORDS[k], example)) for k in labels]
-    protocol = Protocol(steps=SOLVER_STEPS, seed=seed, guidance={"digits": scale})
+    protocol = Protocol(steps=SOLVER_STEPS, seed=seed, guidance={"digits": scale}, batch_size=len(labels))
     outputs = ask(pipeline, prompts, "image", protocol, "digits")
     scans = Scans(to_scans([answer_media(output) for output in outputs]), torch.tensor(labels))
     judge = load_judge()
@@ -194,10 +186,11 @@ def study(out: Path, seeds: Sequence[int], c_sigmas: Sequence[float], budget: Bu
 
 def _open(out: Path, budget: Budget) -> dict[str, Any]:
     """The record in `out`, or a new one that holds both recipes (all but C_σ, seed and the tokenizer's path)."""
-    recipes = (tokenizer_recipe(SHOWN_C_SIGMA, 0, budget), model_recipe(Path("TOKENIZER"), 0, budget))
+    recipes = (tokenizer_recipe(max(C_SIGMAS), 0, budget), model_recipe(Path("TOKENIZER"), 0, budget))
     settings = {
         "tokenizer": recipes[0].model_dump(mode="json"),
         "model": recipes[1].model_dump(mode="json"),
+        "guidances": list(GUIDANCES),
         "digits_per_class": budget.digits_per_class,
         "solver_steps": SOLVER_STEPS,
         "frechet_draws": FRECHET_DRAWS,
@@ -216,114 +209,6 @@ def _write(out: Path, record: dict[str, Any]) -> None:
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(partial, out)
-
-
-# ------------------------------------------------------------------ figures
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds and its standard error, stdev / √n; None for a single seed."""
-
-    mean: float
-    error: float | None
-    num_seeds: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4g}" + (f" ± {self.error:.2g}" if self.error is not None else "")
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    return Estimate(mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None, len(values))
-
-
-def drawn(record: dict, c_sigma: float, scale: float, name: str) -> Estimate:
-    return estimate([e["guidance"][f"{scale:g}"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
-
-
-def rebuilt(record: dict, c_sigma: float, name: str) -> Estimate:
-    return estimate([e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
-
-
-def plot(source: Path) -> None:
-    """c_sigma.png and guidance.png beside `source`, and the tables on stdout."""
-    record = json.loads(source.read_text())
-    found = sorted({entry["c_sigma"] for entry in record["runs"]})
-    by_c_sigma = {
-        f"guidance {scale:g}" + (" (off)" if scale == 1 else ""): (
-            found,
-            {name: [drawn(record, c, scale, name) for c in found] for name in QUANTITIES},
-        )
-        for scale in SHOWN_GUIDANCES
-    }
-    _figure(
-        source.with_name("c_sigma.png"), "C_σ, relative to std(μ)   (0: no noise, an autoencoder)", by_c_sigma, record
-    )
-    if SHOWN_C_SIGMA in found:
-        curves = {name: [drawn(record, SHOWN_C_SIGMA, s, name) for s in GUIDANCES] for name in QUANTITIES}
-        lines = {f"C_σ = {SHOWN_C_SIGMA:g}": (list(GUIDANCES), curves)}
-        _figure(source.with_name("guidance.png"), "guidance scale   (1: off)", lines, record)
-    print(tables(record, found))
-
-
-QUANTITIES = {
-    "frechet_ratio": "Fréchet distance ÷ real against real",
-    "accuracy": "prompted digit right",
-}
-
-
-def _figure(path: Path, along: str, lines: dict[str, tuple[list, dict[str, list[Estimate]]]], record: dict) -> None:
-    """One panel a quantity, one line a setting, error bars over seeds, the protocol below."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(QUANTITIES), figsize=(10, 5))
-    references = {"frechet_ratio": (1.0, "real"), "accuracy": (record["settings"]["judge_accuracy_on_real"], "real")}
-    for panel, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
-        for label, (places, curves) in lines.items():
-            heights = [e.mean for e in curves[name]]
-            errors = [e.error or 0.0 for e in curves[name]]
-            panel.errorbar(places, heights, errors, marker="o", capsize=4, label=label)
-        height, label = references[name]
-        panel.axhline(height, color="grey", linestyle=":", label=label)
-        panel.set(xlabel=along, ylabel=title)
-        panel.grid(alpha=0.3)
-        panel.legend()
-    figure.text(0.02, 0.02, caption(record), fontsize=8, va="bottom", wrap=True)
-    figure.tight_layout(rect=(0, 0.16, 1, 1))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def caption(record: dict) -> str:
-    settings = record["settings"]
-    counts = {c: sum(e["c_sigma"] == c for e in record["runs"]) for c in {e["c_sigma"] for e in record["runs"]}}
-    few, many = min(counts.values()), max(counts.values())
-    seeds = f"{many} seeds" if few == many else f"{few} to {many} seeds"
-    num = settings["digits_per_class"] * NUM_CLASSES
-    return (
-        f"Mean ± standard error over {seeds} (tokenizer and model trained anew for each). 8×8 digits, 16 latents × 8 "
-        f"channels;\ntokenizer {settings['tokenizer']['training']['steps']} steps, LatentLM 4 × 128 "
-        f"{settings['model']['training']['steps']} steps, sampled z as target. {num} drawn a point, classes balanced, "
-        f"prompt: the bare word,\n{settings['solver_steps']} steps of DPM-Solver++(2M), EMA weights, fp32; judge: the "
-        f"packaged CNN. Fréchet: its features, mean of {settings['frechet_draws']} draws,\nover disjoint halves of the "
-        "real digits at the same size and draws."
-    )
-
-
-def tables(record: dict, found: Sequence[float]) -> str:
-    """Markdown: every C_σ × guidance, then the reconstructions."""
-    scales = " | ".join(f"guidance {scale:g}" for scale in GUIDANCES)
-    rows = []
-    for name, title in QUANTITIES.items():
-        rows += [f"\n{title}\n", f"| C_σ | {scales} |", "|---" * (1 + len(GUIDANCES)) + "|"]
-        rows += [f"| {c:g} | " + " | ".join(str(drawn(record, c, s, name)) for s in GUIDANCES) + " |" for c in found]
-    names = ("mean_mse", "sample_mse", "mean_accuracy", "sample_accuracy")
-    rows += ["\nreconstruction of held-out digits\n", f"| C_σ | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    rows += [f"| {c:g} | " + " | ".join(str(rebuilt(record, c, name)) for name in names) + " |" for c in found]
-    return "\n".join(rows)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ class TransformerConfig(Config):
     num_heads: int = 4
     num_kv_heads: int | None = Field(None, description="grouped-query attention; default num_heads")
     head_dim: int | None = Field(None, description="default width / num_heads")
-    ffn_width: int | None = Field(None, description="default int(width·4·2/3/64)·64 + 64 rounding, see layers.ffn_width")
+    ffn_width: int | None = Field(None, description="default 8/3 of the width, rounded up to a multiple of 64")
     qkv_bias: bool = False
     qk_norm: bool = False
     norm_eps: float = 1e-6
@@ -132,7 +132,7 @@ class DiffusionHeadConfig(Config):
 
     num_layers: int = 3
     width: int | None = Field(None, description="default the backbone's width")
-    ffn_width: int | None = Field(None, description="default the backbone's ffn_width")
+    ffn_width: int | None = Field(None, description="default 8/3 of its width")
     norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
     norm_eps: float = 1e-6
 
@@ -158,7 +158,7 @@ class ModelConfig(Config):
 
 
 class SourceConfig(Config):
-    """One source of documents: an embedded one by name ("digits") or a JSONL manifest by path; `weight` of the draws."""
+    """One source of documents: an embedded one by name ("digits") or a JSONL manifest by path, and how often drawn."""
 
     name: str | None = None
     manifest: str | None = None

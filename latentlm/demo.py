@@ -41,7 +41,7 @@ def run(
     folder = Path(folder)
     minutes = minutes or (QUICK_MINUTES if quick else None)
     recipe = load_recipe(RECIPE, {"training.max_minutes": minutes} if minutes else None)
-    if (folder / "recipe.yaml").exists():
+    if (folder / "checkpoints").exists():
         raise ValueError(f"{folder}: already holds a run; move it away, or choose another folder with --out")
     say("preparing the data (eSpeak NG speaks it once, then it is cached) …")
     for source in recipe.data.sources:

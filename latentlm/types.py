@@ -6,8 +6,7 @@ Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,6 +50,9 @@ class Latents:
 
     def __len__(self) -> int:
         return self.mean.shape[0]
+
+    def to(self, device: torch.device | str) -> Latents:
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw z (N, C) from the posterior; the generator must be on the device of `mean`."""
@@ -185,4 +187,3 @@ class GenerationOutput:
     segments: tuple[Segment, ...]
     finish_reason: str
     num_steps: int = 0
-    latents: Mapping[int, Tensor] = field(default_factory=dict)

@@ -27,6 +27,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.d
         save_file(cast, temporary, metadata={"format": "pt"})
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        temporary.chmod(0o644)  # safetensors writes files for their owner alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

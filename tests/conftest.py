@@ -1,4 +1,4 @@
-"""Small real objects that many tests share: a calibrated image and speech tokenizer, a model over both, its pipeline."""
+"""Small real objects that many tests share: calibrated image and speech tokenizers, a model over both, its pipeline."""
 
 import os
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +34,7 @@ def list_data() -> None:
 
 @app.command(
     sort_key=2,
-    help_epilogue=examples("latentlm data preview shapes", "latentlm data preview speech.jsonl -n 3 --out runs/look"),
+    help_epilogue=examples("latentlm data preview shapes --out runs/look", "latentlm data preview mine.jsonl -n 3"),
 )
 def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out: Path | None = None) -> None:
     """The first documents of a source, a line each: what is given stands in brackets.
@@ -43,27 +44,29 @@ def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out
     name
         Name of an embedded source, or path of a JSONL manifest.
     num
-        Documents for each task.
+        Documents to show, of each task.
     out
-        Folder to which their pictures and sounds are written.
+        Folder to which the pictures and sounds of an embedded source are written.
     """
-    from itertools import islice
-
     from ..config import SourceConfig
-    from ..data.sources import documents, open_source
+    from ..data.manifest import preview as preview_manifest
+    from ..data.sources import documents, get_source
 
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
+    if name.endswith(".jsonl") or Path(name).is_file():
+        print("\n".join(preview_manifest(name, num)))
+        return
+    tasks = get_source(name).tasks
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    kind = {"manifest": name} if name.endswith(".jsonl") or Path(name).is_file() else {"name": name}
-    for task in open_source(SourceConfig(**kind)).tasks:
-        found = documents(SourceConfig(**kind, task=task, limit=num))
+    for task in tasks:
+        found = documents(SourceConfig(name=name, task=task, limit=num))
         for number, document in enumerate(islice(found, num), start=1):
             print(f"{task} {number}: {_describe(document, None if out is None else out / f'{task}_{number}')}")
 
 
-@app.command(sort_key=3, help_epilogue=examples("latentlm data validate speech.jsonl"))
+@app.command(sort_key=3, help_epilogue=examples("latentlm data validate mine.jsonl"))
 def validate(manifest: Path, /) -> None:
     """Read every line and every file of a JSONL manifest; stops at the first that is wrong and says where.
 

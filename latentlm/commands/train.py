@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +31,12 @@ def demo(
     setup_seconds
         What installation took before, for the report.
     """
-    from .. import demo as demo_run
+    from ..demo import run
 
     if minutes is not None and minutes <= 0:
         raise ValueError(f"--minutes must be above 0, got {minutes}")
     with _one_line():
-        page = demo_run.run(out, minutes, quick, setup_seconds=setup_seconds)
+        page = run(out, minutes, quick, setup_seconds=setup_seconds)
     print(f"open {page}")
 
 
@@ -79,10 +80,13 @@ def train(
 def _one_line() -> Iterator[None]:
     """A run that has to stop, with a message of its own, is no crash: its line is all that is shown."""
     from ..training.checkpoint import CheckpointError
+    from ..training.run import ProcessFailed
     from ..training.trainer import NonFiniteLoss
 
     try:
         yield
+    except ProcessFailed as error:
+        sys.exit(error.code)
     except (CheckpointError, NonFiniteLoss) as error:
         raise ValueError(str(error)) from None
 

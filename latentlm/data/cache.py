@@ -35,9 +35,10 @@ class LatentCache:
         pending: dict[str, dict[int, object]] = {}
         for document in documents:
             for segment in document.segments:
-                if not isinstance(segment, Text) and not isinstance(segment.content, Latents):
-                    if id(segment.content) not in self._known:
-                        pending.setdefault(segment.modality, {})[id(segment.content)] = segment.content
+                if isinstance(segment, Text) or isinstance(segment.content, Latents):
+                    continue
+                if id(segment.content) not in self._known:
+                    pending.setdefault(segment.modality, {})[id(segment.content)] = segment.content
         for modality, media in pending.items():
             items = list(media.values())
             for item, latents in zip(items, self._encode(modality, items, name), strict=True):
@@ -75,7 +76,7 @@ class LatentCache:
         for start in range(0, len(items), self.batch_size):
             chosen = order[start : start + self.batch_size]
             for i, encoded in zip(chosen, tokenizer.encode([items[i] for i in chosen]), strict=True):
-                latents[i] = encoded
+                latents[i] = encoded.to("cpu")
         return latents
 
 
@@ -114,7 +115,7 @@ def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:
         for key, what in (("fingerprint", "another tokenizer"), ("media", "other media")):
             if found[key] != identity[key]:
                 raise ValueError(
-                    f"{path}: latents of {what} ({key} {found[key]}, expected {identity[key]}); delete it to encode anew"
+                    f"{path}: latents of {what} ({key} {found[key]}, expected {identity[key]}); delete it to go on"
                 )
         mean, length, std = (file.get_tensor(key) for key in ("mean", "length", "std"))
     posterior = metadata["posterior"]

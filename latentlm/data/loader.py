@@ -18,6 +18,9 @@ from ..config import DataConfig
 from ..types import Document, MediaBatch, PackedBatch
 from .packing import DocumentEncoder, Packer
 
+_POSTERIOR_SEED = 0x0A7E57
+"""Parts the draws from the posteriors from the diffusion noise, which the trainer seeds with the batch's own seed."""
+
 
 class Mixture:
     """One stream over weighted sources: each item comes from the source that lags most behind its weight.
@@ -64,7 +67,14 @@ class _Streams:
     """What both loaders share: this process's streams and their resumable state."""
 
     def __init__(
-        self, sources: Sequence[Sequence], weights: Sequence[float], *, seed: int, num_streams: int, rank: int, world: int
+        self,
+        sources: Sequence[Sequence],
+        weights: Sequence[float],
+        *,
+        seed: int,
+        num_streams: int,
+        rank: int,
+        world: int,
     ):
         if num_streams % world:
             raise ValueError(f"accumulation {num_streams} is not a multiple of the {world} processes")
@@ -130,7 +140,8 @@ class DocumentLoader(_Streams):
                 break
             mixture.take()
         seed = self._noise_seed(stream)
-        return packer.batch(torch.Generator().manual_seed(seed), seed)
+        posterior = torch.Generator().manual_seed(seed ^ _POSTERIOR_SEED)
+        return packer.batch(posterior, seed)
 
     def _drops(self, stream: int, index: int) -> bool:
         """Whether item `index` of `stream` loses its condition: a function of the seed, so that resuming repeats it."""
@@ -144,7 +155,7 @@ def _has_condition_for_latents(document: Document) -> bool:
 
 
 class MediaLoader(_Streams):
-    """Batches of media for a tokenizer: `prepare(item, rng) -> tensor` gives one example, zero-padded to the longest."""
+    """Batches of media for a tokenizer: `prepare(item, rng)` gives one example, a tensor, zero-padded to the longest."""
 
     def __init__(
         self,

@@ -45,8 +45,6 @@ class EncodedDocument:
         return len(self.ids)
 
 
-
-
 class DocumentEncoder:
     """Turns documents into sequences. `unconditional` drops the condition segments and starts at <BOD> (PAPER §1.5)."""
 
@@ -153,13 +151,14 @@ class Packer:
         return PackedBatch(*tensors, latents=latents, seed=seed)
 
 
-def pack(documents: Sequence[EncodedDocument], latent_dims: dict[str, int], *, rows: int = 1, length: int | None = None):
-    """All `documents` in one batch; ValueError when they do not fit. Used for scoring and in tests."""
-    packer = Packer(rows, length or sum(map(len, documents)), latent_dims)
+def pack(
+    documents: Sequence[EncodedDocument], latent_dims: dict[str, int], generator: torch.Generator | None = None
+) -> PackedBatch:
+    """All `documents` in one row, as long as they need. Used for scoring and in tests."""
+    packer = Packer(1, sum(map(len, documents)), latent_dims)
     for document in documents:
-        if not packer.add(document):
-            raise ValueError(f"{len(documents)} documents do not fit {rows} rows of {packer.length} positions")
-    return packer.batch()
+        packer.add(document)
+    return packer.batch(generator)
 
 
 def _gather(spans: list[tuple[int, Span]], latent_dim: int, generator: torch.Generator | None) -> LatentSpans:

@@ -5,7 +5,7 @@ Place in the flow: 4, encoded prompts ──▶ tokens and latents, one position
 Each request owns a row of the cache's condition branch; a guided one also owns a row of the guidance branch, which
 holds <BOD> and the sampled latents alone and is reset whenever that request opens a span. The same sampled latent
 feeds both. Every request draws from its own generator: what shares its batch does not matter.
-Legend: `A` active requests, `R` cache rows of this step, `M` requests sampling a latent, `D` width, `C` latent channels.
+Legend: `A` active requests, `R` cache rows of a step, `M` requests sampling a latent, `D` width, `C` latent channels.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Engine:
         self._assign_rows(list(range(len(tasks))))
         prompt = max(len(task.prompt) for task in tasks)
         limit = model.config.transformer.context_length
-        if prompt > limit:
-            raise ValueError(f"the prompt has {prompt} positions, the context is {limit}")
+        for task in tasks:
+            self._check_length(task, limit)
         self.limit = limit
         self.cache = model.transformer.new_cache(len(tasks) + len(self.guidance_row), min(limit, prompt + GROWTH))
         self.samplers: dict[tuple, LatentSampler] = {}
@@ -134,7 +134,7 @@ class Engine:
         x = self.model.embed_tokens(ids)  # (B, width, D)
         for row, task in enumerate(self.tasks):
             for span in task.prompt.spans:
-                values = span.latents.sample(task.generator).to(self.device, x.dtype)
+                values = span.latents.to(self.device).sample(task.generator).to(x.dtype)
                 x[row, span.start : span.start + len(values)] = self.model.embed_latents[span.modality](values)
         return x
 
@@ -281,6 +281,17 @@ class Engine:
         self._assign_rows(alive)
         if alive:
             self.cache.keep(keep)
+
+    def _check_length(self, task: Task, limit: int) -> None:
+        """ValueError for a prompt past the context, or one that leaves no room for a whole image."""
+        prompt = len(task.prompt)
+        if prompt > limit:
+            raise ValueError(f"the prompt has {prompt} positions, the context is {limit}")
+        spec = self.model.modalities.get(task.to)
+        if spec is not None and spec.num_latents and prompt + spec.num_latents - 1 > limit:
+            raise ValueError(
+                f"the prompt has {prompt} positions and the {task.to} {spec.num_latents}, the context is {limit}"
+            )
 
     def _token_bias(self, switching: bool) -> Tensor:
         bias = torch.zeros(self.model.text_head.out_features, device=self.device)

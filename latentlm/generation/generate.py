@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
@@ -59,7 +58,6 @@ class Pipeline:
         self.model = model.eval()
         self.tokenizers = tokenizers
         self.encoder = DocumentEncoder(tokenizers["text"])
-        self.cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"})
 
     # ------------------------------------------------------------------ generate
 
@@ -80,8 +78,8 @@ class Pipeline:
     ) -> list:
         """`num` answers to one prompt: strings, PIL images or Audio, by `to`; seeds are seed, seed + 1, …
 
-        prompt: a string, a Document, or a list of strings, PIL images, Audio and segments, in order. voice: a clip whose
-        voice the speech should have. guidance: 1 is off. steps: of the solver, a latent.
+        prompt: a string, a Document, or a list of strings, PIL images, Audio and segments, in order. voice: a clip of
+        the voice that the speech should have. guidance: 1 is off. steps: of the solver, a latent.
         Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for.
         """
         document = as_prompt(prompt, voice)
@@ -97,7 +95,7 @@ class Pipeline:
         """All requests at once; each answer is what the request would get alone."""
         if not requests:
             return []
-        tasks = [self._task(request) for request in requests]
+        tasks = self._tasks(requests)
         collected: list[list[tuple[str, list]]] = [[] for _ in tasks]
         for event in Engine(self.model, tasks).run():
             _collect(collected[event.task], event)
@@ -111,7 +109,7 @@ class Pipeline:
         """Partial results of one request as they come: pieces of text, chunks of sound, whole pictures."""
         decoder, ids, sent, latents = None, [], "", []
         text = self.tokenizers["text"]
-        for event in Engine(self.model, [self._task(request)]).run():
+        for event in Engine(self.model, self._tasks([request])).run():
             if event.kind == "token":
                 ids.append(event.value)
                 whole = text.decode(ids)
@@ -127,12 +125,24 @@ class Pipeline:
                 latents.append(event.value)
             elif decoder is not None:
                 yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
+                decoder = None
             else:
                 yield Image(self.tokenizers[event.value].decode([torch.stack(latents)])[0])
+        if decoder is not None:  # the context filled up inside the span
+            yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
+        if ids and text.decode(ids) != sent:
+            yield text.decode(ids)[len(sent) :]
 
-    def _task(self, request: Request) -> Task:
-        self._check(request)
-        prompt = self.encoder(self.cache.resolve(request.prompt), closed=False)
+    def _tasks(self, requests: Sequence[Request]) -> list[Task]:
+        """Requests as the engine wants them; their media are encoded together."""
+        for request in requests:
+            self._check(request)
+        cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
+        cache.prepare(request.prompt for request in requests)
+        return [self._task(request, cache.resolve(request.prompt)) for request in requests]
+
+    def _task(self, request: Request, document: Document) -> Task:
+        prompt = self.encoder(document, closed=False)
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
         values = {name: getattr(request, name) for name in ("to", "guidance", "steps", "solver", "temperature")}
@@ -154,6 +164,8 @@ class Pipeline:
         for name in ("steps", "max_tokens", "max_latents"):
             if getattr(request, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
+        if request.to == "text" and request.guidance != 1.0:
+            raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
         if request.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {request.temperature}")
 
@@ -182,10 +194,11 @@ class Pipeline:
     @torch.inference_mode()
     def score(self, document: Document, seed: int = 0) -> Scores:
         """Log-likelihood of the text that counts as target, and the diffusion losses, of one document."""
-        encoded = self.encoder(self.cache.resolve(document))
+        cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
+        encoded = self.encoder(cache.resolve(document))
         dims = {name: m.latent_dim for name, m in self.model.modalities.items()}
-        batch = pack([encoded], dims).to(self.model.embed_tokens.weight.device)
-        sums = self.model(batch, torch.Generator(batch.ids.device).manual_seed(seed))
+        batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(self.model.embed_tokens.weight.device)
+        sums = self.model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))
         counts = batch.target_counts()
         return Scores(
             text_nats=float(sums["text"]),

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..diffusion.schedule import Process
 from ..diffusion.solvers import Plan, make_plan, sample
 from ..model.heads import DiffusionHead
+from .packed import pack_head
 
 DEFAULT_SOLVER = {"ddpm": "dpm++2m", "flow": "euler"}
 MODULATION_ROWS = 512
@@ -29,6 +30,7 @@ class LatentSampler:
         self.plan = plan
         times = torch.tensor(plan.times, dtype=torch.float32, device=head.latent_in.weight.device)
         self.embeddings = head.timestep(times)[:, None]  # (evaluations, 1, W)
+        self.rows, self.packed = 0, head
 
     def __call__(
         self, hidden: Tensor, noise: Tensor, null_hidden: Tensor | None, guided: Tensor | None, scale: Tensor | None
@@ -42,13 +44,16 @@ class LatentSampler:
         states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
         condition = head.condition(states)  # (M + G, W)
         modulations = self._modulations(condition)
+        if len(states) != self.rows:
+            self.rows, self.packed = len(states), pack_head(head, len(states))
+        denoise = self.packed.predict
 
         def predict(noisy: Tensor, t: float) -> Tensor:
             x = head.latent_in(noisy.to(condition.dtype))  # (M, W)
             if null_hidden is None:
-                return head.predict(x, next(modulations)).float()
+                return denoise(x, next(modulations)).float()
             both = torch.cat((x, x if guided is None else x[guided]))
-            c, u = head.predict(both, next(modulations)).float().split((M, len(null_hidden)))
+            c, u = denoise(both, next(modulations)).float().split((M, len(null_hidden)))
             if guided is None:
                 return torch.lerp(u, c, scale)
             return c.index_copy(0, guided, torch.lerp(u, c[guided], scale))

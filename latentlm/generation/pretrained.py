@@ -52,7 +52,7 @@ def resolve(name: str | Path) -> Path:
     packaged = Path(str(PACKAGED / str(name)))
     if "/" not in str(name) and packaged.is_dir():
         return packaged
-    if str(name).count("/") != 1 or str(name).startswith((".", "/")):
+    if str(name).count("/") != 1 or str(name).startswith((".", "/")) or folder.parent.is_dir():
         known = sorted(entry.name for entry in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
         raise ValueError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {', '.join(known) or 'none'})")
     from huggingface_hub import snapshot_download

@@ -10,6 +10,7 @@ length (the paper leaves the end of a span open, PAPER §1.4).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,6 +106,10 @@ class TextTokenizer:
         trainer = BpeTrainer(vocab_size=config.vocab_size, show_progress=False, initial_alphabet=_byte_pieces())
         backend.train_from_iterator(texts, trainer)
         return cls(config, backend)
+
+    def fingerprint(self) -> str:
+        """16 hex digits of the SHA-256 over vocabulary and merges."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and tokenizer.json into `folder`."""

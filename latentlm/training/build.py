@@ -5,6 +5,7 @@ Place in the flow: between `config.py` and `trainer.py`; `run.py` calls it in ev
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class LatentLMRun:
 def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> LatentLMRun:
     """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model."""
     sources = [documents(source, "train") for source in recipe.data.sources]
-    tokenizers = build_tokenizers(recipe, sources)
+    tokenizers = build_tokenizers(recipe, sources, world.device)
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
     def prepare() -> None:
@@ -50,6 +51,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     if not world.is_main:
         prepare()
     resolved = [ResolvedDocuments(source, cache) for source in sources]
+    encoder = DocumentEncoder(tokenizers["text"])
+    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder))
     torch.manual_seed(recipe.training.seed)
     text = tokenizers["text"]
     specs = modality_specs(tokenizers)
@@ -57,7 +60,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     loader = DocumentLoader(
         resolved,
         recipe.data,
-        DocumentEncoder(text),
+        encoder,
         {name: spec.latent_dim for name, spec in specs.items()},
         seed=recipe.training.seed,
         num_streams=recipe.training.accumulation,
@@ -67,14 +70,26 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     return LatentLMRun(model, tokenizers, loader, resolved)
 
 
-def build_tokenizers(recipe: LatentLMRecipe, sources: list) -> dict:
+def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder) -> None:
+    """ValueError naming the first source and document that do not fit a row, before anything is trained."""
+    for source, documents_ in zip(config.sources, sources, strict=True):
+        for number in range(len(documents_)):
+            length = len(encoder(documents_[number]))
+            if length > config.sequence_length:
+                raise ValueError(
+                    f"data source {source.name or source.manifest!r} ({source.task}): document {number} has {length} "
+                    f"positions, data.sequence_length is {config.sequence_length}"
+                )
+
+
+def build_tokenizers(recipe: LatentLMRecipe, sources: list, device: torch.device) -> dict:
     """The text tokenizer from the recipe's own text; image and speech from the folders that it names."""
     texts = (s.text for source in sources for document in source for s in document.segments if isinstance(s, Text))
     tokenizers: dict = {"text": TextTokenizer.train(recipe.tokenizers.text, texts)}
     for modality in ("image", "speech"):
         name = getattr(recipe.tokenizers, modality)
         if name is not None:
-            tokenizers[modality] = load_tokenizer(tokenizer_folder(name, modality))
+            tokenizers[modality] = load_tokenizer(tokenizer_folder(name, modality)).to(device)
     return tokenizers
 
 
@@ -92,7 +107,7 @@ def tokenizer_folder(name: str, modality: str) -> Path:
 
 def source_slug(source) -> str:
     """A file name for the latents of one source of a recipe."""
-    name = source.name or Path(source.manifest).stem
+    name = source.name or f"{Path(source.manifest).stem}-{hashlib.sha256(source.manifest.encode()).hexdigest()[:8]}"
     return "-".join(str(part) for part in (name, source.task, source.limit) if part is not None)
 
 

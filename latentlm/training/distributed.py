@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -135,23 +138,61 @@ def set_threads(threads: int | None, world: World) -> int:
 
 
 def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
-    """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` under torchrun; the exit code.
+    """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` on this machine; the exit code.
 
-    torchrun has a session of its own: Ctrl-C reaches it once, as SIGTERM through here, and every process saves and
-    leaves (torchrun grants them 30 seconds). The cores are shared out between the processes unless OMP_NUM_THREADS
-    says otherwise. Example: `launch(2, ["-m", "latentlm.cli", "train", "demo"])`.
+    Every process gets the environment that torchrun would give it. The first one to fail ends the others, and its code
+    is returned. Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail.
+    Ctrl-C reaches each process once, as SIGTERM: it saves and leaves. The cores are shared out between the processes
+    unless OMP_NUM_THREADS says otherwise. Example: `launch(2, ["-m", "latentlm", "train", "demo"])`.
     """
     if num_processes < 1:
         raise ValueError(f"processes must be at least 1, got {num_processes}")
     environment = dict(popen.pop("env", os.environ))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    command = [sys.executable, *torchrun, *argv]
-    with (
-        subprocess.Popen(command, env=environment, start_new_session=True, **popen) as process,
-        on_signals((signal.SIGINT, signal.SIGTERM), lambda number: process.terminate()),
-    ):
-        return process.wait()
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    size = str(num_processes)
+    with ExitStack() as stack:
+        processes, outputs = [], []
+        for rank in range(num_processes):
+            mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            output = None if rank == 0 else stack.enter_context(tempfile.TemporaryFile())
+            streams = popen if rank == 0 else popen | {"stdout": output, "stderr": output}
+            command = [sys.executable, "-u", *argv]
+            process = subprocess.Popen(command, env=environment | mine, start_new_session=True, **streams)
+            processes.append(process)
+            outputs.append(output)
+        stack.enter_context(on_signals((signal.SIGINT, signal.SIGTERM), lambda number: _end(processes)))
+        failed = _wait(processes)
+        if failed:
+            outputs[failed].seek(0)
+            sys.stderr.write(outputs[failed].read().decode(errors="replace"))
+        return 0 if failed is None else processes[failed].returncode
+
+
+def _wait(processes: list[subprocess.Popen]) -> int | None:
+    """Until all have ended; the rank of the first that failed, which ends the others, or None."""
+    failed = None
+    while any(process.poll() is None for process in processes):
+        if failed is None:
+            failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
+            if failed is not None:
+                _end(processes)
+        time.sleep(0.05)
+    if failed is None:
+        failed = next((rank for rank, process in enumerate(processes) if process.returncode), None)
+    return failed
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @contextmanager

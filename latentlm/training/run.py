@@ -1,7 +1,7 @@
 """`train(recipe, folder)`: one call from a recipe to a trained model in `folder/model`.
 
-Place in the flow: 5, the command `latentlm train` and the demo call it. With several processes it starts itself under
-torchrun, each process reading the recipe that lies in the folder.
+Place in the flow: 5, the command `latentlm train` and the demo call it. With several processes it starts itself once
+for each, all reading the recipe that lies in the folder.
 """
 
 from __future__ import annotations
@@ -23,27 +23,42 @@ from ..tokenizers.losses import loss_weights
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import MediaBatch
 from .build import LatentLMRun, build_latentlm, media_loader
+from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
 from .samples import SampleWriter
-from .trainer import Trainer
+from .trainer import NonFiniteLoss, Trainer
 
 RECIPE = "recipe.yaml"
+
+
+class ProcessFailed(RuntimeError):
+    """One of several training processes ended with `code`, having said why itself."""
+
+    def __init__(self, code: int):
+        super().__init__(f"a training process ended with exit code {code}")
+        self.code = code
 
 
 def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: bool = False) -> Path:
     """Train `recipe` into `folder`; returns the folder of the finished model.
 
     folder/ gets recipe.yaml, train.jsonl, samples/, checkpoints/ and model/. Under torchrun every process calls this.
-    Raises ValueError when the folder holds another run and `resume` is not asked for; RuntimeError when a process fails.
+    Raises ValueError when the folder holds another run and `resume` is not asked for; ProcessFailed when one of
+    several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    world_size = int(os.environ.get("WORLD_SIZE", str(processes)))
+    if recipe.training.accumulation % world_size:
+        raise ValueError(
+            f"training.accumulation {recipe.training.accumulation} is not a multiple of the {world_size} processes"
+        )
     if int(os.environ.get("RANK", "0")) == 0:
         _claim(folder, recipe, resume)
     if processes > 1 and not under_torchrun:
         code = launch(processes, ["-m", "latentlm.training.run", str(folder)])
         if code:
-            raise RuntimeError(f"{folder}: training ended with exit code {code}; the messages above say why")
+            raise ProcessFailed(code)
         return folder / "model"
     world = start("cuda" if torch.cuda.is_available() else "cpu")
     run = _train_latentlm if isinstance(recipe, LatentLMRecipe) else _train_tokenizer
@@ -53,7 +68,8 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
 
 
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    if (folder / RECIPE).exists() and not resume:
+    """Put the recipe into `folder`; a folder whose run never reached a checkpoint is free."""
+    if (folder / "checkpoints").exists() and not resume:
         raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
@@ -76,7 +92,7 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> None:
 
 
 def _fingerprints(run: LatentLMRun) -> dict[str, str]:
-    return {name: t.fingerprint() for name, t in run.tokenizers.items() if name != "text"}
+    return {name: tokenizer.fingerprint() for name, tokenizer in run.tokenizers.items()}
 
 
 def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> None:
@@ -119,6 +135,15 @@ def _batches(tokenizer, items: list, size: int = 32):
         yield batch
 
 
+def main(folder: Path) -> int:
+    """One process of several: the recipe lies in `folder`. What the user can mend is one line."""
+    try:
+        train(load_recipe(folder / RECIPE), folder, resume=True)
+    except (ValueError, CheckpointError, NonFiniteLoss) as error:
+        print(f"latentlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        os._exit(2)  # the process group may be waiting for others that have failed too
+    return 0
+
+
 if __name__ == "__main__":
-    target = Path(sys.argv[1])
-    train(load_recipe(target / RECIPE), target, resume=True)
+    main(Path(sys.argv[1]))

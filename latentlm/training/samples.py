@@ -24,7 +24,9 @@ NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
 class SampleWriter:
     """Prompts are the condition segments of the sources' first documents, taken in turn."""
 
-    def __init__(self, pipeline: Pipeline, documents: Sequence[Sequence[Document]], folder: Path, guidance: float = 2.0):
+    def __init__(
+        self, pipeline: Pipeline, documents: Sequence[Sequence[Document]], folder: Path, guidance: float = 2.0
+    ):
         self.pipeline = pipeline
         self.folder = folder
         self.requests: list[Request] = []
@@ -60,9 +62,10 @@ class SampleWriter:
                 if not conditions or answer is None or left[answer.modality] == 0:
                     continue
                 left[answer.modality] -= 1
-                limits = {"max_tokens": 48, "max_latents": 64}
-                prompt = Document(conditions)
-                self.requests.append(Request(prompt, answer.modality, guidance=guidance, steps=10, seed=place, **limits))
+                options = {"max_tokens": 48, "max_latents": 64, "steps": 10, "seed": place}
+                if answer.modality != "text":
+                    options["guidance"] = guidance
+                self.requests.append(Request(Document(conditions), answer.modality, **options))
                 self.real.append(answer.text if isinstance(answer, Text) else "")
 
 

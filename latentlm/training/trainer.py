@@ -179,7 +179,7 @@ class Trainer:
                     self._sample()
             if self._stop:
                 log.say(f"stopped at step {self.state.step}; checkpoint saved in {self.checkpoints.folder}")
-        if not self._stop:
+        if self.state.step:
             self.export(self.folder / "model")
         return TrainingResult(self.state.step, self.state.seconds, not self._stop, self.last_losses)
 

@@ -1,6 +1,7 @@
 """The commands do what they say: called in this process, on small real models."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,19 @@ def test_a_tokenizer_trains_from_a_recipe_file(tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "runs" / "little" / "recipe.yaml").read_text())["training"]["steps"] == 3
 
 
+def test_demo_passes_what_it_is_told(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def record(*arguments, **options):
+        calls.append((arguments, options))
+        return tmp_path / "report.html"
+
+    monkeypatch.setattr("latentlm.demo.run", record)
+    cli.main(["demo", "--out", "here", "--minutes", "2.5", "--quick", "--setup-seconds", "61"])
+    assert calls == [((Path("here"), 2.5, True), {"setup_seconds": 61.0})]
+    assert "report.html" in capsys.readouterr().out
+
+
 def test_data_list_and_preview(tmp_path, capsys):
     cli.main(["data", "list"])
     listed = capsys.readouterr().out
@@ -122,7 +136,7 @@ def test_data_of_ones_own(tmp_path, checkpoint, capsys):
     cli.main(["data", "validate", "mine.jsonl"])
     assert "mine.jsonl: 1 documents, segments: 1 text, 1 image" in capsys.readouterr().out
     cli.main(["data", "preview", "mine.jsonl"])
-    assert capsys.readouterr().out == "all 1: ['a word'] image 8×8\n"
+    assert capsys.readouterr().out == "1: [text 'a word'] image a.png 8×8\n"
 
 
 def test_evaluate_writes_figures_and_page(checkpoint, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The latent cache: encoded once, by identity; on disk with the tokenizer's fingerprint, where a mismatch is an error."""
+"""The latent cache: encoded once, by identity; on disk with the tokenizer's fingerprint; a mismatch is an error."""
 
 import numpy as np
 import pytest

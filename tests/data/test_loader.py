@@ -16,9 +16,7 @@ from latentlm.types import Document, Image, Speech, Text
 def documents(kind: str, num: int) -> list[Document]:
     given_ = {"condition": True, "loss": False}
     if kind == "image":
-        return [
-            Document((Text(f"picture {i}", **given_), Image(random_latents(4, 6, i, "sigma")))) for i in range(num)
-        ]
+        return [Document((Text(f"picture {i}", **given_), Image(random_latents(4, 6, i, "sigma")))) for i in range(num)]
     return [Document((Speech(random_latents(3 + i % 5, 5, i), **given_), Text(f"word {i}"))) for i in range(num)]
 
 

@@ -61,9 +61,7 @@ def test_interleaved_segments_keep_their_order(encoder):
     document = Document((Text("a"), image(), Text("b"), speech(2), Text("c")))
     encoded = encoder(document)
     names = [encoder.special.names().get(i, chr(i) if i < 256 else "?") for i in encoded.ids]
-    assert "".join(names) == (
-        "<BOS>a<BOD:image>" + "<LATENT>" * 4 + "<EOD>b<BOD:speech>" + "<LATENT>" * 2 + "<EOD>c"
-    )
+    assert "".join(names) == ("<BOS>a<BOD:image>" + "<LATENT>" * 4 + "<EOD>b<BOD:speech>" + "<LATENT>" * 2 + "<EOD>c")
     targets = [t for t in encoded.text_targets if t != IGNORE]
     special = encoder.special
     assert targets == [97, special.bod["image"], 98, special.bod["speech"], 99, special.eos]
@@ -105,12 +103,7 @@ def test_a_document_longer_than_a_row_is_named(encoder):
 
 def test_latents_are_drawn_anew_from_their_posterior(encoder):
     document = encoder(Document((Image(random_latents(4, 6, posterior="sigma")),)))
-    one, two = (
-        pack([document], DIMS)
-        if seed is None
-        else _draw(document, seed)
-        for seed in (1, 2)
-    )
+    one, two = (pack([document], DIMS) if seed is None else _draw(document, seed) for seed in (1, 2))
     assert not torch.equal(one.latents["image"].values, two.latents["image"].values)
     assert torch.equal(one.latents["image"].means, two.latents["image"].means)
     assert torch.equal(_draw(document, 1).latents["image"].values, one.latents["image"].values)

@@ -1,0 +1,128 @@
+"""What `claims.py` found, drawn: `c_sigma.png` and `guidance.png` beside its JSON, and the tables in Markdown.
+
+Every point is the mean over seeds with its standard error; the protocol stands below the panels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+SHOWN_GUIDANCES = (1.0, 1.5)
+SHOWN_C_SIGMA = 0.3
+NUM_CLASSES = 10
+QUANTITIES = {
+    "frechet_ratio": "Fréchet distance ÷ real against real",
+    "accuracy": "prompted digit right",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds and its standard error, stdev / √n; None for a single seed."""
+
+    mean: float
+    error: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.error:.3f}" if self.error is not None else "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One setting: where its points stand, and its estimates by quantity."""
+
+    places: Sequence[float]
+    curves: dict[str, list[Estimate]]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(mean(values), stdev(values) / len(values) ** 0.5 if len(values) > 1 else None)
+
+
+def drawn(record: dict, c_sigma: float, scale: float, name: str) -> Estimate:
+    return estimate([e["guidance"][f"{scale:g}"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
+
+
+def rebuilt(record: dict, c_sigma: float, name: str) -> Estimate:
+    return estimate([e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
+
+
+def plot(source: Path) -> None:
+    """The two pictures beside `source`, and the tables on stdout."""
+    record = json.loads(source.read_text())
+    found = sorted({entry["c_sigma"] for entry in record["runs"]})
+    by_scale = {
+        f"guidance {scale:g}" + (" (off)" if scale == 1 else ""): Line(
+            found, {name: [drawn(record, c, scale, name) for c in found] for name in QUANTITIES}
+        )
+        for scale in SHOWN_GUIDANCES
+    }
+    along = "C_σ, relative to std(μ)   (0: no noise, an autoencoder)"
+    _figure(source.with_name("c_sigma.png"), along, by_scale, record)
+    if SHOWN_C_SIGMA in found:
+        scales = record["settings"]["guidances"]
+        curves = {name: [drawn(record, SHOWN_C_SIGMA, scale, name) for scale in scales] for name in QUANTITIES}
+        line = {f"C_σ = {SHOWN_C_SIGMA:g}": Line(scales, curves)}
+        _figure(source.with_name("guidance.png"), "guidance scale   (1: off)", line, record)
+    print(tables(record, found))
+
+
+def _figure(path: Path, along: str, lines: dict[str, Line], record: dict) -> None:
+    """One panel a quantity, one line a setting, error bars over seeds, the protocol below."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    real = {"frechet_ratio": 1.0, "accuracy": record["settings"]["judge_accuracy_on_real"]}
+    figure, panels = plt.subplots(1, len(QUANTITIES), figsize=(10, 5))
+    for panel, (name, title) in zip(panels, QUANTITIES.items(), strict=True):
+        for label, line in lines.items():
+            heights = [estimate.mean for estimate in line.curves[name]]
+            errors = [estimate.error or 0.0 for estimate in line.curves[name]]
+            panel.errorbar(line.places, heights, errors, marker="o", capsize=4, label=label)
+        panel.axhline(real[name], color="grey", linestyle=":", label="real digits")
+        panel.set(xlabel=along, ylabel=title)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.text(0.02, 0.02, caption(record), fontsize=8, va="bottom")
+    figure.tight_layout(rect=(0, 0.17, 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def caption(record: dict) -> str:
+    settings = record["settings"]
+    counts = [sum(e["c_sigma"] == c for e in record["runs"]) for c in {e["c_sigma"] for e in record["runs"]}]
+    seeds = f"{min(counts)}" + (f" to {max(counts)}" if min(counts) < max(counts) else "")
+    num, steps = settings["digits_per_class"] * NUM_CLASSES, settings["solver_steps"]
+    tokenizer, model = (settings[name]["training"]["steps"] for name in ("tokenizer", "model"))
+    return (
+        f"Mean ± standard error over {seeds} seeds (tokenizer and model trained anew for each). 8×8 digits, 16 latents "
+        f"of 8 channels; tokenizer {tokenizer} steps,\nLatentLM of 4 layers × 128, {model} steps, sampled z is input "
+        f"and target. {num} drawn a point, classes balanced, prompt: the bare word,\n{steps} DPM-Solver++(2M) steps, "
+        f"EMA weights, fp32. Judge: the packaged CNN. Fréchet distance in its features, mean of "
+        f"{settings['frechet_draws']} draws\nof {num} against {num} real, over that of disjoint halves of the real "
+        f"digits, same draws."
+    )
+
+
+def tables(record: dict, found: Sequence[float]) -> str:
+    """Markdown: every C_σ × guidance, then the reconstructions."""
+    scales = record["settings"]["guidances"]
+    rows = []
+    for name, title in QUANTITIES.items():
+        rows += [f"\n{title}\n", _row(["C_σ", *(f"guidance {scale:g}" for scale in scales)]), _row(["---"] * 5)]
+        rows += [_row([f"{c:g}", *(str(drawn(record, c, scale, name)) for scale in scales)]) for c in found]
+    names = ("mean_mse", "sample_mse", "mean_accuracy", "sample_accuracy")
+    rows += ["\nreconstruction of held-out digits\n", _row(["C_σ", *names]), _row(["---"] * 5)]
+    rows += [_row([f"{c:g}", *(str(rebuilt(record, c, name)) for name in names)]) for c in found]
+    return "\n".join(rows)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

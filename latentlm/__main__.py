@@ -1,0 +1,5 @@
+"""`python -m latentlm`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,54 @@
+"""The diffusion head with its large matrices laid out once for the number of rows that sampling multiplies them by.
+
+Place in the flow: 4, between a model's head and `latent.py`. On CPU, `torch.nn.functional.linear` rearranges the whole
+weight inside every product; with few rows that costs as much as multiplying. A sampler uses the same weights with the
+same few rows for every step of every latent, so it rearranges them once, by the MKL operator that torch's own compiler
+uses for frozen weights. Values agree with `linear` to rounding.
+Legend: `M` rows, `W` head width.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from ..model.heads import DiffusionHead
+
+FEWEST_ROWS = 4
+"""Below, a product is a read through the weight, in whatever order it lies."""
+
+
+class PackedLinear(nn.Module):
+    """`linear` without bias for inputs of exactly (rows, in): other numbers of rows get the plain product."""
+
+    def __init__(self, linear: nn.Linear, rows: int):
+        super().__init__()
+        self.rows = rows
+        self.weight = linear.weight.detach()
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
+
+
+def pack_head(head: DiffusionHead, rows: int) -> DiffusionHead:
+    """`head`, or on a CPU with MKL in fp32 a twin for inference with `rows` rows: its FFNs packed, all else shared."""
+    weight = head.latent_in.weight
+    has_operator = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if rows < FEWEST_ROWS or weight.device.type != "cpu" or weight.dtype != torch.float32 or not has_operator:
+        return head
+    twin = _shallow(head)
+    twin.blocks = nn.ModuleList(_shallow(block) for block in head.blocks)
+    for block in twin.blocks:
+        block.ffn = _shallow(block.ffn)
+        block.ffn.up, block.ffn.down = PackedLinear(block.ffn.up, rows), PackedLinear(block.ffn.down, rows)
+    return twin
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A module with the same parameters and children, whose children may be exchanged."""
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    return twin
