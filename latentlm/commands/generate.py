@@ -17,6 +17,8 @@ SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
 """Suffixes a result may be written to; the first is the one to recommend."""
 
+DEFAULT_GUIDANCE = 2.0
+
 SAMPLING = Group("Sampling", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 
@@ -28,7 +30,7 @@ def generate(
     *,
     to: Literal["image", "speech", "text"],
     out: Path | None = None,
-    guidance: Annotated[float, Parameter(group=SAMPLING)] = 2.0,
+    guidance: Annotated[float | None, Parameter(group=SAMPLING)] = None,
     steps: Annotated[int, Parameter(group=SAMPLING)] = 20,
     seed: Annotated[int, Parameter(group=SAMPLING)] = 0,
     temperature: Annotated[float, Parameter(group=SAMPLING)] = 0.0,
@@ -50,7 +52,7 @@ def generate(
     out
         File to write: a picture (.png), a sound (.wav) or a text. Text goes to the terminal without it.
     guidance
-        Classifier-free guidance of the continuous heads; 1 is off.
+        Classifier-free guidance of pictures and speech, 2 unless given; 1 is off.
     steps
         Solver steps for each latent.
     seed
@@ -79,6 +81,8 @@ def generate(
     limits: dict[str, int] = {"max_tokens": max_tokens}
     if max_seconds is not None and "speech" in pipeline.tokenizers:
         limits["max_latents"] = max(1, round(max_seconds * pipeline.tokenizers["speech"].rate))
+    if guidance is None:
+        guidance = 1.0 if to == "text" else DEFAULT_GUIDANCE
     sampling = {"guidance": guidance, "steps": steps, "seed": seed, "temperature": temperature, "voice": clip}
     (made,) = pipeline.generate(parts, to, **sampling, **limits)
     write(made, to, out)

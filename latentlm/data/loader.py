@@ -155,7 +155,7 @@ def _has_condition_for_latents(document: Document) -> bool:
 
 
 class MediaLoader(_Streams):
-    """Batches of media for a tokenizer: `prepare(item, rng)` gives one example, a tensor, zero-padded to the longest."""
+    """Batches of media for a tokenizer: `prepare(item, rng)` gives one example; all are padded to the longest."""
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class LatentLM(nn.Module):
 
 
 def initialise(model: LatentLM) -> None:
-    """All initialisation: linear weights N(0, 1/fan_in), residual outputs scaled by 1/√(2L), biases 0, tokens N(0, 0.02).
+    """All initialisation: linear weights of std 1/√fan_in, residual outputs scaled by 1/√(2L), biases 0, tokens 0.02.
 
     A fixed 0.02 for linear weights suits widths of thousands; at a width of 192 attention and conditioning would begin
     near zero and a prompt take several times as long to be heard (docs/log.md).

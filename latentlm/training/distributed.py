@@ -163,7 +163,7 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
             outputs.append(output)
         stack.enter_context(on_signals((signal.SIGINT, signal.SIGTERM), lambda number: _end(processes)))
         failed = _wait(processes)
-        if failed:
+        if failed and processes[0].returncode in (0, -signal.SIGTERM):  # rank 0 has nothing to say about it
             outputs[failed].seek(0)
             sys.stderr.write(outputs[failed].read().decode(errors="replace"))
         return 0 if failed is None else processes[failed].returncode

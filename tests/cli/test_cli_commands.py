@@ -66,7 +66,7 @@ def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, ca
     cli.main(command)
     printed = capsys.readouterr().out
     picture = load_image("a.png")
-    assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5, guidance=2.0)[0] + "\n"
+    assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5)[0] + "\n"
     cli.main([*command, "--out", "answer.txt"])
     assert (tmp_path / "answer.txt").read_text(encoding="utf-8") == printed
 

@@ -75,6 +75,11 @@ def test_a_corrupt_file_is_named(refused, tmp_path, name):
     assert f"{name}: not a readable" in refused("generate", "tiny", name, "--to", "text")
 
 
+def test_an_option_without_meaning_is_not_ignored(refused, checkpoint):
+    line = refused("generate", checkpoint, "x", "--to", "text", "--guidance", "2")
+    assert "guidance 2.0 has no meaning for text" in line
+
+
 def test_an_empty_prompt(refused, checkpoint):
     assert "the prompt is empty" in refused("generate", checkpoint, " ", "--to", "text")
 
@@ -115,7 +120,7 @@ def test_a_result_that_cannot_be_written(refused, tmp_path, checkpoint):
 def test_a_folder_that_holds_a_run_is_left_alone(refused, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("kind: latentlm\n")
-    assert "run: already holds a run" in refused("train", "demo", "--out", "run")
+    assert "run: already holds a run" in refused("train", "tiny_image", "--out", "run")
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "kind: latentlm\n"
 
 

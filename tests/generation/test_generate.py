@@ -110,26 +110,18 @@ def test_a_voice_clip_reaches_the_speech(pipeline):
     assert said[0].shape != said[1].shape or not torch.allclose(*said)
 
 
-def test_speech_ends_by_the_text_head_or_by_the_limit(tokenizers, pipeline):
-    weight = pipeline.model.text_head.weight
-    special = pipeline.model.special
-    backup = weight.detach().clone()
-    try:
-        with torch.no_grad():
-            weight[special.eod] = weight[special.proceed]  # equal: argmax goes on
-        output = pipeline.generate_batch([Request(text("a"), "speech", steps=2, max_latents=6)])[0]
-        assert output.finish_reason == "length"
-        assert output.segments[0].content.samples.shape[-1] == 6 * tokenizers["speech"].hop
-        with torch.no_grad():
-            hidden = _first_hidden(pipeline, "a")
-            weight[special.eod] = hidden
-            weight[special.proceed] = -hidden
-        output = pipeline.generate_batch([Request(text("a"), "speech", steps=2, max_latents=6)])[0]
-        assert output.finish_reason == "stop"
-        assert output.segments[0].content.samples.shape[-1] == 0
-    finally:
-        with torch.no_grad():
-            weight.copy_(backup)
+def test_speech_ends_by_the_text_head_or_by_the_limit(tokenizers, endless):
+    request = Request(text("a"), "speech", steps=2, max_latents=6)
+    output = endless.generate_batch([request])[0]
+    assert output.finish_reason == "length"
+    assert output.segments[0].content.samples.shape[-1] == 6 * tokenizers["speech"].hop
+    weight, special = endless.model.text_head.weight, endless.model.special
+    with torch.no_grad():
+        weight[special.eod] = _first_hidden(endless, "a")
+        weight[special.proceed] = -weight[special.eod]
+    output = endless.generate_batch([request])[0]
+    assert output.finish_reason == "stop"
+    assert output.segments[0].content.samples.shape[-1] == 0
 
 
 def _first_hidden(pipeline, words: str) -> torch.Tensor:
@@ -150,7 +142,20 @@ def test_text_stops_at_the_limit_and_at_the_context(pipeline):
     assert output.num_steps <= 3
 
 
-def test_streamed_equals_whole(pipeline):
+@pytest.fixture
+def endless(pipeline):
+    """A model that never ends a span by itself: both answers of the text head are equal, and argmax goes on."""
+    weight, special = pipeline.model.text_head.weight, pipeline.model.special
+    backup = weight.detach().clone()
+    with torch.no_grad():
+        weight[special.eod] = weight[special.proceed]
+    yield pipeline
+    with torch.no_grad():
+        weight.copy_(backup)
+
+
+def test_streamed_equals_whole(endless):
+    pipeline = endless
     request = Request(text("hi"), "speech", steps=3, seed=3, max_latents=7)
     whole = pipeline.generate_batch([request])[0].segments[0].content
     pieces = list(pipeline.stream(request))
@@ -181,6 +186,8 @@ def test_score_counts_the_targets(pipeline):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must not be negative"),
         ({"prompt": text("x" * 2000)}, "the prompt has 2002 positions, the context is 1024"),
+        ({"prompt": text("x" * 1020)}, "the prompt has 1022 positions and the image 4, the context is 1024"),
+        ({"to": "text", "guidance": 2.0}, "guidance 2.0 has no meaning for text"),
         ({"solver": "dpm"}, "solver 'dpm' is unknown"),
     ],
 )

@@ -67,3 +67,15 @@ def test_weights_in_bf16_load_into_fp32(folder, model):
     weight = load(folder).model.text_head.weight
     assert weight.dtype == torch.float32
     torch.testing.assert_close(weight, model.text_head.weight, atol=1e-2, rtol=1e-2)
+
+
+def test_a_shrunk_model_is_half_the_size_and_draws_nearly_the_same(folder, tmp_path_factory, pipeline):
+    from latentlm.generation.shrink import shrink
+
+    target = tmp_path_factory.mktemp("shrunk")
+    shrink(folder, target)
+    size, whole = ((f / "model.safetensors").stat().st_size for f in (target, folder))
+    assert size < 0.6 * whole
+    loaded = load(target)
+    torch.testing.assert_close(loaded.model.text_head.weight, pipeline.model.text_head.weight, atol=1e-2, rtol=1e-2)
+    assert loaded.generate("ab", "image", steps=3)[0].size == (8, 8)

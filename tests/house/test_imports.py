@@ -19,11 +19,13 @@ LEVELS = (
     {"baselines", "generation"},
     {"training", "serving", "evaluation", "interop"},
     {"demo"},
-    {"cli", "commands"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-"""A room may import rooms of lower levels, and itself; rooms of one level share what stands in `SIDEWAYS`."""
-SIDEWAYS = {("cli", "commands")}
+"""A room may import rooms of lower levels, and itself."""
+TOP = {"commands", "cli", "__main__"}
 FACE = "__init__"
 """The public names: below the command line, above everything else."""
 
@@ -77,9 +79,9 @@ def violations(path: Path, source: str) -> list[str]:
     found = []
     for other in imported_rooms(path, tree):
         if other == FACE:
-            allowed = room in {"cli", "commands"}
+            allowed = room in TOP
         else:
-            allowed = other == room or LEVEL[other] < LEVEL[room] or (room, other) in SIDEWAYS
+            allowed = other == room or LEVEL[other] < LEVEL[room]
         if not allowed:
             found.append(f"{path.relative_to(PACKAGE)} imports {other}")
     return found
