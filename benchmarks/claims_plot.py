@@ -18,6 +18,12 @@ QUANTITIES = {
     "frechet_ratio": "Fréchet distance ÷ real against real",
     "accuracy": "prompted digit right",
 }
+RECONSTRUCTION = {
+    "mean_mse": "MSE × 1000, from μ",
+    "sample_mse": "MSE × 1000, from z",
+    "mean_accuracy": "judged right, from μ",
+    "sample_accuracy": "judged right, from z",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ def drawn(record: dict, c_sigma: float, scale: float, name: str) -> Estimate:
 
 
 def rebuilt(record: dict, c_sigma: float, name: str) -> Estimate:
-    return estimate([e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
+    """Errors are told in thousandths."""
+    scale = 1000 if name.endswith("_mse") else 1
+    return estimate([scale * e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
 
 
 def plot(source: Path) -> None:
@@ -118,9 +126,8 @@ def tables(record: dict, found: Sequence[float]) -> str:
     for name, title in QUANTITIES.items():
         rows += [f"\n{title}\n", _row(["C_σ", *(f"guidance {scale:g}" for scale in scales)]), _row(["---"] * 5)]
         rows += [_row([f"{c:g}", *(str(drawn(record, c, scale, name)) for scale in scales)]) for c in found]
-    names = ("mean_mse", "sample_mse", "mean_accuracy", "sample_accuracy")
-    rows += ["\nreconstruction of held-out digits\n", _row(["C_σ", *names]), _row(["---"] * 5)]
-    rows += [_row([f"{c:g}", *(str(rebuilt(record, c, name)) for name in names)]) for c in found]
+    rows += ["\nreconstruction of held-out digits\n", _row(["C_σ", *RECONSTRUCTION.values()]), _row(["---"] * 5)]
+    rows += [_row([f"{c:g}", *(str(rebuilt(record, c, name)) for name in RECONSTRUCTION)]) for c in found]
     return "\n".join(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ def demo(
     with _one_line():
         page = run(out, minutes, quick, setup_seconds=setup_seconds)
     print(f"open {page}")
+    if sys.stdout.isatty():
+        webbrowser.open(page.resolve().as_uri())
 
 
 def train(

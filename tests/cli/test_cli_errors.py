@@ -118,10 +118,23 @@ def test_a_result_that_cannot_be_written(refused, tmp_path, checkpoint):
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(refused, tmp_path):
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").write_text("kind: latentlm\n")
     assert "run: already holds a run" in refused("train", "tiny_image", "--out", "run")
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "kind: latentlm\n"
+
+
+def test_a_process_that_failed_gives_its_exit_code(monkeypatch, capsys):
+    from latentlm.training import run
+
+    def fail(*_, **__):
+        raise run.ProcessFailed(3)
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "demo", "--processes", "2"])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == ""  # the process has said why
 
 
 def test_a_run_that_has_to_stop_says_why(refused, monkeypatch):

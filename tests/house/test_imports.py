@@ -78,10 +78,7 @@ def violations(path: Path, source: str) -> list[str]:
         return []
     found = []
     for other in imported_rooms(path, tree):
-        if other == FACE:
-            allowed = room in TOP
-        else:
-            allowed = other == room or LEVEL[other] < LEVEL[room]
+        allowed = room in TOP if other == FACE else other == room or LEVEL[other] < LEVEL[room]
         if not allowed:
             found.append(f"{path.relative_to(PACKAGE)} imports {other}")
     return found
