@@ -13,7 +13,9 @@ from figures import Figure, seconds_of
 
 IMPORT = "import time; t = time.perf_counter(); import latentlm; print(time.perf_counter() - t)"
 FIRST_USE = "import time; t = time.perf_counter(); from latentlm import load; print(time.perf_counter() - t)"
-PAGE_SECONDS = 0.2
+LATENTLM = [sys.executable, "-c", "import sys; from latentlm.cli import main; sys.exit(main())"]
+"""What the installed script `latentlm` does, under this interpreter."""
+SAMPLE_SECONDS = 0.2
 """Time between two looks at a process tree."""
 
 
@@ -35,21 +37,13 @@ def printed_seconds(code: str) -> float:
     return float(done.stdout)
 
 
-def command() -> str:
-    """The installed `latentlm` beside this interpreter. Raises FileNotFoundError where there is none."""
-    path = Path(sys.executable).with_name("latentlm")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: latentlm is not installed beside {sys.executable}")
-    return str(path)
-
-
 def cold_generate_figure(model: str, repeats: int) -> Figure:
     """`latentlm generate MODEL "red apple" --to image`, process start to picture on disk."""
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for number in range(repeats):
             out = Path(folder) / f"{number}.png"
-            arguments = [command(), "generate", model, "red apple", "--to", "image", "--out", str(out)]
+            arguments = [*LATENTLM, "generate", model, "red apple", "--to", "image", "--out", str(out)]
             runs.append(seconds_of(lambda arguments=arguments: run(arguments)))
             assert out.is_file(), f"{out} was not written"
     detail = {"runs": runs, "protocol": f"median of {repeats} fresh processes"}
@@ -62,20 +56,20 @@ def run(arguments: list[str]) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise RuntimeError(f"{' '.join(arguments)}: exit code {done.returncode}: {' '.join(last)}")
+        raise RuntimeError(f"{arguments[1:]}: exit code {done.returncode}: {' '.join(last)}")
 
 
 def demo_memory_figure(arguments: list[str]) -> Figure:
     """Peak over time of the resident memory summed over the demo's process tree (shared pages count repeatedly)."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        peak, processes = peak_memory([command(), "demo", "--out", str(Path(folder) / "demo"), *arguments])
+        peak, processes = peak_memory([*LATENTLM, "demo", "--out", str(Path(folder) / "demo"), *arguments])
         seconds = time.perf_counter() - started
     detail = {
         "seconds": seconds,
         "most_processes": processes,
         "arguments": arguments,
-        "protocol": f"sum of VmRSS over the process tree every {PAGE_SECONDS} s, maximum",
+        "protocol": f"sum of VmRSS over the process tree every {SAMPLE_SECONDS} s, maximum",
     }
     return Figure("demo.peak_gib", "latentlm demo, peak memory of the process tree", peak / 2**30, "GiB", "< 4", detail)
 
@@ -87,9 +81,9 @@ def peak_memory(arguments: list[str]) -> tuple[int, int]:
     while process.poll() is None:
         sizes = [resident_bytes(number) for number in tree(process.pid)]
         peak, most = max(peak, sum(sizes)), max(most, len(sizes))
-        time.sleep(PAGE_SECONDS)
+        time.sleep(SAMPLE_SECONDS)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}: exit code {process.returncode}")
+        raise RuntimeError(f"{arguments[1:]}: exit code {process.returncode}")
     return peak, most
 
 

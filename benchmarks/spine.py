@@ -15,6 +15,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -73,8 +74,6 @@ def _shorter(setting: Setting, dtype: str, bf16_native: bool) -> Setting:
     """Emulated bf16 is several times slower: a quarter of the sequence is enough for a figure nothing is asked of."""
     if dtype == "fp32" or bf16_native:
         return setting
-    from dataclasses import replace
-
     return replace(setting, num_latents=max(setting.chunk, setting.num_latents // 4))
 
 

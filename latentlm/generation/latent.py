@@ -17,7 +17,7 @@ from ..diffusion.solvers import Plan, make_plan, sample
 from ..model.heads import DiffusionHead
 from .packed import pack_head
 
-DEFAULT_SOLVER = {"ddpm": "dpm++2m", "flow": "euler"}
+DEFAULT_SOLVER = {"ddpm": "dpm++2m", "flow": "dpm++2m"}
 MODULATION_ROWS = 512
 """Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""
 
