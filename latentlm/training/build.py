@@ -111,9 +111,10 @@ def source_slug(source) -> str:
     return "-".join(str(part) for part in (name, source.task, source.limit) if part is not None)
 
 
-def held_out(config: DataConfig) -> list[Document]:
-    """Held-out documents of all sources that have any."""
-    return [document for source in config.sources for document in documents(source, "held_out")]
+def held_out_text(config: DataConfig) -> list[Document]:
+    """Held-out documents of plain text, of all sources that have any."""
+    texts = [source for source in config.sources if source.task == "text"]
+    return [document for source in texts for document in documents(source, "held_out")]
 
 
 # ------------------------------------------------------------------- tokenizers

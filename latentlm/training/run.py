@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.losses import loss_weights
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import MediaBatch
-from .build import LatentLMRun, build_latentlm, media_loader
+from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
 from .samples import SampleWriter
@@ -86,7 +87,10 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> None:
         world=world,
         identity={"model": recipe.model.model_dump(mode="json"), "fingerprints": _fingerprints(run)},
         on_export=lambda target: write_config(target, run.model, run.tokenizers, metadata),
-        on_sample=SampleWriter(Pipeline(run.model, run.tokenizers), run.documents, folder / "samples"),
+        on_sample=SampleWriter(
+            Pipeline(run.model, run.tokenizers), run.documents, held_out_text(recipe.data), folder / "samples"
+        ),
+        tensorboard=find_spec("tensorboard") is not None,
     )
     trainer.fit()
 

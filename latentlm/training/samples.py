@@ -2,7 +2,7 @@
 
 Place in the flow: 5, the trainer's `on_sample`; the loss alone does not tell when samples are good.
 Each source gives its first documents as prompts; written are step-…-image.png (a grid, prompts in the JSON),
-step-…-speech-….wav and step-….json.
+step-…-speech-….wav and step-….json; held_out.jsonl gains a line with the bits per byte of held-out text.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from ..tokenizers.media import save_audio
 from ..types import Document, Image, Speech, Text
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
+NUM_HELD_OUT = 40
+HELD_OUT = "held_out.jsonl"
 
 
 class SampleWriter:
-    """Prompts are the condition segments of the sources' first documents, taken in turn."""
+    """Prompts are the condition segments of the sources' documents, taken in turn; `held_out` is text to score."""
 
     def __init__(
-        self, pipeline: Pipeline, documents: Sequence[Sequence[Document]], folder: Path, guidance: float = 2.0
+        self,
+        pipeline: Pipeline,
+        documents: Sequence[Sequence[Document]],
+        held_out: Sequence[Document],
+        folder: Path,
+        guidance: float = 2.0,
     ):
         self.pipeline = pipeline
         self.folder = folder
+        self.held_out = [d for d in held_out if all(isinstance(s, Text) for s in d.segments)][:NUM_HELD_OUT]
         self.requests: list[Request] = []
         self.real: list[str] = []
         self._choose(documents, guidance)
@@ -51,6 +59,11 @@ class SampleWriter:
             contact_sheet(pictures).save(self.folder / f"step-{step:08d}-image.png")
         path = self.folder / f"step-{step:08d}.json"
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        if self.held_out:
+            scores = [self.pipeline.score(document) for document in self.held_out]
+            bits = sum(s.text_nats for s in scores) / math.log(2) / sum(s.num_text_bytes for s in scores)
+            with open(self.folder / HELD_OUT, "a") as log:
+                log.write(json.dumps({"step": step, "losses": {"held-out bits per byte": bits}}) + "\n")
 
     def _choose(self, documents: Sequence[Sequence[Document]], guidance: float) -> None:
         left = {"image": NUM_IMAGES, "speech": NUM_UTTERANCES, "text": NUM_TEXTS}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from conftest import clip, picture
 
 from latentlm.data.cache import LatentCache, ResolvedDocuments
@@ -21,13 +22,16 @@ def test_every_modality_is_sampled_and_written(pipeline, tmp_path):
         [Document((Text("plain"),))],
     ]
     cache = LatentCache({name: t for name, t in pipeline.tokenizers.items() if name != "text"})
-    writer = SampleWriter(pipeline, [ResolvedDocuments(source, cache) for source in sources], tmp_path)
+    writer = SampleWriter(pipeline, [ResolvedDocuments(source, cache) for source in sources], sources[3], tmp_path)
     writer(pipeline.model, 7)
     record = json.loads((tmp_path / "step-00000007.json").read_text())
     assert {entry["to"] for entry in record} == {"image", "speech", "text"}
     assert all(entry["answer"] is not None for entry in record if entry["to"] == "text")
     assert (tmp_path / "step-00000007-image.png").is_file()
     assert list(tmp_path.glob("step-00000007-speech-*.wav"))
+    (line,) = (tmp_path / "held_out.jsonl").read_text().splitlines()
+    expected = pipeline.score(sources[3][0]).bits_per_byte
+    assert json.loads(line) == {"step": 7, "losses": {"held-out bits per byte": pytest.approx(expected)}}
 
 
 def test_a_contact_sheet_holds_every_picture():
