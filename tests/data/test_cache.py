@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import clip, picture, small_tokenizers
+from small import clip, picture, small_tokenizers
 
 from latentlm.data.cache import LatentCache
 from latentlm.types import Document, Image, Latents, Speech, Text

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_latents
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import random_latents
 
 from latentlm.config import DataConfig, SourceConfig
 from latentlm.data.loader import DocumentLoader, MediaLoader, Mixture, collate_media

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_latents
+from small import random_latents
 
 from latentlm.data.packing import DocumentEncoder, Packer, pack
 from latentlm.types import IGNORE, Document, Image, Speech, Text

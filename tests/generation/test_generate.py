@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import clip, picture
+from small import clip, picture
 
 from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.generate import Request, as_prompt

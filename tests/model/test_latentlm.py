@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_latents, small_model
+from small import random_latents, small_model
 
 from latentlm.data.packing import DocumentEncoder, Packer, pack
 from latentlm.types import Document, Image, Speech, Text

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import clip, picture
+from small import clip, picture
 
 from latentlm.data.cache import LatentCache, ResolvedDocuments
 from latentlm.training.samples import SampleWriter, contact_sheet
