@@ -32,6 +32,7 @@ from latentlm.data.embedded import digits
 from latentlm.evaluation.judge import NUM_CLASSES, Scans, accuracy, compare, load_judge, real_scans, to_scans
 from latentlm.evaluation.protocol import Protocol, answer_media, ask, before_answer
 from latentlm.generation.generate import Pipeline
+from latentlm.training.logs import read_log
 from latentlm.training.run import train
 
 C_SIGMAS = (0.0, 0.1, 0.3, 0.6, 1.0)
@@ -116,9 +117,9 @@ def _training(steps: int, seed: int) -> dict[str, Any]:
 def run(c_sigma: float, seed: int, budget: Budget, folder: Path) -> dict[str, Any]:
     """Train both, draw, judge: the record of one C_σ and one seed."""
     began = time.process_time()
-    tokenizer_folder = train(tokenizer_recipe(c_sigma, seed, budget), folder / "tokenizer")
+    tokenizer_folder = train_whole(tokenizer_recipe(c_sigma, seed, budget), folder / "tokenizer")
     tokenized = time.process_time()
-    pipeline = latentlm.load(train(model_recipe(tokenizer_folder, seed, budget), folder / "model"))
+    pipeline = latentlm.load(train_whole(model_recipe(tokenizer_folder, seed, budget), folder / "model"))
     trained = time.process_time()
     with torch.no_grad():
         reconstruction = reconstruct(pipeline.tokenizers["image"], seed)
@@ -131,6 +132,20 @@ def run(c_sigma: float, seed: int, budget: Budget, folder: Path) -> dict[str, An
         "guidance": generated,
         "cpu_seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
+
+
+def train_whole(recipe: ImageTokenizerRecipe | LatentLMRecipe, folder: Path) -> Path:
+    """`train`, but a training that a signal ended early ends the study: its half-trained model must not become a point.
+
+    Raises SystemExit; the runs that are already in the JSON stay.
+    """
+    trained = train(recipe, folder)
+    step = read_log(folder / "train.jsonl")[-1]["step"]
+    if step < recipe.training.steps:
+        raise SystemExit(
+            f"stopped at step {step} of {recipe.training.steps}; this run is dropped, earlier ones are kept"
+        )
+    return trained
 
 
 def reconstruct(tokenizer, seed: int) -> dict[str, float]:
