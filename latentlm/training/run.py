@@ -30,13 +30,15 @@ from .samples import SampleWriter
 from .trainer import NonFiniteLoss, Trainer
 
 RECIPE = "recipe.yaml"
+STOPPED = 130
+"""Exit code of a run that a signal ended early, as of a command that Ctrl-C ended."""
 
 
 class ProcessFailed(RuntimeError):
-    """One of several training processes ended with `code`, having said why itself."""
+    """Training ended with `code` before its time, having said why itself; STOPPED: by a signal, with a checkpoint."""
 
     def __init__(self, code: int):
-        super().__init__(f"a training process ended with exit code {code}")
+        super().__init__(f"training ended early, with exit code {code}")
         self.code = code
 
 
@@ -44,8 +46,8 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
     """Train `recipe` into `folder`; returns the folder of the finished model.
 
     folder/ gets recipe.yaml, train.jsonl, samples/, checkpoints/ and model/. Under torchrun every process calls this.
-    Raises ValueError when the folder holds another run and `resume` is not asked for; ProcessFailed when one of
-    several processes fails.
+    Raises ValueError when the folder holds another run and `resume` is not asked for; ProcessFailed when a
+    signal stops it or one of several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -63,8 +65,10 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
         return folder / "model"
     world = start("cuda" if torch.cuda.is_available() else "cpu")
     run = _train_latentlm if isinstance(recipe, LatentLMRecipe) else _train_tokenizer
-    run(recipe, folder, world)
-    finish(world)
+    finished = run(recipe, folder, world)
+    finish(world, 0 if finished else STOPPED)
+    if not finished:
+        raise ProcessFailed(STOPPED)
     return folder / "model"
 
 
@@ -76,7 +80,8 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     (folder / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
-def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> None:
+def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
+    """Whether it came to the end of its schedule."""
     run = build_latentlm(recipe, folder, world)
     metadata = {"recipe": recipe.model_dump(mode="json")}
     trainer = Trainer(
@@ -92,14 +97,14 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> None:
         ),
         tensorboard=find_spec("tensorboard") is not None,
     )
-    trainer.fit()
+    return trainer.fit().finished
 
 
 def _fingerprints(run: LatentLMRun) -> dict[str, str]:
     return {name: tokenizer.fingerprint() for name, tokenizer in run.tokenizers.items()}
 
 
-def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> None:
+def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:
     """Train, then measure the normalisation with the weights that are kept."""
     torch.manual_seed(recipe.training.seed)
     kind: Callable = ImageTokenizer if recipe.tokenizer.kind == "image" else SpeechTokenizer
@@ -118,7 +123,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> None:
         identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
         on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
     )
-    trainer.fit()
+    return trainer.fit().finished
 
 
 def _export_tokenizer(trainer: Trainer, tokenizer, sources: list[list], folder: Path) -> None:
