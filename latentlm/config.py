@@ -6,12 +6,22 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 FORMAT_VERSION = 1
 """Version of the checkpoint directory's layout; a directory of another version is refused."""
@@ -50,6 +60,8 @@ class ImageTokenizerConfig(Config):
     encoder_layers: int = 3
     decoder_layers: int = 3
     num_heads: int = 4
+    class_token: bool = Field(False, description="one token more beside the patches, as the authors' networks")
+    encoder_sub_norm: bool = Field(False, description="norms inside attention and feed-forward too, eps 1e-5: BEiT-3")
     per_channel: bool = Field(False, description="normalise each latent channel by itself instead of one scalar")
     posterior: PosteriorConfig = PosteriorConfig()
 
@@ -62,14 +74,46 @@ class ImageTokenizerConfig(Config):
         return self
 
 
+class ConvImageTokenizerConfig(Config):
+    """The convolutional autoencoder of latent diffusion: a latent a cell of 2^(stages - 1) pixels squared."""
+
+    kind: Literal["conv_image"] = "conv_image"
+    image_size: int = 256
+    latent_dim: int = 16
+    channels: tuple[int, ...] = Field((128, 128, 256, 256, 512), description="of each stage; halved between two")
+    num_blocks: int = Field(2, gt=0, description="residual blocks of an encoder's stage; a decoder's has one more")
+    norm_groups: int = Field(32, gt=0, description="of the group norms")
+    deepest_attention: bool = Field(False, description="attention after every block of the encoder's last stage: KL-16")
+    latent_conv: bool = Field(False, description="1×1 convolutions around the latents (diffusers: the quant convs)")
+    per_channel: bool = False
+    posterior: PosteriorConfig = PosteriorConfig(kind="learned", weight=1e-6)
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of {self.patch_size}, the stages' cell")
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"channels {width} is not a multiple of norm_groups {self.norm_groups}")
+        return self
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the pixels of one latent."""
+        return 2 ** (len(self.channels) - 1)
+
+
 class SpeechTokenizerConfig(Config):
     """Causal ConvNeXt stages (PAPER §4.1). hop = frame_hop · Π strides samples a latent.
 
     `front` "waveform": strided convolutions on the raw samples, as the paper; "spectral": an STFT of hop `frame_hop`
     in front and an inverse STFT behind, which learns fastest on a small budget (then strides act on frames).
+    `parts` "encoder": features of speech that cannot be decoded (VibeVoice's semantic tokenizer, PAPER §6); "decoder":
+    latents of others made audible (what VibeVoice-Realtime was released with).
     """
 
     kind: Literal["speech"] = "speech"
+    parts: Literal["both", "encoder", "decoder"] = "both"
     sample_rate: int = 24000
     front: Literal["waveform", "spectral"] = "waveform"
     frame_hop: int = Field(1, description="spectral front only: STFT hop in samples; 1 for waveform")
@@ -81,6 +125,7 @@ class SpeechTokenizerConfig(Config):
     kernel_size: int = 7
     latent_dim: int = 32
     per_channel: bool = False
+    loudness: float | None = Field(None, description="dB FS that clips are brought to before encoding; None: as is")
     posterior: PosteriorConfig = PosteriorConfig()
 
     @model_validator(mode="after")
@@ -98,17 +143,56 @@ class SpeechTokenizerConfig(Config):
 
 
 class TextTokenizerConfig(Config):
-    """bytes: the 256 bytes, merge-free. bpe: byte-level BPE trained on the recipe's own text, `vocab_size` entries."""
+    """bytes: the 256 bytes, merge-free. bpe: byte-level BPE trained on the recipe's own text, `vocab_size` entries.
+    backbone: read from a language model, whose embedding has `vocab_size` rows.
+    classes: each distinct text is one token, which opens the span that follows (class-conditional models, PAPER §2).
+    """
 
-    kind: Literal["bytes", "bpe"] = "bytes"
-    vocab_size: int = Field(1024, ge=256, description="bpe only")
+    kind: Literal["bytes", "bpe", "backbone", "classes"] = "bytes"
+    vocab_size: int = Field(1024, ge=1, description="bpe and backbone")
+    special: dict[str, int | None] = Field(
+        default_factory=dict,
+        description="backbone only: special tokens that its vocabulary has, by name (bos, eos, …); null: there is none",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.kind == "bpe" and self.vocab_size < 256:
+            raise ValueError(f"vocab_size {self.vocab_size} has no room for the 256 bytes")
+        if self.special and self.kind != "backbone":
+            raise ValueError(
+                f"special tokens {sorted(self.special)} are named for a backbone only, kind is {self.kind!r}"
+            )
+        beyond = {name: i for name, i in self.special.items() if i is not None and not 0 <= i < self.vocab_size}
+        if beyond:
+            raise ValueError(f"special tokens {beyond} are outside the vocabulary of {self.vocab_size}")
+        return self
 
 
 # --------------------------------------------------------------------- model
 
 
+class RopeScalingConfig(Config):
+    """Llama 3's: slow rotations are slowed by `factor` for a context longer than the `context_length` of pre-training.
+
+    A frequency that turns `high_frequency` times or more within `context_length` stays, one that turns at most
+    `low_frequency` times is divided by `factor`, and between them the two are mixed linearly in the number of turns.
+    """
+
+    factor: float = Field(gt=0)
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    context_length: int = 8192
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low_frequency >= self.high_frequency:
+            raise ValueError(f"low_frequency {self.low_frequency} is not below high_frequency {self.high_frequency}")
+        return self
+
+
 class TransformerConfig(Config):
-    """Causal pre-RMSNorm SwiGLU RoPE Transformer with the options that Llama, Qwen2 and Qwen3 need (PAPER §1.1)."""
+    """Causal pre-RMSNorm SwiGLU RoPE Transformer with the options that Llama 3, Qwen2 and Qwen3 need (PAPER §1.1)."""
 
     width: int = 192
     num_layers: int = 6
@@ -121,19 +205,26 @@ class TransformerConfig(Config):
     norm_eps: float = 1e-6
     norm_weight: bool = Field(True, description="learned RMSNorm weights; the authors' code has none")
     rope_base: float = 10000.0
+    rope_scaling: RopeScalingConfig | None = None
     rope_interleaved: bool = Field(False, description="pairs (0,1),(2,3) as the authors; else halves as Llama")
+    rope_closed: bool = Field(False, description="exponents linspace(0, 1, E/2), 1 included, as the authors; else 2j/E")
     context_length: int = 1024
     tied_embeddings: bool = False
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class DiffusionHeadConfig(Config):
-    """MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3)."""
+    """MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
+
+    A head must be several times as wide as its latents have channels: the noisy latent has to pass through it.
+    """
 
     num_layers: int = 3
     width: int | None = Field(None, description="default the backbone's width")
     ffn_width: int | None = Field(None, description="default 8/3 of its width")
+    latent_bias: bool = Field(False, description="a bias in the map of the noisy latent, as the authors' code")
     norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
+    condition_norm: bool = Field(True, description="RMSNorm on the hidden state first; others rely on the backbone's")
     norm_eps: float = 1e-6
 
 
@@ -148,10 +239,62 @@ class DiffusionConfig(Config):
     target: Literal["sample", "mean"] = Field("sample", description="diffuse the sampled z or the posterior mean")
 
 
+SPECIAL_OFFSET = -10.0
+"""Keeps new special tokens from taking probability of a backbone's text; `interop/hf_llm.py` says how much is left."""
+
+
+class SamplingConfig(Config):
+    """What a model is sampled with unless the caller says otherwise."""
+
+    steps: int = Field(20, ge=1, description="of the solver, a latent")
+    guidance: float = Field(2.0, description="classifier-free guidance of pictures and speech; 1 is off")
+
+
 class ModelConfig(Config):
+    prompt: Literal["document", "vibevoice"] = Field(
+        "document", description="of speech: how it was laid out in training, as a document or a script (PAPER §6)"
+    )
     transformer: TransformerConfig = TransformerConfig()
     head: DiffusionHeadConfig = DiffusionHeadConfig()
+    heads: dict[str, DiffusionHeadConfig] = Field({}, description="by modality, where it differs from `head`")
     diffusion: DiffusionConfig = DiffusionConfig()
+    latent_projection: Literal["linear", "connector"] = Field(
+        "linear", description="how latents enter: a linear map, or VibeVoice's Linear, RMSNorm, Linear"
+    )
+    answer: Literal["span", "document"] = Field(
+        "span",
+        description="an answer in speech is one span, inside which the text head chooses between going on and <EOD>; "
+        "or, as VibeVoice, it lasts until <EOS>: at every position one of <BOD>, <EOD>, going on and <EOS>",
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    special_offset: float = Field(
+        0.0,
+        description="added to the text logits of <BOD>, <EOD>, <PROCEED>, <LATENT>: unlikely at first on a backbone",
+    )
+
+
+class RecipeModelConfig(ModelConfig):
+    """The model section of a recipe: a new model; one that begins from a language model, which then brings transformer
+    and text; or `start`, a trained model, which brings everything."""
+
+    start: str | None = Field(
+        None, description="folder, packaged name or hub id; architecture, tokenizers and weights come from it"
+    )
+    backbone: str | None = Field(None, description="folder of `transformers` or hub id: Llama 3, Qwen2, Qwen3, Mistral")
+    transformer: TransformerConfig | None = Field(TransformerConfig(), description="null where a backbone brings it")
+
+    @model_validator(mode="after")
+    def _one_transformer(self):
+        if self.backbone is None and self.transformer is None:
+            raise ValueError("a model needs a transformer section or a backbone")
+        if self.backbone is not None and self.transformer is not None:
+            raise ValueError(f"the transformer section comes from backbone {self.backbone!r}, and is given as well")
+        return self
+
+    def resolved(self, transformer: TransformerConfig | None = None) -> ModelConfig:
+        """What is built and saved: without the name of a backbone, whose `transformer` is given here."""
+        fields = {name: getattr(self, name) for name in ModelConfig.model_fields}
+        return ModelConfig(**fields | {"transformer": transformer or self.transformer})
 
 
 # ---------------------------------------------------------------- data, training
@@ -165,6 +308,7 @@ class SourceConfig(Config):
     task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
     weight: float = Field(1.0, gt=0)
     limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
+    warped_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
 
     @model_validator(mode="after")
     def _one(self):
@@ -192,6 +336,21 @@ class OptimizerConfig(Config):
     clip: float = Field(1.0, gt=0, description="of the global gradient norm")
 
 
+class AdapterConfig(Config):
+    """LoRA: y = W x + alpha / rank · B A x; W stays as it is, A and B train (Hu et al. 2021; the layers are peft's).
+
+    `targets` and `full` name modules by any part of their dotted names, `*` for anything: "transformer", "attention",
+    "heads.speech", "blocks.0.ffn". Targets are the linear layers in there; everything in `full` trains whole.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A")
+    targets: tuple[str, ...] = Field(("transformer",), min_length=1)
+    full: tuple[str, ...] = Field(("heads", "embed_latents"), description="() keeps them as they are")
+
+
 class TrainingConfig(Config):
     steps: int = Field(1000, gt=0)
     accumulation: int = Field(1, gt=0, description="micro-batches a step, over all processes; a multiple of these")
@@ -209,26 +368,89 @@ class TrainingConfig(Config):
     sample_every: int | None = Field(None, gt=0, description="write samples every so many steps")
     keep: int = Field(2, gt=0, description="how many checkpoints stay")
     max_minutes: float | None = Field(None, gt=0, description="the schedule follows this clock instead of the steps")
+    adapter: AdapterConfig | None = Field(None, description="train this instead of all weights")
+    freeze: tuple[str, ...] = Field((), description="weights that stay as they are, named as `adapter.targets`")
+
+    @model_validator(mode="after")
+    def _one_choice(self):
+        if self.adapter and self.freeze:
+            raise ValueError("adapter and freeze exclude each other: beside an adapter only adapter.full trains")
+        return self
 
 
 class TokenizersConfig(Config):
-    """Text is built from the recipe; image and speech name trained tokenizer directories, or packaged ones ("tiny")."""
+    """Text is built from the recipe; image and speech name trained tokenizer directories, or packaged ones ("tiny").
+
+    `semantic` names a second tokenizer of speech (`parts: encoder` suffices), at the same rate: its latents are
+    features, added to the model's input wherever speech is the answer (PAPER §6).
+    """
 
     text: TextTokenizerConfig = TextTokenizerConfig()
     image: str | None = None
     speech: str | None = None
+    semantic: str | None = None
 
 
 # ------------------------------------------------------------------- recipes
+
+
+def check_loss_weights(training: TrainingConfig, losses: Collection[str]) -> None:
+    """ValueError for the first weight of a loss that there is not."""
+    for name in training.loss_weights:
+        if name not in losses:
+            raise ValueError(f"training.loss_weights: no loss {name!r}{_did_you_mean(name, sorted(losses))}")
 
 
 class LatentLMRecipe(Config):
     kind: Literal["latentlm"] = "latentlm"
     description: str = ""
     tokenizers: TokenizersConfig = TokenizersConfig()
-    model: ModelConfig = ModelConfig()
+    model: RecipeModelConfig = RecipeModelConfig()
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _backbone(cls, raw: Any) -> Any:
+        """Where a backbone is named, what it brings need not be said."""
+        model = raw.get("model") if isinstance(raw, dict) else None
+        if not isinstance(model, dict) or model.get("backbone") is None:
+            return raw
+        model = {"transformer": None, "special_offset": SPECIAL_OFFSET} | model
+        tokenizers = raw.get("tokenizers", {})
+        if isinstance(tokenizers, dict):
+            tokenizers = {"text": {"kind": "backbone"}} | tokenizers
+        return raw | {"model": model, "tokenizers": tokenizers}
+
+    @model_validator(mode="after")
+    def _one_text_tokenizer(self):
+        if (self.model.backbone is None) == (self.tokenizers.text.kind == "backbone"):
+            raise ValueError(
+                f"tokenizers.text.kind is {self.tokenizers.text.kind!r} and model.backbone {self.model.backbone!r}: "
+                "a backbone brings its text tokenizer, and nothing else does"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        check_loss_weights(self.training, ("text", "end", "image", "speech"))
+        if self.training.adapter and self.model.start is None and self.model.backbone is None:
+            raise ValueError("training.adapter: needs model.start or model.backbone, a trained model to adapt")
+        if self.model.start is not None:
+            given = [f"model.{name}" for name in sorted(self.model.model_fields_set - {"start"})]
+            given += [f"tokenizers.{name}" for name in sorted(self.tokenizers.model_fields_set)]
+            if given:
+                raise ValueError(f"{given[0]}: model.start {self.model.start!r} brings its own; leave this key out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_start_brings(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A dumped recipe parses again."""
+        fields = dump(self)
+        if self.model.start is not None:
+            fields["model"] = {"start": self.model.start}
+            fields["tokenizers"] = {}
+        return fields
 
 
 class ImageReconstructionConfig(Config):
@@ -244,6 +466,12 @@ class SpeechReconstructionConfig(Config):
     mel: float = 1.0
     stft: float = 1.0
     waveform: float = 0.0
+
+
+def _check_tokenizer_training(training: TrainingConfig, losses: Config) -> None:
+    check_loss_weights(training, (*type(losses).model_fields, "prior"))
+    if training.adapter or training.freeze:
+        raise ValueError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
 
 
 class MediaConfig(Config):
@@ -262,6 +490,11 @@ class ImageTokenizerRecipe(Config):
     data: MediaConfig
     training: TrainingConfig = TrainingConfig()
 
+    @model_validator(mode="after")
+    def _consistent(self):
+        _check_tokenizer_training(self.training, self.losses)
+        return self
+
 
 class SpeechTokenizerRecipe(Config):
     kind: Literal["speech_tokenizer"] = "speech_tokenizer"
@@ -270,6 +503,11 @@ class SpeechTokenizerRecipe(Config):
     losses: SpeechReconstructionConfig = SpeechReconstructionConfig()
     data: MediaConfig
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        _check_tokenizer_training(self.training, self.losses)
+        return self
 
 
 Recipe = Annotated[LatentLMRecipe | ImageTokenizerRecipe | SpeechTokenizerRecipe, Field(discriminator="kind")]
@@ -285,6 +523,7 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe by packaged name or YAML path; `overrides` maps dotted keys ("training.steps") to values.
 
+    An override of model.backbone takes the place of the transformer and the text tokenizer that the recipe has.
     Raises RecipeError, one line naming file and key, with the nearest known key where one is close.
     """
     path = Path(name_or_path)
@@ -303,6 +542,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         raise RecipeError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{name_or_path}: a recipe is a mapping with a `kind`")
+    if (overrides or {}).get("model.backbone") is not None:
+        overrides = {"model.transformer": None, "tokenizers.text": {"kind": "backbone"}} | overrides
     for key, value in (overrides or {}).items():
         _set(raw, key, value)
     return parse_recipe(raw, str(name_or_path))
@@ -324,7 +565,10 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         return f"unknown key {key!r}{_did_you_mean(str(location[-1]), known)}"
-    return f"{key or 'kind'}: {first['msg'].removeprefix('Value error, ')}, got {str(first['input'])[:80]!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and not key:  # of the recipe as a whole: it names its keys itself
+        return message
+    return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
 
 
 _KINDS = {"latentlm", "image_tokenizer", "speech_tokenizer"}

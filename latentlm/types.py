@@ -21,6 +21,9 @@ IGNORE = -100
 MODALITIES = ("image", "speech")
 """The continuous modalities, in the order in which their special tokens are numbered."""
 
+FEATURES = {"speech": "semantic"}
+"""Modality -> the second tokenizer that it may have, whose latents are features of the same media (PAPER §6)."""
+
 
 @dataclass(frozen=True)
 class Audio:
@@ -42,17 +45,20 @@ class Latents:
       posterior "sigma":   z = mean + n·std·ε, one n ~ N(0, 1) for the whole example; std = C_σ, a scalar tensor
       posterior "learned": z = mean + std·ε, std (N, C)
       posterior "none":    z = mean
+    features (N, F): what the modality's second tokenizer reads from the same media, where it has one.
     """
 
     mean: Tensor
     std: Tensor
     posterior: str
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return self.mean.shape[0]
 
     def to(self, device: torch.device | str) -> Latents:
-        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
+        features = None if self.features is None else self.features.to(device)
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device), features=features)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw z (N, C) from the posterior; the generator must be on the device of `mean`."""
@@ -106,16 +112,19 @@ class LatentSpans:
 
     values (N, C) the sampled latents, means (N, C) their posterior means; index (N,) the flat position (row·T + column)
     at which each is an *input*. The hidden state that predicts it sits at index - 1 (the previous latent, or <BOD>).
-    target (N,) bool: has a loss.
+    target (N,) bool: has a loss. features (M, F) are added to the input at feature_index (M,); None: there are none.
     """
 
     values: Tensor
     means: Tensor
     index: Tensor
     target: Tensor
+    features: Tensor | None = None
+    feature_index: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LatentSpans:
-        return LatentSpans(*(getattr(self, f.name).to(device) for f in fields(self)))
+        tensors = (getattr(self, f.name) for f in fields(self))
+        return LatentSpans(*(None if tensor is None else tensor.to(device) for tensor in tensors))
 
 
 @dataclass

@@ -5,9 +5,12 @@ Place in the flow: below tokenizers and model, which both keep their weights thi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,10 +21,12 @@ from torch import Tensor, nn
 def save_weights(path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
     """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones."""
     path = Path(path)
-    cast = {
-        name: tensor.detach().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in tensors.items()
-    }
+    cast: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        cast[name] = value.clone() if value.data_ptr() in seen else value  # tied weights: safetensors wants no sharing
+        seen.add(value.data_ptr())
     temporary = path.with_name(path.name + ".tmp")
     try:
         save_file(cast, temporary, metadata={"format": "pt"})
@@ -38,24 +43,48 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
 
     Raises ValueError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts.
     """
+    loaded = read_weights(path)
+    expected = module.state_dict()
+    shapes = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (loaded, expected))
+    if problems := misfits(*shapes):
+        raise ValueError(f"{path}: weights do not fit this model; {problems}")
+    module.load_state_dict(loaded)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file by name; ValueError where there is none or it cannot be read."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file")
     try:
-        loaded = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    expected = module.state_dict()
+
+
+def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """How shapes by name differ, in one line: ten names missing, extra and misshaped and their counts; "" if not."""
     problems = {
-        "missing": [key for key in expected if key not in loaded],
-        "extra": [key for key in loaded if key not in expected],
+        "missing": [name for name in expected if name not in found],
+        "extra": [name for name in found if name not in expected],
         "misshaped": [
-            f"{key} {tuple(loaded[key].shape)} instead of {tuple(value.shape)}"
-            for key, value in expected.items()
-            if key in loaded and loaded[key].shape != value.shape
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
         ],
     }
-    if any(problems.values()):
-        parts = [f"{len(keys)} {kind}: {', '.join(keys[:10])}" for kind, keys in problems.items() if keys]
-        raise ValueError(f"{path}: weights do not fit this model; {'; '.join(parts)}")
-    module.load_state_dict(loaded)
+    return "; ".join(f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names)
+
+
+def fingerprint(fields: Any, tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits of the SHA-256 over `fields` (JSON) and every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(_canonical(fields))
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]))
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

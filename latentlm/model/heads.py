@@ -3,7 +3,8 @@
 Place in the flow: 3, hidden state ──▶ next latent. A pure function `(noisy, t, condition) → prediction`; the loop over
 timesteps lives in `diffusion/solvers.py`.
 Legend: `M` latents (times copies), `C` latent channels, `D` backbone width, `W` head width.
-Departures from the authors' code: none in the default; VibeVoice's learned norm weights are an option.
+Departures from the authors' code: none in the default; VibeVoice's learned norm weights, and its hidden state that is
+not normed again, are options.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ class DiffusionHead(nn.Module):
         width = config.width or condition_width
         ffn = config.ffn_width or ffn_width(width)
         self.latent_dim = latent_dim
-        self.condition_norm = RMSNorm(condition_width, config.norm_eps, weight=False)
+        norm = RMSNorm(condition_width, config.norm_eps, weight=False)
+        self.condition_norm = norm if config.condition_norm else nn.Identity()
         self.condition_in = nn.Linear(condition_width, width, bias=False)
         self.timestep = TimestepEmbedding(width)
-        self.latent_in = nn.Linear(latent_dim, width, bias=False)
+        self.latent_in = nn.Linear(latent_dim, width, bias=config.latent_bias)
         self.blocks = nn.ModuleList(HeadBlock(width, ffn, config) for _ in range(config.num_layers))
         self.final = FinalLayer(width, latent_dim, config)
 

@@ -1,17 +1,19 @@
 """LatentLM: one causal Transformer over tokens and latents, a text head, a diffusion head a modality. Read me first.
 
 Place in the flow: 3, packed batch ──▶ hidden ──▶ losses; and, for `generation/`, the pieces of one decoding step.
-    x_i      = embedding of token i, or a linear map of latent i                              (PAPER §1.1)
+    x_i      = embedding of token i, or a map of latent i (+ one of its features)             (PAPER §1.1, §6)
     h        = RMSNorm(Transformer(x))
     text     : softmax(h W_v)                                                                 (Eq. 1)
     latents  : E_{t, ε} ‖target − head(x_t, t, h)‖², several t per latent, backbone run once  (Eq. 3, §1.2)
     span end : softmax over {<proceed>, <EOD>} at every position of a variable-length span    (silent in the paper)
-Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `K` timesteps per latent.
+Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `F` feature channels, `K` timesteps per
+latent.
 Departures from the paper: one diffusion head and one <BOD> a modality, since latent widths differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +26,21 @@ from ..diffusion.schedule import Process
 from ..tokenizers.text import SpecialTokens
 from ..types import IGNORE, LatentSpans, PackedBatch
 from .heads import DiffusionHead
+from .layers import Connector
 from .transformer import Transformer
 
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """A continuous modality: channels of a latent, and how many make an image (None: the model ends the span)."""
+    """A continuous modality: channels of a latent, and how many make an image (None: the model ends the span).
+
+    feature_dim: channels of the features that a second tokenizer reads from the same media; they are added to the input
+    wherever the latents are the model's own answer (PAPER §6). None: there is no such tokenizer.
+    """
 
     latent_dim: int
     num_latents: int | None = None
+    feature_dim: int | None = None
 
 
 class LatentLM(nn.Module):
@@ -46,13 +54,23 @@ class LatentLM(nn.Module):
         self.modalities = dict(modalities)
         self.process = Process.from_config(config.diffusion)
         self.embed_tokens = nn.Embedding(vocab_size, width)
-        self.embed_latents = nn.ModuleDict({name: nn.Linear(m.latent_dim, width) for name, m in modalities.items()})
+        project = nn.Linear if config.latent_projection == "linear" else Connector
+        self.embed_latents = nn.ModuleDict({name: project(m.latent_dim, width) for name, m in modalities.items()})
+        self.embed_features = nn.ModuleDict(
+            {name: project(m.feature_dim, width) for name, m in modalities.items() if m.feature_dim}
+        )
         self.transformer = Transformer(config.transformer)
         self.text_head = nn.Linear(width, vocab_size, bias=False)
         if config.transformer.tied_embeddings:
             self.text_head.weight = self.embed_tokens.weight
+        for name in config.heads:
+            if name not in modalities:
+                raise ValueError(f"model.heads.{name}: the model has no such modality (it has {', '.join(modalities)})")
         self.heads = nn.ModuleDict(
-            {name: DiffusionHead(width, m.latent_dim, config.head) for name, m in modalities.items()}
+            {
+                name: DiffusionHead(width, m.latent_dim, config.heads.get(name, config.head))
+                for name, m in modalities.items()
+            }
         )
         initialise(self)
 
@@ -76,17 +94,28 @@ class LatentLM(nn.Module):
         for name, span in batch.latents.items():
             embedded = self.embed_latents[name](span.values.to(x.dtype))  # (N, D)
             x = x.flatten(0, 1).index_copy(0, span.index, embedded.to(x.dtype)).view_as(x)
+            if span.features is not None:
+                added = self.embed_features[name](span.features.to(x.dtype))  # (M, D)
+                x = x.flatten(0, 1).index_add(0, span.feature_index, added.to(x.dtype)).view_as(x)
         return self.transformer(x, batch.positions, batch.documents)
 
-    def end_logits(self, hidden: Tensor) -> Tensor:
-        """Logits (..., 2) of going on and of ending the span: two rows of the text head."""
-        rows = self.text_head.weight[[self.special.proceed, self.special.eod]]
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of the next token, fp32."""
+        logits = self.text_head(hidden).float()
+        if self.config.special_offset:
+            special = self.special
+            spans = [special.eod, special.proceed, special.latent, *special.bod.values()]
+            logits[..., spans] += self.config.special_offset
+        return logits
+
+    def end_logits(self, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
+        """Logits (..., 2) of going on and of ending the span, or of `tokens`: rows of the text head."""
+        rows = self.text_head.weight[list(tokens or (self.special.proceed, self.special.eod))]
         return F.linear(hidden, rows).float()
 
     def _text_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         keep = (targets != IGNORE).nonzero()[:, 0]
-        logits = self.text_head(hidden[keep]).float()
-        return F.cross_entropy(logits, targets[keep], reduction="sum")
+        return F.cross_entropy(self.text_logits(hidden[keep]), targets[keep], reduction="sum")
 
     def _end_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         keep = (targets != IGNORE).nonzero()[:, 0]

@@ -1,18 +1,23 @@
-"""The parts that backbone and diffusion head share: RMSNorm, SwiGLU, RoPE, causal attention (PAPER §1.1).
+"""The parts of backbone and diffusion head: RMSNorm, SwiGLU, RoPE, causal attention, connectors (PAPER §1.1, §6).
 
 Place in the flow: 3, inside `transformer.py` and `heads.py`.
 Legend: `B` rows, `T` positions, `S` cached positions, `D` width, `H` heads, `K` key-value heads, `E` head dim.
-Departures from the paper: none; options (qkv bias, qk norm, grouped queries) are those of Llama, Qwen2 and Qwen3.
+Departures from the paper: none; options (qkv bias, qk norm, grouped queries, slowed RoPE) are those of Llama 3, Qwen2
+and Qwen3.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import TransformerConfig
+from ..config import RopeScalingConfig, TransformerConfig
 from .cache import LayerCache
+
+CONNECTOR_EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
@@ -41,16 +46,46 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
+class Connector(nn.Module):
+    """Linear, RMSNorm, Linear, with biases: how VibeVoice lets latents and features into its model (PAPER §6)."""
+
+    def __init__(self, features: int, width: int):
+        super().__init__()
+        self.up = nn.Linear(features, width)
+        self.norm = RMSNorm(width, CONNECTOR_EPS)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., C) -> (..., D)."""
+        return self.out(self.norm(self.up(x)))
+
+
 def ffn_width(width: int) -> int:
     """The default: 8/3 of the width, rounded up to a multiple of 64 (equal in parameters to a 4× two-matrix FFN)."""
     return -(-width * 8 // 3 // 64) * 64
 
 
-def rotary(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of the RoPE angles, fp32: positions (B, T) -> two of (B, 1, T, E/2). There is no table to outgrow."""
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[:, None, :, None].float() * base**-exponent  # (B, 1, T, E/2)
+def rotary(
+    positions: Tensor, head_dim: int, base: float, scaling: RopeScalingConfig | None = None, *, closed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of the RoPE angles, fp32: positions (B, T) -> two of (B, 1, T, E/2). There is no table to outgrow.
+
+    Exponents are 0, 2/E, 4/E … or, `closed`, as many from 0 to 1 with 1 included.
+    """
+    last = head_dim - 2 if closed else head_dim
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / last
+    frequencies = base**-exponent  # (E/2,)
+    if scaling is not None:
+        frequencies = frequencies * slowed(frequencies, scaling)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, E/2)
     return angles.cos(), angles.sin()
+
+
+def slowed(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
+    """What each RoPE frequency (E/2,) is multiplied by: 1 for fast ones, 1/factor for slow ones, a mixture between."""
+    turns = scaling.context_length * frequencies / (2 * math.pi)
+    kept = ((turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)).clamp(0, 1)
+    return kept + (1 - kept) / scaling.factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:

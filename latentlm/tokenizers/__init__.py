@@ -1,6 +1,7 @@
 """Media ↔ latents, text ↔ ids. Read `base.py` first, then `sigma_vae.py`, then `image.py` or `speech.py`."""
 
 from .base import Calibration, Tokenizer
+from .conv_image import ConvImageTokenizer
 from .image import ImageTokenizer
 from .load import load_tokenizer
 from .losses import loss_weights
@@ -9,6 +10,7 @@ from .text import SpecialTokens, TextTokenizer
 
 __all__ = [
     "Calibration",
+    "ConvImageTokenizer",
     "ImageTokenizer",
     "SpecialTokens",
     "SpeechTokenizer",

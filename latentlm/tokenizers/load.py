@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from ..config import ImageTokenizerConfig, SpeechTokenizerConfig, describe
+from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig, SpeechTokenizerConfig, describe
 from .base import Tokenizer
+from .conv_image import ConvImageTokenizer
 from .image import ImageTokenizer
 from .speech import SpeechTokenizer
 from .text import read_config
 
-KINDS: dict[str, tuple[type[ImageTokenizerConfig] | type[SpeechTokenizerConfig], type[Tokenizer]]] = {
+KINDS: dict[str, tuple[type[BaseModel], type[Tokenizer]]] = {
     "image": (ImageTokenizerConfig, ImageTokenizer),
+    "conv_image": (ConvImageTokenizerConfig, ConvImageTokenizer),
     "speech": (SpeechTokenizerConfig, SpeechTokenizer),
 }
 

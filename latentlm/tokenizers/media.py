@@ -19,6 +19,9 @@ from ..types import Audio
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
+QUIETEST = 1e-6
+"""Keeps the loudness of silence finite."""
+
 
 # ---------------------------------------------------------------- pictures
 
@@ -87,6 +90,18 @@ def tensor_to_image(pixels: Tensor) -> PILImage:
 # ---------------------------------------------------------------- sound
 
 
+def sound_format(path: str | Path) -> tuple[int, int]:
+    """Sample rate (Hz) and number of channels of a sound file. ValueError names the path."""
+    import soundfile
+
+    path = _existing(path)
+    try:
+        found = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable sound file ({_one_line(error)})") from None
+    return found.samplerate, found.channels
+
+
 def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
     """A sound file as mono float32, resampled to `sample_rate` where one is given. ValueError names the path."""
     import soundfile
@@ -119,6 +134,13 @@ def resample(audio: Audio, sample_rate: int) -> Audio:
 
     samples = soxr.resample(audio.samples.detach().float().cpu().numpy(), audio.sample_rate, sample_rate)
     return Audio(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), sample_rate)
+
+
+def normalise_loudness(samples: Tensor, level: float) -> Tensor:
+    """samples (N,) at a root mean square of `level` dB relative to full scale, or less where a peak would exceed 1."""
+    samples = samples * (10 ** (level / 20) / (samples.square().mean().sqrt() + QUIETEST))
+    peak = samples.abs().max()
+    return samples / (peak + QUIETEST) if peak > 1 else samples
 
 
 def _existing(path: str | Path) -> Path:

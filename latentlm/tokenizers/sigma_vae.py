@@ -26,8 +26,8 @@ from ..config import PosteriorConfig
 MOMENTUM = 0.1
 """Weight of the newest batch in the running mean and std of μ; 1/k in the first ten batches."""
 
-LOG_VARIANCE = (-20.0, 10.0)
-"""Bounds of the learned log σ²: exp stays finite in fp32."""
+LOG_VARIANCE = (-30.0, 20.0)
+"""Bounds of the learned log σ², those of latent diffusion: exp stays finite in fp32."""
 
 
 class Posterior(nn.Module):

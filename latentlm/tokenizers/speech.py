@@ -23,7 +23,7 @@ from ..types import Audio, MediaBatch
 from .base import Tokenizer
 from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
 from .losses import speech_reconstruction
-from .media import resample
+from .media import normalise_loudness, resample
 from .spectral import InverseSTFT, SpectralFeatures
 from .streaming import StreamDecoder, StreamEncoder
 
@@ -109,13 +109,14 @@ class SpeechTokenizer(Tokenizer):
         self.sample_rate = config.sample_rate
         self.hop = config.hop
         self.rate = config.sample_rate / config.hop
-        self.encoder = SpeechEncoder(config, self.posterior.num_parameters)
-        self.decoder = SpeechDecoder(config)
+        self.encoder = SpeechEncoder(config, self.posterior.num_parameters) if config.parts != "decoder" else None
+        self.decoder = SpeechDecoder(config) if config.parts != "encoder" else None
         # The decoder runs this many zero latents past the end of a clip, to fill the last `delay` samples.
-        self.num_tail = -(-self.decoder.delay // self.hop)
+        self.num_tail = -(-self.decoder.delay // self.hop) if self.decoder else 0
 
     def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveforms (B, 1, S), zero behind `lengths` (B,) -> posterior parameters (B, N, P) and validity (B, N)."""
+        self._require("encoder")
         samples = media.squeeze(1)
         samples = F.pad(samples, (0, -samples.shape[-1] % self.hop))
         parameters = self.encoder(samples)
@@ -125,6 +126,7 @@ class SpeechTokenizer(Tokenizer):
 
     def synthesise(self, latents: Tensor) -> Tensor:
         """raw latents (B, N, C), zero where a row has ended -> samples (B, N·hop)."""
+        self._require("decoder")
         num_samples = latents.shape[1] * self.hop
         samples = self.decoder(F.pad(latents, (0, 0, 0, self.num_tail)))
         return samples[:, self.decoder.delay :][:, :num_samples]
@@ -141,6 +143,8 @@ class SpeechTokenizer(Tokenizer):
                 shape = tuple(audio.samples.shape)
                 raise ValueError(f"audio samples have shape {shape}; expected mono (N,) with N > 0")
         samples = [resample(audio, self.sample_rate).samples.float().cpu() for audio in media]
+        if self.config.loudness is not None:
+            samples = [normalise_loudness(x, self.config.loudness) for x in samples]
         lengths = torch.tensor([len(x) for x in samples])
         waveforms = nn.utils.rnn.pad_sequence(samples, batch_first=True)[:, None]
         return MediaBatch(waveforms, lengths).to(self.latent_mean.device)
@@ -152,13 +156,19 @@ class SpeechTokenizer(Tokenizer):
 
     def stream_encoder(self) -> StreamEncoder:
         """A new stream of samples ──▶ normalised latents; ValueError before `calibrate`."""
+        self._require("encoder")
         self._require_calibrated()
         return StreamEncoder(self)
 
     def stream_decoder(self) -> StreamDecoder:
         """A new stream of normalised latents ──▶ samples; ValueError before `calibrate`."""
+        self._require("decoder")
         self._require_calibrated()
         return StreamDecoder(self)
+
+    def _require(self, part: str) -> None:
+        if self.config.parts not in ("both", part):
+            raise ValueError(f"this speech tokenizer holds the {self.config.parts} alone; this needs the {part}")
 
 
 def _check_front(config: SpeechTokenizerConfig) -> None:

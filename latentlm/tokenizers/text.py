@@ -1,19 +1,23 @@
 """Text ↔ ids: byte-level tokens, merge-free or with BPE merges, and the special tokens of the model (PAPER §1.4).
 
 Place in the flow: 1, beside the continuous tokenizers; `data/packing.py` and `generation/` read `special`.
-Built on the `tokenizers` library. Both kinds are byte-level and split nothing away, so any UTF-8 string round-trips
-exactly, case and white space included. Special tokens are numbered after the base vocabulary and cannot be typed: text
-that spells one is text.
+Built on the `tokenizers` library. Our own kinds of text are byte-level and split nothing away, so any UTF-8 string
+round-trips exactly, case and white space included; a backbone's does what it was made to do (Qwen's composes accents).
+A vocabulary of classes knows those alone, each one token (PAPER §2): a text is the name of a class. Special tokens are
+numbered after the base vocabulary, but for those that a backbone has; they cannot be typed: text that spells one is
+text.
 Departure from the paper: <PROCEED> stands beside <EOD>; the text head chooses between the two inside a span of variable
 length (the paper leaves the end of a span open, PAPER §1.4).
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +34,14 @@ if TYPE_CHECKING:
 class SpecialTokens:
     """Ids of the special tokens.
 
-    bos, eos   begin and end of a document
+    bos, eos   begin and end of a document; bos None: nothing marks the beginning
     bod        begin of diffusion, one a modality: what follows are latents
     eod        end of diffusion: the text head takes over
     proceed    in a span of variable length, the other answer to <EOD>: one more latent follows
     latent     placeholder id at positions whose input is a latent
     """
 
-    bos: int
+    bos: int | None
     eos: int
     eod: int
     proceed: int
@@ -45,37 +49,63 @@ class SpecialTokens:
     bod: dict[str, int]
 
     @classmethod
-    def after(cls, base_size: int) -> SpecialTokens:
-        """Numbered from `base_size` on, in the order bos, eos, eod, proceed, latent, then <BOD> by modality."""
-        bod = {name: base_size + 5 + i for i, name in enumerate(MODALITIES)}
-        return cls(base_size, base_size + 1, base_size + 2, base_size + 3, base_size + 4, bod)
+    def after(cls, base_size: int, known: Mapping[str, int | None] | None = None) -> SpecialTokens:
+        """Numbered from `base_size` on, in the order bos, eos, eod, proceed, latent, then <BOD> by modality.
+
+        Those in `known` ("bos", "bod:image", …) have the id that it says, or none at all (bos and bod only). ValueError
+        for a name that is none of ours.
+        """
+        names = ("bos", "eos", "eod", "proceed", "latent", *(f"bod:{modality}" for modality in MODALITIES))
+        unknown = set(known or {}) - set(names)
+        if unknown:
+            raise ValueError(f"no special tokens are called {sorted(unknown)}; they are {', '.join(names)}")
+        free = count(base_size)
+        ids = {name: known[name] if known and name in known else next(free) for name in names}
+        needed = [name for name in ("eos", "eod", "proceed", "latent") if ids[name] is None]
+        if needed:
+            raise ValueError(f"special tokens {needed} are needed")
+        bod = {modality: ids.pop(f"bod:{modality}") for modality in MODALITIES}
+        return cls(**ids, bod={modality: i for modality, i in bod.items() if i is not None})
 
     def __len__(self) -> int:
         return 5 + len(self.bod)
 
     def names(self) -> dict[int, str]:
         """id -> how the token is written in logs."""
-        plain = {self.bos: "<BOS>", self.eos: "<EOS>", self.eod: "<EOD>", self.proceed: "<PROCEED>"}
+        plain = {self.eos: "<EOS>", self.eod: "<EOD>", self.proceed: "<PROCEED>"}
+        plain |= {} if self.bos is None else {self.bos: "<BOS>"}
         return plain | {self.latent: "<LATENT>"} | {i: f"<BOD:{name}>" for name, i in self.bod.items()}
 
 
 class TextTokenizer:
-    """Text ↔ ids. `TextTokenizer()` is the byte-level one; a BPE comes from `train` or `load`."""
+    """Text ↔ ids. `TextTokenizer()` is the byte-level one; others come from `train`, `from_backbone` or `load`."""
 
     def __init__(self, config: TextTokenizerConfig | None = None, backend: Backend | None = None):
         self.config = config or TextTokenizerConfig()
         if backend is None:
-            if self.config.kind == "bpe":
-                raise ValueError("a BPE text tokenizer has to be trained: TextTokenizer.train(config, texts)")
+            if self.config.kind != "bytes":
+                raise ValueError(
+                    f"a text tokenizer of kind {self.config.kind!r} has to be trained: TextTokenizer.train"
+                )
             backend = _byte_level(merges=[], vocab={piece: i for i, piece in enumerate(_byte_pieces())})
         self._backend = backend
-        self.base_size = backend.get_vocab_size()
-        self.special = SpecialTokens.after(self.base_size)
+        self.base_size = self.config.vocab_size if self.config.kind == "backbone" else backend.get_vocab_size()
+        if backend.get_vocab_size() > self.base_size:
+            raise ValueError(
+                f"a tokenizer of {backend.get_vocab_size()} entries for an embedding of {self.base_size} rows"
+            )
+        backend.encode_special_tokens = True  # what spells a special token is text
+        self.special = SpecialTokens.after(self.base_size, {"bos": None} if self.is_classes else self.config.special)
 
     @property
     def vocab_size(self) -> int:
         """Special tokens included."""
-        return self.base_size + len(self.special)
+        return self.base_size + sum(i >= self.base_size for i in self.special.names())
+
+    @property
+    def text_size(self) -> int:
+        """Ids that occur in plain text, <BOS> and <EOS> included: all those before the tokens of latent spans."""
+        return max(self.base_size, (self.special.bos or 0) + 1, self.special.eos + 1)
 
     def encode(self, text: str) -> list[int]:
         """Ids below `base_size`. Raises ValueError for a string that is not Unicode text (lone surrogates)."""
@@ -83,20 +113,41 @@ class TextTokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text cannot be encoded as UTF-8: {error.reason} at character {error.start}") from None
+        if self.is_classes:
+            return [self._class_id(text)]
         return self._backend.encode(text, add_special_tokens=False).ids
+
+    @property
+    def is_classes(self) -> bool:
+        """Whether a text is one class. Its token opens the span that follows: no <BOS> or <BOD> stands beside it."""
+        return self.config.kind == "classes"
+
+    def _class_id(self, name: str) -> int:
+        found = self._backend.token_to_id(name.strip())
+        if found is None:
+            known = sorted(self._backend.get_vocab(), key=self._backend.token_to_id)
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"no class {name!r}{hint} (this model knows {len(known)}: {known[0]} … {known[-1]})")
+        return found
 
     def decode(self, ids: list[int]) -> str:
         """Special tokens are skipped; bytes that are not UTF-8 (a cut character) become U+FFFD."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"id {i} is outside the vocabulary of {self.vocab_size}")
-        return self._backend.decode([i for i in ids if i < self.base_size], skip_special_tokens=False)
+        special = self.special.names()
+        return self._backend.decode([i for i in ids if i not in special], skip_special_tokens=False)
 
     @classmethod
     def train(cls, config: TextTokenizerConfig, texts: Iterable[str]) -> TextTokenizer:
-        """The byte-level tokenizer, or a BPE of at most `config.vocab_size` base entries learned from `texts`."""
+        """Byte-level, or a BPE of at most `config.vocab_size` base entries, or the classes that `texts` name."""
         if config.kind == "bytes":
             return cls(config)
+        if config.kind == "classes":
+            return cls.of_classes(sorted({text.strip() for text in texts}))
+        if config.kind == "backbone":
+            raise ValueError("text.kind 'backbone' is a tokenizer that is read from a model, not trained")
         from tokenizers import Regex, pre_tokenizers
         from tokenizers.trainers import BpeTrainer
 
@@ -106,6 +157,27 @@ class TextTokenizer:
         trainer = BpeTrainer(vocab_size=config.vocab_size, show_progress=False, initial_alphabet=_byte_pieces())
         backend.train_from_iterator(texts, trainer)
         return cls(config, backend)
+
+    @classmethod
+    def of_classes(cls, names: Sequence[str]) -> TextTokenizer:
+        """One token a class, numbered in this order."""
+        from tokenizers import Tokenizer as Backend
+        from tokenizers.models import WordLevel
+
+        vocabulary = {name: i for i, name in enumerate(names)}
+        return cls(TextTokenizerConfig(kind="classes"), Backend(WordLevel(vocabulary, unk_token=names[0])))
+
+    @classmethod
+    def from_backbone(cls, path: str | Path, vocab_size: int, special: Mapping[str, int | None]) -> TextTokenizer:
+        """The tokenizer.json at `path` for an embedding of `vocab_size` rows, which may be more than it has entries.
+
+        special: ids of those of our special tokens that its vocabulary has. ValueError, one line, for another kind of
+        file.
+        """
+        backend = _read_backend(Path(path))
+        backend.no_padding()
+        backend.no_truncation()
+        return cls(TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special)), backend)
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 over vocabulary and merges."""
@@ -117,23 +189,22 @@ class TextTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
         (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True) + "\n")
+        (folder / "tokenizer.json").write_text(self.to_json() + "\n")
+
+    def to_json(self) -> str:
+        """The base vocabulary in the format of the `tokenizers` library."""
+        return self._backend.to_str(pretty=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
         """Read what `save` wrote. ValueError, one line, names a file that is missing or not understood."""
-        from tokenizers import Tokenizer as Backend
-
         fields = read_config(Path(folder) / "config.json")
         try:
             config = TextTokenizerConfig.model_validate(fields)
         except ValidationError as error:
             raise ValueError(f"{folder}/config.json: {describe(error, TextTokenizerConfig)}") from None
-        path = Path(folder) / "tokenizer.json"
-        model = _read_json(path).get("model")
-        if not isinstance(model, dict) or model.get("type") != "BPE":
-            raise ValueError(f"{path}: not a byte-level tokenizer file: model.type is not 'BPE'")
-        return cls(config, Backend.from_str(path.read_text()))
+        kind = "WordLevel" if config.kind == "classes" else "BPE"
+        return cls(config, _read_backend(Path(folder) / "tokenizer.json", kind))
 
 
 def read_config(path: Path) -> dict:
@@ -143,6 +214,16 @@ def read_config(path: Path) -> dict:
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
     return fields
+
+
+def _read_backend(path: Path, kind: str = "BPE") -> Backend:
+    from tokenizers import Tokenizer as Backend
+
+    model = _read_json(path).get("model")
+    if not isinstance(model, dict) or model.get("type") != kind:
+        what = {"BPE": "byte-level tokenizer", "WordLevel": "vocabulary of classes"}[kind]
+        raise ValueError(f"{path}: not a {what} file: model.type is not {kind!r}")
+    return Backend.from_str(path.read_text())
 
 
 def _read_json(path: Path) -> dict:

@@ -4,7 +4,10 @@ import pytest
 import torch
 from small import random_latents, small_model
 
+from latentlm.config import ModelConfig
 from latentlm.data.packing import DocumentEncoder, Packer, pack
+from latentlm.generation.pretrained import modality_specs
+from latentlm.model.latentlm import LatentLM
 from latentlm.types import Document, Image, Speech, Text
 
 DIMS = {"image": 6, "speech": 5}
@@ -137,3 +140,18 @@ def test_mean_targets_are_an_option(tokenizers, documents):
     sampled = model(batch, torch.Generator().manual_seed(0))["image"]
     model.config = model.config.model_copy(update={"diffusion": DiffusionConfig(target="mean")})
     assert not torch.isclose(model(batch, torch.Generator().manual_seed(0))["image"], sampled)
+
+
+def test_a_modality_may_have_a_head_of_its_own(tokenizers, model):
+    transformer = model.config.transformer
+
+    def build(**heads):
+        config = ModelConfig.model_validate({"transformer": transformer, "head": model.config.head, "heads": heads})
+        return LatentLM(config, tokenizers["text"].vocab_size, tokenizers["text"].special, modality_specs(tokenizers))
+
+    found = build(image={"num_layers": 1, "width": 48})
+    assert len(found.heads["image"].blocks) == 1
+    assert found.heads["image"].latent_in.out_features == 48
+    assert found.heads["speech"].latent_in.out_features == transformer.width
+    with pytest.raises(ValueError, match=r"model\.heads\.video: the model has no such modality"):
+        build(video={"width": 48})

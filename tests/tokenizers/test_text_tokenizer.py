@@ -84,3 +84,22 @@ def test_errors_are_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"format_version": 1, "knid": "bytes"}')
     with pytest.raises(ValueError, match="did you mean 'kind'"):
         TextTokenizer.load(tmp_path)
+
+
+def test_classes_are_one_token_each(tmp_path):
+    classes = TextTokenizer.train(TextTokenizerConfig(kind="classes"), ["dog", "cat", " cat ", "red fox"])
+    assert classes.base_size == 3
+    assert [classes.encode(name) for name in ("cat", "dog", " red fox")] == [[0], [1], [2]]
+    assert classes.decode([2]) == "red fox"
+    assert classes.special.bos is None
+    with pytest.raises(ValueError, match=r"no class 'fox', did you mean 'red fox'\? \(this model knows 3: cat … red"):
+        classes.encode("fox")
+    classes.save(tmp_path)
+    again = TextTokenizer.load(tmp_path)
+    assert again.is_classes
+    assert again.encode("dog") == [1]
+    assert again.fingerprint() == classes.fingerprint()
+    BYTES.save(tmp_path / "bytes")
+    (tmp_path / "tokenizer.json").write_text((tmp_path / "bytes" / "tokenizer.json").read_text())
+    with pytest.raises(ValueError, match=r"tokenizer.json: not a vocabulary of classes file"):
+        TextTokenizer.load(tmp_path)

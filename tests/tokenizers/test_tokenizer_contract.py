@@ -8,11 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from latentlm.config import ImageTokenizerConfig, PosteriorConfig, SpeechReconstructionConfig, SpeechTokenizerConfig
-from latentlm.tokenizers import ImageTokenizer, SpeechTokenizer, Tokenizer, load_tokenizer
+from latentlm.config import (
+    ConvImageTokenizerConfig,
+    ImageTokenizerConfig,
+    PosteriorConfig,
+    SpeechReconstructionConfig,
+    SpeechTokenizerConfig,
+)
+from latentlm.tokenizers import ConvImageTokenizer, ImageTokenizer, SpeechTokenizer, Tokenizer, load_tokenizer
 from latentlm.types import Audio
 
-KINDS = ("image", "waveform", "spectral")
+PICTURES = ("image", "conv_image")
+KINDS = ("image", "conv_image", "waveform", "spectral")
 
 
 def build(kind: str, **options) -> Tokenizer:
@@ -20,6 +27,12 @@ def build(kind: str, **options) -> Tokenizer:
     if kind == "image":
         config = ImageTokenizerConfig(image_size=16, patch_size=4, latent_dim=6, width=32, **options)
         return ImageTokenizer(config)
+    if kind == "conv_image":
+        shape = {"channels": (8, 8, 16), "num_blocks": 1, "norm_groups": 4, "deepest_attention": True}
+        posterior = options.pop("posterior", PosteriorConfig())
+        return ConvImageTokenizer(
+            ConvImageTokenizerConfig(image_size=16, latent_dim=6, **shape, posterior=posterior, **options)
+        )
     shape = {"strides": (4, 5), "depths": (1, 1, 1)}
     if kind == "spectral":
         shape = {"strides": (2,), "depths": (1, 1), "front": "spectral", "frame_hop": 10, "frame_window": 40}
@@ -29,7 +42,7 @@ def build(kind: str, **options) -> Tokenizer:
 
 def media(kind: str, num: int, seed: int = 0) -> list:
     draw = np.random.default_rng(seed)
-    if kind == "image":
+    if kind in PICTURES:
         return [Image.fromarray(draw.integers(0, 256, (11, 17, 3), dtype=np.uint8)) for _ in range(num)]
     return [Audio(torch.from_numpy(draw.normal(0, 0.1, 150 + 73 * i).astype(np.float32)), 8000) for i in range(num)]
 
@@ -99,7 +112,7 @@ def test_a_batch_gives_what_each_item_alone_gives(kind):
     decoded = tokenizer.decode([latent.mean for latent in together])
     for latent, whole in zip(together[::6], decoded[::6], strict=True):
         alone = tokenizer.decode([latent.mean])[0]
-        if kind == "image":
+        if kind in PICTURES:
             assert np.abs(np.asarray(alone, dtype=int) - np.asarray(whole, dtype=int)).max() <= 1
         else:
             torch.testing.assert_close(alone.samples, whole.samples, atol=1e-5, rtol=1e-4)
@@ -129,7 +142,7 @@ def test_forward_sums_over_examples(kind):
     tokenizer = build(kind, posterior=PosteriorConfig(kind="none")).eval()
     items = media(kind, 3)
     together = tokenizer(tokenizer.batch(items), torch.Generator())
-    expected_names = {"mse", "prior"} if kind == "image" else {"mel", "stft", "waveform", "prior"}
+    expected_names = {"mse", "prior"} if kind in PICTURES else {"mel", "stft", "waveform", "prior"}
     assert set(together) == expected_names
     alone = [tokenizer(tokenizer.batch([item]), torch.Generator()) for item in items]
     for name, value in together.items():
@@ -147,7 +160,7 @@ def test_no_prior_without_weight():
 def test_training_lowers_the_loss_and_reaches_every_weight(kind):
     tokenizer = build(kind, posterior=PosteriorConfig(c_sigma=0.1))
     batch = tokenizer.batch(media(kind, 4))
-    if kind != "image":  # tones: noise cannot be learned through so few latents
+    if kind not in PICTURES:  # tones: noise cannot be learned through so few latents
         time = torch.arange(batch.media.shape[-1]) / 8000
         batch.media = torch.stack([(6.28 * pitch * time).sin() * 0.3 for pitch in (200, 400, 600, 800)])[:, None]
         batch.lengths = torch.full((4,), batch.media.shape[-1])
@@ -198,7 +211,7 @@ def test_folders_that_cannot_be_loaded_name_the_file(tmp_path):
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
     for change, message in (
-        ({"kind": "smell"}, "kind is 'smell', expected one of image, speech"),
+        ({"kind": "smell"}, "kind is 'smell', expected one of image, conv_image, speech"),
         ({"format_version": 99}, "format_version is 99"),
         ({"widht": 3}, "unknown key 'widht', did you mean 'width'"),
         ({"width": 64}, "misshaped"),

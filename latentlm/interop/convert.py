@@ -1,0 +1,166 @@
+"""Checkpoints of other projects into ours, and language models back (`latentlm convert`).
+
+Place in the flow: interop, on top of the importers. A name of `--from` is an importer, imported when it is asked for.
+Weights are streamed: the model is in memory once, and of the files no more than one shard beside it. What is written
+goes into a folder beside the target, which takes its name when everything is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config import SourceConfig
+from ..generation.pretrained import write_config
+from ..weights import save_weights
+from .mapping import SHARD_SIZE
+from .source import Source, locate
+
+if TYPE_CHECKING:
+    from ..generation.generate import Pipeline
+    from ..tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert: the source as the user named it, and options that some formats have.
+
+    image_size  of the pictures of a tokenizer, where its files do not say or another is wanted
+    calibrate   an embedded source of pictures or a JSONL manifest, to measure the normalisation of a tokenizer on
+    tokenizer   a tokenizer.json, or a folder with one, where the checkpoint has none
+    shard_size  bytes of a file for `transformers`
+    """
+
+    source: str
+    image_size: int | None = None
+    calibrate: str | None = None
+    tokenizer: str | None = None
+    shard_size: int = SHARD_SIZE
+
+
+VIBEVOICE = ("vibevoice", "vibevoice-original")
+OPTIONS = {"image_size": ("diffusers-vae",), "calibrate": ("diffusers-vae",), "tokenizer": VIBEVOICE}
+"""The formats that have an option."""
+
+
+def convert(what: Conversion, target: str | Path, format: str, to: str = "latentlm") -> None:
+    """Write what `format` reads from `what.source` into the new folder `target`, as `to` ("latentlm" or "hf-llm").
+
+    Raises ValueError, one line, for a target that exists, formats that do not go together, options that the format does
+    not have, and everything that the importer refuses. Then there is no target.
+    """
+    if (format, to) not in CONVERSIONS:
+        pairs = ", ".join(f"{a} to {b}" for a, b in CONVERSIONS)
+        raise ValueError(f"--from {format} --to {to} is not possible; known: {pairs}")
+    for name, formats in OPTIONS.items():
+        if getattr(what, name) is not None and format not in formats:
+            raise ValueError(f"--{name.replace('_', '-')} is for --from {formats[0]}, not for {format}")
+    with _new_folder(Path(target)) as folder:
+        CONVERSIONS[format, to](what, folder)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when all went well, and is gone when not."""
+    if target.exists():
+        raise ValueError(f"{target}: exists already; name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # temporary folders are for their owner alone
+        os.replace(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unilm(what: Conversion, folder: Path) -> None:
+    from . import unilm
+
+    _write_pipeline(unilm.load(what.source, "raw"), folder, what)
+    if unilm.has_average(what.source):
+        save_weights(folder / "ema.safetensors", unilm.load(what.source, "ema").model.state_dict())
+
+
+def _hf_llm(what: Conversion, folder: Path) -> None:
+    _write_pipeline(_read_hf_llm(what), folder, what)
+
+
+def _hf_llm_again(what: Conversion, folder: Path) -> None:
+    from . import hf_llm
+
+    hf_llm.save(_read_hf_llm(what), folder, shard_size=what.shard_size)
+
+
+def _export(what: Conversion, folder: Path) -> None:
+    from ..generation.pretrained import load
+    from . import hf_llm
+
+    hf_llm.save(load(what.source), folder, shard_size=what.shard_size)
+
+
+def _read_hf_llm(what: Conversion) -> Pipeline:
+    from . import hf_llm
+
+    path = locate(what.source)
+    return hf_llm.load(path, dtype=_dtype_of(path))
+
+
+def _vibevoice(what: Conversion, folder: Path) -> None:
+    from . import vibevoice
+
+    path = locate(what.source)
+    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=_dtype_of(path))
+    _write_pipeline(pipeline, folder, what)
+
+
+def _diffusers_vae(what: Conversion, folder: Path) -> None:
+    from . import diffusers_vae
+
+    tokenizer = diffusers_vae.load(what.source, what.image_size)
+    if what.calibrate is not None:
+        _calibrate(tokenizer, what.calibrate)
+    tokenizer.save(folder)
+
+
+CONVERSIONS: dict[tuple[str, str], Callable[[Conversion, Path], None]] = {
+    ("hf-llm", "latentlm"): _hf_llm,
+    ("hf-llm", "hf-llm"): _hf_llm_again,
+    **{(name, "latentlm"): _vibevoice for name in VIBEVOICE},
+    ("unilm", "latentlm"): _unilm,
+    ("diffusers-vae", "latentlm"): _diffusers_vae,
+    ("latentlm", "hf-llm"): _export,
+}
+
+
+def _write_pipeline(pipeline: Pipeline, folder: Path, what: Conversion) -> None:
+    write_config(folder, pipeline.model, pipeline.tokenizers, {"converted_from": what.source})
+    save_weights(folder / "model.safetensors", pipeline.model.state_dict())
+
+
+def _dtype_of(path: Path) -> torch.dtype:
+    """Of the largest tensor: what the weights are kept in."""
+    source = Source.open(path)
+    largest = max(source.names, key=lambda name: torch.Size(source.shape(name)).numel())
+    return source.read(largest).dtype
+
+
+def _calibrate(tokenizer: Tokenizer, name: str) -> None:
+    """Measure the normalisation on the pictures of an embedded source or a manifest."""
+    from ..data.sources import media
+
+    config = SourceConfig(manifest=name) if name.endswith(".jsonl") else SourceConfig(name=name)
+    pictures = media(config, "image", "train")
+    size = 8  # pictures in memory at a time
+    tokenizer.calibrate(
+        tokenizer.batch([pictures[i] for i in range(start, min(start + size, len(pictures)))])
+        for start in range(0, len(pictures), size)
+    )

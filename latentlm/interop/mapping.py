@@ -1,0 +1,186 @@
+"""Our parameters out of another project's tensors by rules that work both ways.
+
+Place in the flow: interop, `source.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
+A rule says which of their tensors make one of ours: one as it is, or several one below the other (q, k, v; gate, up).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..weights import save_weights
+from .source import Source
+
+SHARD_SIZE = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Rule:
+    """target = source ("one"), or the sources one below the other along dimension 0 ("cat").
+
+    sizes   of the sources along dimension 0, for "cat"; equal parts where absent
+    rows    the first so many rows of the target are meant, for "one"; the caller fills the others
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    combine: Literal["one", "cat"] = "one"
+    sizes: tuple[int, ...] = ()
+    rows: int | None = None
+
+    def __post_init__(self):
+        assert (len(self.sources) == 1) == (self.combine == "one"), self
+        assert self.rows is None or self.combine == "one", self
+        assert not self.sizes or len(self.sizes) == len(self.sources), self
+
+    def parts(self, tensor: Tensor) -> list[Tensor]:
+        """The views of our `tensor` that the sources fill, in their order."""
+        if self.combine == "one":
+            return [tensor if self.rows is None else tensor[: self.rows]]
+        sizes = self.sizes or (tensor.shape[0] // len(self.sources),) * len(self.sources)
+        assert sum(sizes) == tensor.shape[0], (self, tuple(tensor.shape))
+        return list(tensor.split(sizes))
+
+
+def fill(
+    module: nn.Module,
+    source: Source,
+    rules: Sequence[Rule],
+    *,
+    ignore: Iterable[str] = (),
+    keep: Iterable[str] = (),
+) -> None:
+    """Copy `source` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
+
+    Parameters on the meta device are made on the CPU first. ignore: patterns of source names that nothing reads. keep:
+    patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
+    Raises ValueError as `check` does; the module is then as it was.
+    """
+    check(module, source, rules, ignore=ignore, keep=keep)
+    left = [name for name, tensor in _unfilled(module, rules).items() if tensor.is_meta]
+    assert not left, f"kept, but on the meta device: {left[:10]}"
+    materialise(module)
+    ours = _tensors(module)
+    with torch.no_grad():
+        for rule in rules:
+            for part, name in zip(rule.parts(ours[rule.target]), rule.sources, strict=True):
+                part.copy_(source.read(name))
+
+
+def check(
+    module: nn.Module,
+    source: Source,
+    rules: Sequence[Rule],
+    *,
+    ignore: Iterable[str] = (),
+    keep: Iterable[str] = (),
+) -> None:
+    """Names and shapes alone, as `fill` would have them; the module may be on the meta device.
+
+    Raises ValueError, one line, with the first ten missing, extra and misshaped names of each kind and their counts.
+    """
+    _check_cover(module, rules, tuple(keep))
+    ours, ignore = _tensors(module), tuple(ignore)
+    wanted = {
+        name: part for rule in rules for name, part in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)
+    }
+    problems = {
+        "missing": sorted(name for name in wanted if name not in source.names),
+        "extra": sorted(name for name in source.names if name not in wanted and not _matches(name, ignore)),
+        "misshaped": [
+            f"{name} {source.shape(name)} instead of {tuple(part.shape)}"
+            for name, part in wanted.items()
+            if name in source.names and source.shape(name) != tuple(part.shape)
+        ],
+    }
+    if any(problems.values()):
+        parts = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names]
+        raise ValueError(f"{source.path}: weights do not fit this model; {'; '.join(parts)}")
+
+
+def export(
+    module: nn.Module,
+    rules: Sequence[Rule],
+    folder: str | Path,
+    *,
+    keep: Iterable[str] = (),
+    shard_size: int = SHARD_SIZE,
+) -> None:
+    """Write `module` under the other project's names: model.safetensors, or shards of about `shard_size` bytes with
+    their index. keep: patterns of our names that are not written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_cover(module, rules, tuple(keep))
+    ours = _tensors(module)
+    named = [item for rule in rules for item in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)]
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in named:
+        if used and used + tensor.nbytes > shard_size:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    if len(shards) == 1:
+        save_weights(folder / "model.safetensors", shards[0])
+        return
+    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        save_weights(folder / file, shard)
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for _, tensor in named)},
+        "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def materialise(module: nn.Module) -> None:
+    """Give every tensor on the meta device memory on the CPU, unfilled; what was shared stays shared."""
+    made: dict[int, Tensor] = {}
+    for part in module.modules():
+        for store in (part._parameters, part._buffers):
+            for name, tensor in store.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                assert name not in part._non_persistent_buffers_set, (
+                    f"no file holds {name}: build it off the meta device"
+                )
+                if id(tensor) not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                store[name] = made[id(tensor)]
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by every name they have."""
+    return module.state_dict(keep_vars=True)
+
+
+def _check_cover(module: nn.Module, rules: Sequence[Rule], keep: tuple[str, ...]) -> None:
+    """Our own invariant: the rules fill each tensor of `module` once, through one of its names."""
+    ours = _tensors(module)
+    targets = [rule.target for rule in rules]
+    unknown = [target for target in targets if target not in ours]
+    assert not unknown, f"rules for what the module does not have: {unknown[:10]}"
+    assert len({id(ours[target]) for target in targets}) == len(targets), "two rules fill the same tensor"
+    unruled = [name for name in _unfilled(module, rules) if not _matches(name, keep)]
+    assert not unruled, f"no rule fills {unruled[:10]}"
+
+
+def _unfilled(module: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
+    ours = _tensors(module)
+    filled = {id(ours[rule.target]) for rule in rules}
+    return {name: tensor for name, tensor in ours.items() if id(tensor) not in filled}
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,198 @@
+"""A checkpoint of another project as tensors by name, read one at a time.
+
+Place in the flow: interop, files ──▶ tensors; `mapping.py` puts them into a module. Nothing here knows a model.
+Safetensors, whole or in shards with an index, hold no code. Pickled weights are read with `weights_only`, which builds
+tensors and plain containers alone, and a line on stderr says so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..hub import from_hub, is_hub_id
+
+STEMS = ("model", "diffusion_pytorch_model")
+"""What `transformers` and `diffusers` call the weights of a model."""
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+READABLE = ("*.json", "*.txt", "*.model", "*.safetensors")
+
+log = logging.getLogger("latentlm")
+
+
+def locate(name: str | Path) -> Path:
+    """A folder or file here, or the folder with the files of a hub id ("owner/name").
+
+    Of a hub repository pickled weights are fetched only where it has no safetensors. Raises ValueError, one line, that
+    says what to put where.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not is_hub_id(name):
+        raise ValueError(f"{name}: no such file or folder, and not a hub id (owner/name)")
+    folder = from_hub(str(name), READABLE)
+    if any(folder.rglob("*.safetensors")):
+        return folder
+    return from_hub(str(name), (*READABLE, *(f"*{suffix}" for suffix in PICKLED)))
+
+
+class Source:
+    """The tensors of one checkpoint. `names` and `shape` are known at once, `read` touches the file.
+
+    config   of config.json beside the weights, {} where there is none
+    """
+
+    def __init__(self, path: Path, config: dict, shapes: dict[str, tuple[int, ...]]):
+        self.path = path
+        self.config = config
+        self._shapes = shapes
+
+    @classmethod
+    def open(cls, path: str | Path) -> Source:
+        """A file, or a folder as `transformers` and `diffusers` write it. ValueError, one line, names what is wrong."""
+        path = Path(path)
+        folder = path if path.is_dir() else path.parent
+        config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        files = _files_of(path)
+        if files[0].suffix in PICKLED:
+            return TensorSource(path, config, {k: v for file in files for k, v in _flatten(unpickle(file))})
+        return _SafetensorsSource(path, config, files)
+
+    @property
+    def folder(self) -> Path:
+        """Where config.json, tokenizer.json and the like lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as the file has it. It may lie in the mapped file: copy what should stay."""
+        raise NotImplementedError
+
+
+class _SafetensorsSource(Source):
+    """One shard is open at a time, so that no more of the files than that stays in memory."""
+
+    def __init__(self, path: Path, config: dict, files: list[Path]):
+        self._where: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            with _open_safetensors(file) as shard:
+                for name in shard.keys():  # noqa: SIM118 — not a dict
+                    if name in self._where:
+                        raise ValueError(f"{file}: {name} is in {self._where[name].name} as well")
+                    self._where[name] = file
+                    shapes[name] = tuple(shard.get_slice(name).get_shape())
+        self._shard: tuple[Path, safe_open] | None = None
+        super().__init__(path, config, shapes)
+
+    def read(self, name: str) -> Tensor:
+        file = self._where[name]
+        if self._shard is None or self._shard[0] != file:
+            self._shard = (file, _open_safetensors(file))
+        return self._shard[1].get_tensor(name)
+
+
+class TensorSource(Source):
+    """Tensors that are at hand already."""
+
+    def __init__(self, path: Path, config: dict, tensors: Mapping[str, Tensor]):
+        self._tensors = tensors
+        super().__init__(path, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+    @classmethod
+    def of(cls, path: Path, tree: Mapping) -> TensorSource:
+        """What was read from `path`: nested dictionaries become dotted names; what is no tensor is left out."""
+        return cls(path, {}, dict(_flatten(tree)))
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The weight files that `path` means, safetensors before pickled ones."""
+    if path.is_file():
+        if path.suffix not in (".safetensors", *PICKLED):
+            raise ValueError(f"{path}: not a weights file (known: .safetensors, {', '.join(PICKLED)})")
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder")
+    for name in (*(f"{stem}.safetensors" for stem in STEMS), "pytorch_model.bin", "diffusion_pytorch_model.bin"):
+        index, stem = path / f"{name}.index.json", Path(name)
+        if index.is_file():
+            return _indexed(index)
+        found = [path / name] if (path / name).is_file() else sorted(path.glob(f"{stem.stem}-*-of-*{stem.suffix}"))
+        if found:
+            return found
+    others = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", *PICKLED))
+    if len(others) == 1:
+        return others
+    listed = ", ".join(p.name for p in others[:10]) or "none"
+    raise ValueError(f"{path}: expected model.safetensors or its shards (weights here: {listed}); pass the file itself")
+
+
+def _indexed(index: Path) -> list[Path]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: has no weight_map")
+    files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise ValueError(f"{index}: {len(absent)} of {len(files)} shards are not here: {', '.join(absent[:10])}")
+    return files
+
+
+def _open_safetensors(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def unpickle(file: Path) -> Mapping:
+    """The dictionary in a pickled file, by `weights_only`. ValueError names a file that holds anything else."""
+    log.warning("%s: pickled weights, read with weights_only (tensors and plain containers, no code)", file)
+    # Training scripts of the MAE family keep their argument list beside the weights. A Namespace is plain data.
+    with torch.serialization.safe_globals([Namespace]):
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        except (UnpicklingError, RuntimeError, EOFError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{file}: cannot be read with weights_only ({reason})") from None
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{file}: holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    return loaded
+
+
+def _flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return fields

@@ -1,0 +1,251 @@
+"""Checkpoints of the authors' class-conditional code, `microsoft/unilm`, folder LatentLM (PAPER §1, §2).
+
+Place in the flow: interop, a folder that their training wrote ──▶ `Pipeline`. The folder holds
+    model.safetensors   raw weights               other_state.pth   scale and bias of the latents, the average (EMA)
+    config.json         what their command line knew and their files do not say: the user writes it, see `Run`
+    the tokenizer       KL-16 in its original file, or their σ-VAE
+A class becomes a text: "207" is one token, which opens the picture itself, and their null class is our <BOD>, which
+stands alone in the guidance branch. So prompts, guidance and training are those of every other model.
+Their code has no text head; ours is zero.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+
+from ..config import Config, DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, describe
+from ..generation.generate import Pipeline
+from ..generation.pretrained import modality_specs
+from ..model.latentlm import LatentLM
+from ..tokenizers.image import PictureTokenizer
+from ..tokenizers.text import TextTokenizer
+from . import diffusers_vae, unilm_vae
+from .mapping import Rule, fill
+from .source import Source, TensorSource, locate, unpickle
+from .view import Derived, View
+
+SIZES = {  # width, layers, heads, head layers, mlp_ratio
+    "Transformer-13B": (5120, 40, 40, 3, 6),
+    "Transformer-7B": (4096, 32, 32, 3, 6),
+    "Transformer-3B": (2560, 32, 20, 3, 6),
+    "Transformer-XL": (2048, 24, 16, 3, 6),
+    "Transformer-Large": (1536, 24, 12, 3, 6),
+    "Transformer-Medium": (1024, 24, 16, 3, 6),
+    "Transformer-Base": (768, 12, 12, 3, 6),
+    "Transformer-H": (1280, 40, 20, 12, 4),
+    "Transformer-L": (1024, 32, 16, 8, 4),
+    "Transformer-B": (768, 24, 12, 6, 4),
+}
+EXAMPLE = '{"model": "Transformer-L", "prediction_type": "v_prediction", "image_size": 256, "vae": "kl16.ckpt"}'
+DEEPSPEED = Path("pytorch_model") / "mp_rank_00_model_states.pt"
+TABLE, NO_HEAD = "y_embedder.embedding_table.weight", "text head (zeros)"
+
+
+class Run(Config):
+    """config.json beside a checkpoint: arguments of their command line, under their names.
+
+    `model` is one of theirs; hidden_size … num_kv_heads describe another. `vae` is the tokenizer's file, relative to
+    the folder.
+    """
+
+    model: Literal[tuple(SIZES)] | None = None
+    prediction_type: Literal["epsilon", "v_prediction"]
+    vae: str
+    image_size: int = 256
+    num_classes: int = 1000
+    ddpm_num_steps: int = 1000
+    ddpm_beta_schedule: Literal["cosine", "linear"] = "cosine"
+    hidden_size: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    diffusion_depth: int = 3
+    mlp_ratio: float = 4.0
+    num_kv_heads: int | None = None
+    posi_scale: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _sized(self):
+        if self.model is None and None in (self.hidden_size, self.depth, self.num_heads):
+            raise ValueError(f"give model (one of {', '.join(SIZES)}) or hidden_size, depth and num_heads")
+        return self
+
+
+def read_run(fields: dict) -> Run:
+    """ValueError names a field that is unknown, missing or not supported."""
+    try:
+        return Run.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(f"LatentLM config.json: {describe(error, Run)}; an example: {EXAMPLE}") from None
+
+
+def read_config(fields: dict, num_latents: int) -> ModelConfig:
+    """Our config of a `Run`'s fields, for pictures of `num_latents`. ValueError as `read_run`."""
+    run = read_run(fields)
+    ours = (run.hidden_size, run.depth, run.num_heads, run.diffusion_depth, run.mlp_ratio)
+    width, layers, heads, head_layers, ratio = SIZES[run.model] if run.model else ours
+    ffn = int(width * ratio * 2 / 3 / 64) * 64
+    return ModelConfig(
+        transformer=TransformerConfig(
+            width=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=run.num_kv_heads,
+            ffn_width=ffn,
+            norm_weight=False,
+            rope_base=10000.0 * run.posi_scale,
+            rope_interleaved=True,
+            rope_closed=True,
+            context_length=num_latents + 2,
+        ),
+        # their one norm between backbone and head is the last of our backbone
+        head=DiffusionHeadConfig(num_layers=head_layers, ffn_width=ffn, condition_norm=False, latent_bias=True),
+        diffusion=DiffusionConfig(
+            schedule=run.ddpm_beta_schedule,
+            prediction="v" if run.prediction_type == "v_prediction" else "epsilon",
+            num_timesteps=run.ddpm_num_steps,
+        ),
+    )
+
+
+def rules(config: ModelConfig) -> list[Rule]:
+    """For a source seen through `view`. In the order of their parameters, which their EMA's list follows."""
+    head = "heads.image"
+    result = [
+        Rule("embed_latents.image.weight", ("x_embedder.proj.weight",)),
+        Rule("embed_latents.image.bias", ("x_embedder.proj.bias",)),
+        Rule(f"{head}.latent_in.weight", ("noisy_x_embedder.proj.weight",)),
+        Rule(f"{head}.latent_in.bias", ("noisy_x_embedder.proj.bias",)),
+        Rule(f"{head}.timestep.up.weight", ("t_embedder.mlp.0.weight",)),
+        Rule(f"{head}.timestep.down.weight", ("t_embedder.mlp.2.weight",)),
+        Rule("embed_tokens.weight", (TABLE,)),
+    ]
+    for i in range(config.transformer.num_layers):
+        ours, theirs = f"transformer.blocks.{i}", f"blocks.{i}"
+        result.append(Rule(f"{ours}.attention.qkv.weight", (f"{theirs}.attn.qkv.weight",)))
+        result.append(Rule(f"{ours}.attention.out.weight", (f"{theirs}.attn.proj.weight",)))
+        result += _ffn(f"{ours}.ffn", f"{theirs}.mlp")
+    for i in range(config.head.num_layers):
+        ours, theirs = f"{head}.blocks.{i}", f"diffusion_blocks.{i}"
+        result += _ffn(f"{ours}.ffn", f"{theirs}.mlp")
+        result.append(Rule(f"{ours}.modulation.weight", (f"{theirs}.adaLN_modulation.1.weight",)))
+    return [
+        *result,
+        Rule(f"{head}.condition_in.weight", ("condition_layer.linear.weight",)),
+        Rule(f"{head}.final.out.weight", ("final_layer.linear.weight",)),
+        Rule(f"{head}.final.modulation.weight", ("final_layer.adaLN_modulation.1.weight",)),
+        Rule("text_head.weight", (NO_HEAD,)),
+    ]
+
+
+def view(source: Source) -> View:
+    """1×1 patches as matrices, the class table as rows of our vocabulary; without parallel training's "module."."""
+
+    def tokens(table: torch.Tensor) -> torch.Tensor:
+        """Classes, four special tokens, <BOD> of pictures = the null class, <BOD> of speech."""
+        zeros = table.new_zeros(4, table.shape[1])
+        return torch.cat((table[:-1], zeros, table[-1:], zeros[:1]))
+
+    derived = {
+        "x_embedder.proj.weight": Derived(("x_embedder.proj.weight",), lambda w: w.flatten(1)),
+        "noisy_x_embedder.proj.weight": Derived(("noisy_x_embedder.proj.weight",), lambda w: w.flatten(1)),
+        TABLE: Derived((TABLE,), tokens),
+        NO_HEAD: Derived((TABLE,), lambda table: torch.zeros_like(tokens(table))),
+    }
+    return View(source, derived, lambda name: name.removeprefix("module."))
+
+
+def load(path: str | Path, weights: str = "ema") -> Pipeline:
+    """The model of a checkpoint folder or hub id with its tokenizer; `weights`: "ema" (where there is one) or "raw".
+
+    Raises ValueError, one line, for files that are missing, that do not fit, or that hold what we do not support.
+    """
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    folder = locate(path)
+    fields = _fields(folder)
+    run, state = read_run(fields), _other_state(folder)
+    tokenizer = _tokenizer(folder, run, 1 / state["scaling_factor"], -state["bias_factor"])
+    text = TextTokenizer.of_classes([str(i) for i in range(run.num_classes)])
+    config = read_config(fields, tokenizer.num_latents)
+    tokenizers = {"text": text, "image": tokenizer}
+    with torch.device("meta"):
+        model = LatentLM(config, text.vocab_size, text.special, modality_specs(tokenizers))
+    averaged = _average(folder, config, state)
+    fill(model, view(averaged if weights == "ema" and averaged else _raw(folder)), rules(config))
+    return Pipeline(model, tokenizers)
+
+
+def has_average(path: str | Path) -> bool:
+    """Whether a checkpoint holds an average beside the raw weights."""
+    return _other_state(locate(path)).get("ema") is not None
+
+
+def _fields(folder: Path) -> dict:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def _other_state(folder: Path) -> dict:
+    path = folder / "other_state.pth"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; their training keeps the scale of the latents and the average there")
+    state = unpickle(path)
+    for name in ("scaling_factor", "bias_factor"):
+        if not isinstance(state.get(name), float):
+            raise ValueError(f"{path}: {name} is {state.get(name)!r}, expected a number")
+    if not state["scaling_factor"] > 0:
+        raise ValueError(f"{path}: scaling_factor is {state['scaling_factor']}, which no latents have")
+    return dict(state)
+
+
+def _tokenizer(folder: Path, run: Run, std: float, mean: float) -> PictureTokenizer:
+    """KL-16, or a σ-VAE where the file brings a config; with the normalisation that the model was trained with."""
+    path = folder / run.vae
+    if not path.is_file():
+        raise ValueError(f"{path}: no such tokenizer file (config.json: vae {run.vae!r})")
+    loaded = unpickle(path)
+    source = TensorSource.of(path, loaded.get("model", loaded))
+    if "config" in loaded:
+        config = unilm_vae.read_config(loaded["config"], 1 / std)
+        if config.image_size != run.image_size:
+            raise ValueError(f"{path}: its pictures have {config.image_size} pixels, config.json says {run.image_size}")
+        tokenizer: PictureTokenizer = unilm_vae.load_sigma_vae(source, config)
+    else:
+        tokenizer = diffusers_vae.from_source(source, run.image_size)
+    tokenizer.latent_mean.fill_(mean)
+    tokenizer.latent_std.fill_(std)
+    return tokenizer
+
+
+def _raw(folder: Path) -> Source:
+    if not (folder / "model.safetensors").is_file() and (folder / DEEPSPEED).is_file():
+        return Source.open(folder / DEEPSPEED)
+    return Source.open(folder)
+
+
+def _average(folder: Path, config: ModelConfig, state: dict) -> Source | None:
+    """The EMA's list of tensors under the names of the parameters that it averages."""
+    if state.get("ema") is None:
+        return None
+    values = state["ema"]["shadow_params"]
+    names = [name for rule in rules(config) for name in rule.sources if name != NO_HEAD]
+    if len(values) != len(names):
+        raise ValueError(f"{folder / 'other_state.pth'}: {len(values)} averaged tensors, this model has {len(names)}")
+    return TensorSource.of(folder / "other_state.pth", dict(zip(names, values, strict=True)))
+
+
+def _ffn(ours: str, theirs: str) -> list[Rule]:
+    return [
+        Rule(f"{ours}.up.weight", (f"{theirs}.fc1.weight", f"{theirs}.gate.weight"), "cat"),
+        Rule(f"{ours}.down.weight", (f"{theirs}.fc2.weight",)),
+    ]

@@ -1,0 +1,218 @@
+"""VibeVoice's config.json, of either layout, as configurations of our modules.
+
+Place in the flow: interop, fields ──▶ model, two speech tokenizers, special tokens. A field that we do not support is a
+ValueError with its name and value. What does not change the computation (initialisation, dtypes) is not read.
+
+What VibeVoice is among our options (PAPER §6): connectors, a head with learned norms on a condition that is not normed,
+answers that last until <EOS>, <BOD> and <EOD> and going on out of Qwen's unused vision tokens, no <BOS>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...config import (
+    DiffusionConfig,
+    DiffusionHeadConfig,
+    ModelConfig,
+    PosteriorConfig,
+    SamplingConfig,
+    SpeechTokenizerConfig,
+)
+from ...tokenizers.causal import NORM_EPS
+from ..hf_llm import read_config as read_backbone
+from .names import ORIGINAL, TRANSFORMERS, Layout
+
+SIGMA_DIVISOR = 0.8
+"""E|n| of n ~ N(0, 1) is 0.798: with σ ~ N(0, (std / 0.8)²) the mean |σ| is about the `fix_std` that a config names."""
+
+QWEN = {"eos": 151643, "bod:speech": 151652, "eod": 151653, "proceed": 151654, "latent": 151654}
+"""<|endoftext|>, <|vision_start|>, <|vision_end|> and <|vision_pad|>. The original's code takes them from Qwen's
+tokenizer; its config does not name them."""
+
+ABSENT = {"bos": None, "bod:image": None}
+
+
+@dataclass(frozen=True)
+class VibeVoice:
+    """A checkpoint in our terms. `noise` is the std of σ in raw latents: `speech` gets it relative to the latents' own
+    std, which the weights know. VibeVoice-Realtime has no semantic tokenizer, and `num_upper` layers that speak."""
+
+    layout: Layout
+    model: ModelConfig
+    speech: SpeechTokenizerConfig
+    semantic: SpeechTokenizerConfig | None
+    noise: float
+    vocab_size: int
+    special: dict[str, int | None]
+    num_upper: int | None = None
+
+
+def read_config(fields: Mapping) -> VibeVoice:
+    """The configuration in `fields`, of config.json. ValueError, one line, names the field that does not fit."""
+    if "acoustic_tokenizer_config" in fields and "decoder_config" in fields:
+        read = _original
+    elif fields.get("model_type") == "vibevoice":
+        read = _transformers
+    else:
+        raise ValueError(f"model_type {fields.get('model_type')!r} is not supported (known: vibevoice, its original)")
+    return read(fields)
+
+
+def _transformers(fields: Mapping) -> VibeVoice:
+    acoustic, semantic = (_part(fields, name) for name in ("audio_config", "semantic_model_config"))
+    backbone, head = _part(fields, "text_config"), _part(fields, "diffusion_head_config")
+    width, latent_dim = _need(backbone, "hidden_size"), _need(acoustic, "hidden_size")
+    _only(head, "diffusion_head_config", hidden_act="silu", frequency_embedding_size=256, diffusion_max_period=10000)
+    _only(head, "diffusion_head_config", mlp_bias=False, hidden_size=width, latent_size=latent_dim)
+    tokens = {"eos": "eos_token_id", "bod:speech": "audio_bos_token_id", "eod": "audio_eos_token_id"}
+    tokens |= {"proceed": "audio_token_id", "latent": "audio_token_id"}
+    return VibeVoice(
+        TRANSFORMERS,
+        _model(
+            fields,
+            "text_config",
+            DiffusionHeadConfig(
+                num_layers=head.get("num_hidden_layers", 4),
+                ffn_width=head.get("intermediate_size", 4608),
+                norm_eps=head.get("rms_norm_eps", 1e-5),
+                **HEAD,
+            ),
+            DiffusionConfig(),
+            SamplingConfig(steps=10, guidance=1.3),
+        ),
+        _tokenizer(acoustic, "audio_config", "both"),
+        _tokenizer(semantic, "semantic_model_config", "encoder"),
+        acoustic.get("vae_std", 0.625),
+        _need(backbone, "vocab_size"),
+        {ours: fields.get(theirs, QWEN[ours]) for ours, theirs in tokens.items()} | ABSENT,
+    )
+
+
+def _original(fields: Mapping) -> VibeVoice:
+    num_upper = fields.get("tts_backbone_num_hidden_layers")
+    acoustic, semantic = _part(fields, "acoustic_tokenizer_config"), None
+    if num_upper is None:
+        semantic = _part(fields, "semantic_tokenizer_config")
+        _only(semantic, "semantic_tokenizer_config", std_dist_type="none")
+        semantic = _original_tokenizer(semantic, "semantic_tokenizer_config", "encoder")
+    backbone, head = _part(fields, "decoder_config"), _part(fields, "diffusion_head_config")
+    width = _need(backbone, "hidden_size")
+    name = "diffusion_head_config"
+    _only(head, name, diffusion_type="ddpm", hidden_size=width, latent_size=_need(acoustic, "vae_dim"))
+    _among(head, name, "ddpm_beta_schedule", ("cosine", "squaredcos_cap_v2"))
+    predictions = {"v_prediction": "v", "epsilon": "epsilon"}
+    _among(head, name, "prediction_type", tuple(predictions))
+    _only(acoustic, "acoustic_tokenizer_config", std_dist_type="gaussian")
+    ffn_ratio = head.get("head_ffn_ratio", 3.0)
+    return VibeVoice(
+        ORIGINAL,
+        _model(
+            fields,
+            "decoder_config",
+            DiffusionHeadConfig(
+                num_layers=head.get("head_layers", 4),
+                ffn_width=int(width * ffn_ratio),
+                norm_eps=head.get("rms_norm_eps", 1e-5),
+                **HEAD,
+            ),
+            DiffusionConfig(
+                prediction=predictions[head.get("prediction_type", "v_prediction")],
+                num_timesteps=head.get("ddpm_num_steps", 1000),
+                timesteps_per_latent=head.get("ddpm_batch_mul", 4),
+            ),
+            SamplingConfig(steps=head.get("ddpm_num_inference_steps", 20), guidance=1.3),
+        ),
+        _original_tokenizer(acoustic, "acoustic_tokenizer_config", "both" if num_upper is None else "decoder"),
+        semantic,
+        acoustic.get("fix_std", 0.5) / SIGMA_DIVISOR,
+        _need(backbone, "vocab_size"),
+        QWEN | ABSENT,
+        num_upper,
+    )
+
+
+HEAD = {"norm_weight": True, "condition_norm": False}
+
+
+def _model(
+    fields: Mapping, name: str, head: DiffusionHeadConfig, diffusion: DiffusionConfig, sampling: SamplingConfig
+) -> ModelConfig:
+    try:
+        backbone = read_backbone(_part(fields, name))
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+    return ModelConfig(
+        transformer=backbone,
+        head=head,
+        diffusion=diffusion,
+        prompt="vibevoice",
+        latent_projection="connector",
+        answer="document",
+        sampling=sampling,
+    )
+
+
+def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
+    """A tokenizer by the fields of `transformers`, whose defaults these are."""
+    _only(fields, name, channels=1, hidden_act="gelu", ffn_expansion=4, rms_norm_eps=NORM_EPS)
+    depths = tuple(fields.get("depths", (3, 3, 3, 3, 3, 3, 8)))
+    filters = fields.get("num_filters", 32)
+    return SpeechTokenizerConfig(
+        parts=parts,
+        strides=tuple(fields.get("downsampling_ratios", (2, 2, 4, 5, 5, 8))),
+        channels=filters,
+        max_channels=filters * 2 ** (len(depths) - 1),
+        depths=depths,
+        kernel_size=fields.get("kernel_size", 7),
+        latent_dim=_need(fields, "hidden_size"),
+        posterior=PosteriorConfig(kind="none" if parts == "encoder" else "sigma"),
+    )
+
+
+def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
+    """A tokenizer by the fields of Microsoft's config, put into those of `transformers`."""
+    same = {"causal": True, "corpus_normalize": 0.0, "mixer_layer": "depthwise_conv", "conv_norm": "none"}
+    same |= {"pad_mode": "constant", "disable_last_norm": True, "layernorm": "RMSNorm", "conv_bias": True}
+    same |= {"layernorm_elementwise_affine": True}
+    _only(fields, name, **same)
+    depths = _depths(fields.get("encoder_depths", "3-3-3-3-3-3-8"))
+    ratios = list(fields.get("encoder_ratios") or (8, 5, 5, 4, 2, 2))
+    filters = fields.get("encoder_n_filters", 32)
+    mirror = {"decoder_ratios": (None, ratios), "decoder_n_filters": (None, filters)}
+    for key, allowed in mirror.items():
+        _among(fields, name, key, allowed)
+    if fields.get("decoder_depths") is not None and _depths(fields["decoder_depths"]) != depths[::-1]:
+        raise ValueError(f"{name}.decoder_depths {fields['decoder_depths']!r} is not the mirror of encoder_depths")
+    later = {"channels": fields.get("channels", 1), "rms_norm_eps": fields.get("layernorm_eps", NORM_EPS)}
+    later |= {"depths": depths, "downsampling_ratios": ratios[::-1], "num_filters": filters}
+    return _tokenizer(later | {"hidden_size": _need(fields, "vae_dim")}, name, parts)
+
+
+def _depths(value: str | list[int]) -> list[int]:
+    return [int(depth) for depth in (value.split("-") if isinstance(value, str) else value)]
+
+
+def _part(fields: Mapping, name: str) -> Mapping:
+    part = fields.get(name)
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{name} is missing")
+    return part
+
+
+def _need(fields: Mapping, name: str):
+    if name not in fields:
+        raise ValueError(f"{name} is missing")
+    return fields[name]
+
+
+def _only(fields: Mapping, name: str, **allowed) -> None:
+    for key, value in allowed.items():
+        _among(fields, name, key, (value,))
+
+
+def _among(fields: Mapping, name: str, key: str, allowed: tuple) -> None:
+    if key in fields and fields[key] not in allowed:
+        known = ", ".join(repr(value) for value in allowed)
+        raise ValueError(f"{name}.{key} {fields[key]!r} is not supported, only {known} is")

@@ -1,0 +1,135 @@
+"""A VibeVoice checkpoint ──▶ a Pipeline: text tokenizer, both speech tokenizers, model.
+
+Place in the flow: interop, the door of this folder.
+Theirs and ours: model space is z' = (z + bias)·scale there, (z - latent_mean) / latent_std here. They draw σ in raw
+latents, our C_σ is relative to the latents' std: C_σ = noise·scale (PAPER §1.6, §1.7).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...generation.generate import Pipeline
+from ...model.latentlm import LatentLM, ModalitySpec
+from ...tokenizers.sigma_vae import Posterior
+from ...tokenizers.speech import SpeechTokenizer
+from ...tokenizers.text import SpecialTokens, TextTokenizer
+from ..hf_llm import HEAD, IGNORE, check_tied
+from ..mapping import fill
+from ..source import Source, locate
+from .configs import VibeVoice, read_config
+from .names import BACKBONE, rules
+
+KEPT = ("*.latent_mean", "*.latent_std", "*.posterior.*")
+"""What `build` sets itself: no checkpoint holds it under a name of ours."""
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def load(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Pipeline:
+    """The model in a folder (or of a hub id), of either layout; the speech tokenizers stay in fp32.
+
+    tokenizer: a tokenizer.json, or a folder with one, where the checkpoint has none (Microsoft's takes that of
+    Qwen2.5). Raises ValueError, one line: a field that we do not support, weights that do not fit, a file that is
+    missing.
+    """
+    source, found = open_checkpoint(path)
+    if found.semantic is None:
+        raise ValueError(f"{source.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
+    text = read_text_tokenizer(source.folder, tokenizer, found)
+    scale, bias = read_factors(source, found)
+    found = with_processor(found, source.folder, scale)
+    if found.model.transformer.tied_embeddings:
+        check_tied(source, f"{BACKBONE}embed_tokens.weight")
+    whole = build(found, scale, bias, dtype)
+    fill(whole, source, rules(found.layout, found.model, found.speech, found.semantic), ignore=unread(found), keep=KEPT)
+    whole = whole.eval().to(device)
+    return Pipeline(whole["model"], {"text": text, "speech": whole["speech"], "semantic": whole["semantic"]})
+
+
+def open_checkpoint(path: str | Path) -> tuple[Source, VibeVoice]:
+    """Weights and configuration. ValueError names the file."""
+    source = Source.open(locate(path))
+    try:
+        return source, read_config(source.config)
+    except ValueError as error:
+        raise ValueError(f"{source.folder / 'config.json'}: {error}") from None
+
+
+def unread(found: VibeVoice) -> tuple[str, ...]:
+    """Names of a checkpoint that no rule reads: the two factors, and a head that is the embedding."""
+    tied = (HEAD,) if found.model.transformer.tied_embeddings else ()
+    return (found.layout.scale, found.layout.bias, *IGNORE, *tied)
+
+
+def build(found: VibeVoice, scale: float, bias: float, dtype: torch.dtype) -> nn.ModuleDict:
+    """Model and tokenizers on the meta device, but for the normalisation of the latents."""
+    special = SpecialTokens.after(found.vocab_size, found.special)
+    spec = ModalitySpec(found.speech.latent_dim, None, found.semantic.latent_dim)
+    with torch.device("meta"):
+        model = LatentLM(found.model, found.vocab_size, special, {"speech": spec}).to(dtype)
+        speech, semantic = SpeechTokenizer(found.speech), SpeechTokenizer(found.semantic)
+    normalise(speech, -bias, 1 / scale)
+    normalise(semantic, 0.0, 1.0)
+    return nn.ModuleDict({"model": model, "speech": speech, "semantic": semantic})
+
+
+def normalise(tokenizer: SpeechTokenizer, mean: float, std: float) -> None:
+    """Give a tokenizer on the meta device the buffers that no checkpoint holds."""
+    config = tokenizer.config
+    tokenizer.latent_mean, tokenizer.latent_std = torch.tensor(mean), torch.tensor(std)
+    tokenizer.posterior = Posterior(config.posterior, config.latent_dim, config.per_channel)
+
+
+def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
+    """Sample rate and loudness of clips, as the files beside a checkpoint say or its code supposes; C_σ by `scale`."""
+    fields: dict = {}
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            fields |= json.loads((folder / name).read_text())
+    audio = fields.get("audio_processor", fields.get("feature_extractor", fields))
+    loud = audio.get("normalize_audio", True) and fields.get("db_normalize", True)
+    heard = {
+        "sample_rate": audio.get("sampling_rate", 24000),
+        "loudness": float(audio.get("target_dB_FS", -25)) if loud else None,
+    }
+    posterior = found.speech.posterior.model_copy(update={"c_sigma": found.noise * scale})
+    semantic = None if found.semantic is None else found.semantic.model_copy(update=heard)
+    return replace(found, speech=found.speech.model_copy(update=heard | {"posterior": posterior}), semantic=semantic)
+
+
+def read_factors(source: Source, found: VibeVoice) -> tuple[float, float]:
+    """Scale and bias of the latents. ValueError where they are missing or were never fitted."""
+    values = []
+    for name in (found.layout.scale, found.layout.bias):
+        if name not in source.names:
+            raise ValueError(f"{source.path}: {name} is missing")
+        values.append(float(source.read(name)))
+    scale, bias = values
+    if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
+        raise ValueError(f"{source.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
+    return scale, bias
+
+
+def read_text_tokenizer(folder: Path, given: str | Path | None, found: VibeVoice) -> TextTokenizer:
+    """tokenizer.json of the checkpoint, or the one given. ValueError says what to put where."""
+    path = Path(given) if given is not None else folder
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; VibeVoice reads text by the tokenizer of Qwen2.5: put the tokenizer.json of "
+            "Qwen/Qwen2.5-1.5B there"
+        )
+    return TextTokenizer.from_backbone(path, found.vocab_size, found.special)

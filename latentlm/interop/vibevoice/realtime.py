@@ -1,0 +1,96 @@
+"""VibeVoice-Realtime-0.5B as far as it was released: its parts as modules of ours.
+
+Place in the flow: interop, beside `load.py`. The release holds no encoder, so no voice can be read by it, and it speaks
+by a loop of its own, windows of 5 tokens and 6 latents through two stacks of one Qwen2: that loop is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...config import TransformerConfig
+from ...model.heads import DiffusionHead
+from ...model.layers import Connector
+from ...model.transformer import Transformer
+from ...tokenizers.speech import SpeechTokenizer
+from ..hf_llm import IGNORE
+from ..hf_llm import rules as backbone_rules
+from ..mapping import Rule, fill
+from .configs import VibeVoice
+from .load import KEPT, normalise, open_checkpoint, read_factors, with_processor
+from .names import connector_rules, half_rules, head_rules
+
+UNUSED = ("model.tts_language_model.embed_tokens.weight", "model.acoustic_tokenizer.encoder.*")
+"""The upper stack reads hidden states; an encoder is not in the release, and would be noise if saved again."""
+
+
+class RealtimeParts(nn.Module):
+    """speech          acoustic tokenizer, its decoder alone
+    embed_tokens, text_layers      the lower layers, which read text; no final norm
+    speech_layers   the upper layers; input_types (2, D) says to them what is speech (0) and what is text (1)
+    connector       latents ──▶ inputs; head: hidden states ──▶ latents; ends: hidden state ──▶ logit of the end
+    """
+
+    def __init__(self, found: VibeVoice):
+        super().__init__()
+        config, num_upper = found.model.transformer, found.num_upper
+        width, latent_dim = config.width, found.speech.latent_dim
+        self.speech = SpeechTokenizer(found.speech)
+        self.embed_tokens = nn.Embedding(found.vocab_size, width)
+        self.text_layers = Transformer(_layers(config, config.num_layers - num_upper))
+        self.text_layers.norm = nn.Identity()
+        self.speech_layers = Transformer(_layers(config, num_upper))
+        self.input_types = nn.Embedding(2, width)
+        self.connector = Connector(latent_dim, width)
+        self.head = DiffusionHead(width, latent_dim, found.model.head)
+        self.ends = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+
+def load_realtime(path: str | Path) -> RealtimeParts:
+    """The parts in a folder, or of a hub id, in fp32. ValueError, one line, for what does not fit."""
+    source, found = open_checkpoint(path)
+    if found.num_upper is None:
+        raise ValueError(f"{source.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
+    scale, bias = read_factors(source, found)
+    found = with_processor(found, source.folder, scale)
+    with torch.device("meta"):
+        parts = RealtimeParts(found)
+    normalise(parts.speech, -bias, 1 / scale)
+    fill(parts, source, realtime_rules(found), ignore=realtime_unread(found), keep=KEPT)
+    return parts.eval()
+
+
+def realtime_unread(found: VibeVoice) -> tuple[str, ...]:
+    """Names that no rule reads."""
+    return (found.layout.scale, found.layout.bias, *IGNORE, *UNUSED)
+
+
+def realtime_rules(found: VibeVoice) -> list[Rule]:
+    """Where the parts lie."""
+    config, layout = found.model.transformer, found.layout
+    lower, upper = _layers(config, config.num_layers - found.num_upper), _layers(config, found.num_upper)
+    rules = [
+        replace(rule, target=rule.target.replace("transformer.", "text_layers."))
+        for rule in backbone_rules(lower, prefix="model.language_model.")
+        if rule.target != "transformer.norm.weight"
+    ]
+    rules += [
+        replace(rule, target=rule.target.replace("transformer.", "speech_layers."))
+        for rule in backbone_rules(upper, prefix="model.tts_language_model.")
+        if rule.target != "embed_tokens.weight"
+    ]
+    rules.append(Rule("input_types.weight", ("model.tts_input_types.weight",)))
+    for ours, theirs in (("ends.0", "fc1"), ("ends.2", "fc2")):
+        rules += [Rule(f"{ours}.{kind}", (f"tts_eos_classifier.{theirs}.{kind}",)) for kind in ("weight", "bias")]
+    rules += connector_rules("connector", layout.acoustic_connector, layout)
+    rules += head_rules("head", layout.head, found.model.head, layout)
+    return rules + half_rules("speech.decoder", f"{layout.acoustic}.decoder", "decoder", found.speech, layout)
+
+
+def _layers(config: TransformerConfig, number: int) -> TransformerConfig:
+    """So many layers of the backbone. There is no text head, which `tied_embeddings` says to the rules."""
+    return config.model_copy(update={"num_layers": number, "tied_embeddings": True})

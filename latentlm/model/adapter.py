@@ -1,0 +1,195 @@
+"""Low-rank adapters of a model: put in for training, kept as peft keeps them, merged into the weights.
+
+Place in the flow: 3, beside the model: training puts one in and keeps it, `latentlm.load(base, adapter=…)` merges it.
+    while training   y = W x + s · B (A x),  s = alpha / rank;  W stays as it is, B begins at zero     (layers: peft's)
+    merged           W + s · B A: a plain model again, of the same speed
+    kept             adapter_config.json, adapter_model.safetensors: also read by `peft.PeftModel.from_pretrained`
+Modules that train whole beside it are kept with it (peft's `modules_to_save`). Reading and merging do not need peft.
+Legend: `D` outputs and `E` inputs of a layer, `R` rank.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AdapterConfig
+from ..weights import misfits, read_weights, save_weights
+from .latentlm import LatentLM
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Of every name in an adapter's file: peft's wrapper around the model."""
+
+CHANGES_THE_SUM = ("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+"""Options of peft under which the merged weight is another one than W + s · B A."""
+
+
+def named(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
+    """Those of the dotted `names` in which a pattern occurs between dots; `*` stands for anything.
+
+    ValueError naming `key` for a pattern that occurs nowhere.
+    """
+    names, found = list(names), set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(f".{name}.", f"*.{pattern}.*")}
+        if not matched:
+            parts = dict.fromkeys(name.split(".")[0] for name in names)
+            raise ValueError(f"{key}: {pattern!r} names nothing in this model, which has {', '.join(parts)}")
+        found |= matched
+    return found
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Take the weights that `patterns` name out of training. Raises ValueError as `named`."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for name in named(patterns, weights, "training.freeze"):
+        weights[name].requires_grad_(False)
+
+
+def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
+    """Put a new adapter into `model`, in place; afterwards only it and the modules of `config.full` train.
+
+    base: the name of the model, for the record. Needs peft. Raises ValueError for targets that are no linear layers,
+    that train whole as well, or that the model uses as a table.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("training.adapter needs peft: pip install 'latentlm[finetune]'")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    targets = sorted(named(config.targets, linear, "training.adapter.targets"))
+    full = sorted(named(config.full, owners, "training.adapter.full"))
+    for name in targets:
+        if name in full:
+            raise ValueError(f"training.adapter: {name} is both in targets and in full")
+        if name == "text_head":  # the end of a span is read from two of its rows
+            raise ValueError("training.adapter.targets: text_head cannot be adapted; name it in full")
+    layers = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        base_model_name_or_path=base,
+    )
+    inject_adapter_in_model(layers, model)
+    for name in full:
+        for weight in model.get_submodule(name).parameters(recurse=False):
+            weight.requires_grad_(True)
+    layers.modules_to_save = full  # after the layers are in: peft would wrap these modules, and they train as they are
+
+
+def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors`, all of the state of an adapted `model`, as the state of the model before `insert`, adapter merged.
+
+    Raises ValueError where that changes no weight.
+    """
+    config = model.peft_config["default"]
+    plain, changed = {}, False
+    for name, value in tensors.items():
+        layer, adapted, kind = name.rpartition(".base_layer.")
+        if adapted and kind == "weight":
+            a, b = (tensors[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+            merged = _merged(value, a, b, config.lora_alpha / config.r)
+            changed = changed or not torch.equal(merged, value)
+            plain[f"{layer}.weight"] = merged
+        elif ".lora_" not in name:
+            plain[f"{layer}.{kind}" if adapted else name] = value
+    if not changed:
+        raise ValueError("the adapter changes nothing: training left no adapted weight different from the start")
+    return plain
+
+
+def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Keep the adapter of an adapted `model`, whose whole state is `tensors`, in `folder`."""
+    folder, config = Path(folder), model.peft_config["default"]
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = set(config.modules_to_save)
+    kept = {
+        PREFIX + name.replace(".default.", "."): value
+        for name, value in tensors.items()
+        if ".lora_" in name or name.rpartition(".")[0] in whole
+    }
+    save_weights(folder / WEIGHTS, kept)
+    fields = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules)}
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def apply(model: LatentLM, folder: str | Path) -> None:
+    """Merge the adapter in `folder` (or in the folder of the run that trained it) into `model`, in place.
+
+    Raises ValueError for a kind of adapter that is not LoRA, for tensors that do not fit the model (the first ten of
+    each kind and their count), and where the model then answers as it did before.
+    """
+    folder = Path(folder)
+    folder = folder if (folder / CONFIG).is_file() else folder / "adapter"
+    scale = _read_scale(folder / CONFIG)
+    path = folder / WEIGHTS
+    tensors = {name.removeprefix(PREFIX): value for name, value in read_weights(path).items()}
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    expected = {name: tuple(weights[name].shape) for name in tensors.keys() & weights.keys()}
+    layers = []
+    for name in tensors:
+        layer = name.removesuffix(".lora_A.weight")
+        if layer != name and f"{layer}.weight" in weights:
+            D, E = weights[f"{layer}.weight"].shape
+            R = len(tensors[name])
+            expected |= {f"{layer}.lora_A.weight": (R, E), f"{layer}.lora_B.weight": (D, R)}
+            layers.append(layer)
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if problems := misfits(found, expected):
+        raise ValueError(f"{path}: this adapter does not fit the model; {problems}")
+    if not layers:
+        raise ValueError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+    before = _answers(model)
+    with torch.no_grad():
+        for layer in layers:
+            weight, sides = weights[f"{layer}.weight"], (tensors[f"{layer}.lora_{side}.weight"] for side in "AB")
+            weight.copy_(_merged(weight, *sides, scale))
+        for name in tensors.keys() & weights.keys():
+            weights[name].copy_(tensors[name])
+    if all(torch.equal(a, b) for a, b in zip(before, _answers(model), strict=True)):
+        raise ValueError(f"{path}: the adapter changes nothing, the model answers with it as without it")
+
+
+def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """weight (D, E) + scale · b (D, R) a (R, E)."""
+    return weight + (scale * (b.float() @ a.float())).to(weight.device, weight.dtype)
+
+
+def _read_scale(path: Path) -> float:
+    """s = alpha / rank of a kept adapter; ValueError for one of another kind."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        fields = json.loads(path.read_text())
+        kind, scale = fields["peft_type"], fields["lora_alpha"] / fields["r"]
+    except (json.JSONDecodeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from None
+    for field in CHANGES_THE_SUM:
+        if fields.get(field):
+            raise ValueError(f"{path}: {field} {fields[field]!r} is not supported")
+    if kind != "LORA":
+        raise ValueError(f"{path}: peft_type {kind!r} is not supported, only LORA")
+    return scale
+
+
+@torch.no_grad()
+def _answers(model: LatentLM) -> list[Tensor]:
+    """What every part of the model makes of a few fixed inputs: logits, and a prediction a diffusion head."""
+    device = model.embed_tokens.weight.device
+    ids = torch.arange(4, device=device)[None]
+    ones = {name: torch.ones(1, spec.latent_dim, device=device) for name, spec in model.modalities.items()}
+    x = [model.embed_tokens(ids), *(model.embed_latents[name](one)[None] for name, one in ones.items())]
+    x = torch.cat(x, dim=1)  # (1, T, D)
+    places = torch.arange(x.shape[1], device=device)[None]
+    hidden = model.transformer(x, places, torch.zeros_like(places))[0]  # (T, D)
+    level = torch.tensor([500.0], device=device)
+    return [model.text_head(hidden), *(model.heads[name](one, level, hidden[-1:]) for name, one in ones.items())]

@@ -1,0 +1,99 @@
+"""A sound file that is written as it is made, and can be played at any moment.
+
+Place in the flow: after 1, the end of `Pipeline.stream`. A WAV file is 16-bit PCM whose header is brought up to date
+after every piece: whatever ends the program, what was appended is heard. Other formats go through libsndfile, which
+completes them in `close`.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..types import Audio
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+LARGEST = 2**32 - HEADER.size
+"""Bytes of samples: a WAV counts them in 32 bits."""
+
+
+class Recording:
+    """Mono sound appended to `path`, which is created with the first samples.
+
+    A context manager; leaving it, by an error too, closes the file.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.num_samples = 0
+        self.sample_rate = 1  # until the first piece says otherwise
+        self._file = None
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.sample_rate
+
+    def append(self, audio: Audio) -> None:
+        """The next piece, clipped to [-1, 1]. ValueError where the file cannot be written or would be too long."""
+        if len(audio.samples) == 0:
+            return
+        if self._file is None:
+            open_file = _WavFile if self.path.suffix.lower() == ".wav" else _sound_file
+            self._file, self.sample_rate = open_file(self.path, audio.sample_rate), audio.sample_rate
+        self._file.write(audio.samples.detach().float().cpu().clamp(-1, 1).numpy())
+        self.num_samples += len(audio.samples)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _sound_file(path: Path, sample_rate: int) -> SoundFile:
+    import soundfile
+
+    try:
+        return soundfile.SoundFile(str(path), "w", sample_rate, 1)
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot write the sound ({' '.join(str(error).split())})") from None
+
+
+class _WavFile:
+    """16-bit PCM; samples are written before the header counts them."""
+
+    def __init__(self, path: Path, sample_rate: int):
+        self.path = path
+        self.sample_rate = sample_rate
+        self.size = 0
+        self.file = path.open("wb")
+        self.file.write(self._header())
+
+    def write(self, samples: np.ndarray) -> None:
+        data = (samples * 32768).round().clip(-32768, 32767).astype("<i2").tobytes()
+        if self.size + len(data) > LARGEST:
+            raise ValueError(f"{self.path}: a WAV file holds at most 4 GiB; write .flac instead")
+        self.file.write(data)
+        self.file.flush()
+        self.size += len(data)
+        self.file.seek(0)
+        self.file.write(self._header())
+        self.file.seek(0, 2)
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _header(self) -> bytes:
+        rate, length = self.sample_rate, HEADER.size - 8 + self.size
+        return HEADER.pack(b"RIFF", length, b"WAVE", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16, b"data", self.size)
