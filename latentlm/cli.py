@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from . import __version__
+from .commands.convert import convert
 from .commands.data import app as data
 from .commands.evaluate import evaluate
 from .commands.examples import examples
 from .commands.generate import generate
+from .commands.merge import merge
 from .commands.train import demo, train
 
 app = App(
@@ -44,6 +46,7 @@ app.command(
         "latentlm train demo --set training.steps=500 --out runs/short",
         "latentlm train my_recipe.yaml --processes 2",
         "latentlm train my_recipe.yaml --resume",
+        "latentlm train finetune --set 'data.sources=[{manifest: mine.jsonl}]' --out runs/mine",
     ),
 )
 app.command(
@@ -53,7 +56,9 @@ app.command(
         'latentlm generate tiny "red apple" --to image --out apple.png',
         'latentlm generate tiny "seven" --to speech --out seven.wav',
         "latentlm generate tiny apple.png --to text",
+        'latentlm generate tiny "seven" --to speech --adapter runs/mine --out seven.wav',
         'latentlm generate runs/demo picture.png "how many shapes are there? " --to text',
+        "latentlm generate MODEL talk.txt --to speech --voice 1=anna.wav --voice 2=ben.wav --out talk.wav",
     ),
 )
 app.command(
@@ -62,6 +67,21 @@ app.command(
     help_epilogue=examples(
         "latentlm evaluate tiny --out tiny.json",
         "latentlm evaluate runs/demo --out demo.html --quick",
+    ),
+)
+app.command(
+    merge,
+    sort_key=5,
+    help_epilogue=examples("latentlm merge tiny runs/mine --out merged"),
+)
+app.command(
+    convert,
+    sort_key=6,
+    help_epilogue=examples(
+        "latentlm convert Qwen/Qwen2.5-0.5B qwen --from hf-llm",
+        "latentlm convert checkpoint-250000 imagenet --from unilm",
+        "latentlm convert kl16.ckpt kl16 --from diffusers-vae --image-size 256 --calibrate mine.jsonl",
+        "latentlm convert runs/mine/model mine-hf --from latentlm --to hf-llm",
     ),
 )
 app.command(data)

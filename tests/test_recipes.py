@@ -25,12 +25,13 @@ from latentlm.config import (
 )
 from latentlm.data.packing import VARIABLE_LENGTH
 from latentlm.data.task_source import ALL
+from latentlm.generation.pretrained import build_from_config, resolve
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.base import Tokenizer
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.losses import loss_weights
 from latentlm.tokenizers.speech import SpeechTokenizer
-from latentlm.tokenizers.text import SpecialTokens
+from latentlm.tokenizers.text import SpecialTokens, TextTokenizer
 from latentlm.training.build import source_slug
 
 RECIPES = recipe_names()
@@ -54,6 +55,9 @@ def build(recipe: Recipe) -> nn.Module:
 
 
 def build_latentlm(recipe: LatentLMRecipe) -> LatentLM:
+    if recipe.model.start:
+        folder = resolve(recipe.model.start)
+        return build_from_config(folder, TextTokenizer.load(folder / "tokenizers" / "text"))
     text = recipe.tokenizers.text
     special = SpecialTokens.after(256 if text.kind == "bytes" else text.vocab_size)
     specs = {}
@@ -87,7 +91,9 @@ def test_parses_and_builds(name):
     assert recipe.training.optimizer.warmup_steps < recipe.training.steps
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.startswith("tiny") and name != "demo"])
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if not name.startswith("tiny") and name not in ("demo", "finetune")]
+)
 def test_paper_recipes_say_command_hardware_and_whose_figures(name):
     text = (resources.files("latentlm") / "recipes" / f"{name}.yaml").read_text()
     comment = "\n".join(line for line in text.splitlines() if line.startswith("#"))
@@ -101,7 +107,7 @@ def test_paper_recipes_say_command_hardware_and_whose_figures(name):
 @pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(load_recipe(name), LatentLMRecipe)])
 def test_language_model_recipes_are_consistent(name):
     recipe = load_recipe(name)
-    assert recipe.data.sequence_length <= recipe.model.transformer.context_length
+    assert recipe.data.sequence_length <= network(name).config.transformer.context_length
     for modality in ("image", "speech"):
         if tokenizer := getattr(recipe.tokenizers, modality):
             assert network(tokenizer_name(tokenizer, modality)).modality == modality

@@ -1,4 +1,7 @@
-"""`latentlm generate`: a prompt of texts and files in, one text, picture or sound out."""
+"""`latentlm generate`: a prompt of texts and files in, one text, picture or sound out.
+
+Place in the flow: on top; `speak.py` writes the sound, as it is made.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,13 @@ from cyclopts import Group, Parameter
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-    from ..types import Audio
+    from ..data.script import Script
+    from ..types import Audio, Image, Text
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
 """Suffixes a result may be written to; the first is the one to recommend."""
-
-DEFAULT_GUIDANCE = 2.0
 
 SAMPLING = Group("Sampling", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
@@ -30,11 +32,12 @@ def generate(
     *,
     to: Literal["image", "speech", "text"],
     out: Path | None = None,
+    adapter: Path | None = None,
     guidance: Annotated[float | None, Parameter(group=SAMPLING)] = None,
-    steps: Annotated[int, Parameter(group=SAMPLING)] = 20,
+    steps: Annotated[int | None, Parameter(group=SAMPLING)] = None,
     seed: Annotated[int, Parameter(group=SAMPLING)] = 0,
     temperature: Annotated[float, Parameter(group=SAMPLING)] = 0.0,
-    voice: Annotated[Path | None, Parameter(group=SAMPLING)] = None,
+    voice: Annotated[tuple[str, ...], Parameter(group=SAMPLING, negative=(), show_default=False)] = (),
     raw: Annotated[bool, Parameter(group=SAMPLING, negative=(), show_default=False)] = False,
     max_tokens: Annotated[int, Parameter(group=LIMITS)] = 256,
     max_seconds: Annotated[float | None, Parameter(group=LIMITS)] = None,
@@ -46,46 +49,65 @@ def generate(
     model
         Checkpoint folder, run folder, hub id, or the packaged model "tiny".
     prompt
-        Text, or the path of a picture or a sound, known by its extension. Several, in order, form one document.
+        Text, or the path of a picture, a sound or a text (.txt), known by its extension. Several, in order, form one
+        document. A text to be spoken may be a script: lines like "Speaker 1: Good morning."
     to
         What to make.
     out
         File to write: a picture (.png), a sound (.wav) or a text. Text goes to the terminal without it.
+    adapter
+        Folder of a LoRA adapter of this model, or of the run that trained it.
     guidance
-        Classifier-free guidance of pictures and speech, 2 unless given; 1 is off.
+        Classifier-free guidance of pictures and speech; 1 is off. The model's own unless given, mostly 2.
     steps
-        Solver steps for each latent.
+        Solver steps for each latent. The model's own unless given, mostly 20.
     seed
         Of all noise: equal seeds give equal results.
     temperature
         Of text; 0 always takes the likeliest token.
     voice
-        A sound file whose voice the speech should have.
+        A sound file whose voice the speech should have; of a speaker in a script: 1=a.wav. May be repeated.
     raw
         Take the weights as trained, not their average.
     max_tokens
         Longest text, in tokens.
     max_seconds
-        Longest speech, in seconds.
+        Longest speech, in seconds. Without it, a script lasts until the model ends it or its context is full.
     """
     from .. import load
-    from ..tokenizers.media import load_audio
+    from ..generation.generate import Request
+    from .speak import clips_by_speaker, say_conversion, speak
 
     check_out(out, to)
     if max_seconds is not None and max_seconds <= 0:
         raise ValueError(f"--max-seconds must be above 0, got {max_seconds}")
-    parts = [read_part(item) for item in prompt]
-    clip = None if voice is None else load_audio(voice)
+    parts = [read_part(item, to) for item in prompt]
+    voices = clips_by_speaker(voice)
 
-    pipeline = load(model, weights="raw" if raw else "ema")
-    limits: dict[str, int] = {"max_tokens": max_tokens}
-    if max_seconds is not None and "speech" in pipeline.tokenizers:
-        limits["max_latents"] = max(1, round(max_seconds * pipeline.tokenizers["speech"].rate))
+    pipeline = load(model, adapter=adapter, weights="raw" if raw else "ema")
+    tokenizer = pipeline.tokenizers.get("speech")
+    if tokenizer is not None:
+        for path in (*(item for item in prompt if is_sound(item)), *(path for path, _ in voices.values())):
+            say_conversion(path, tokenizer.sample_rate)
+    clips = {name: clip for name, (_, clip) in voices.items()}
+    own = pipeline.model.config.sampling
     if guidance is None:
-        guidance = 1.0 if to == "text" else DEFAULT_GUIDANCE
-    sampling = {"guidance": guidance, "steps": steps, "seed": seed, "temperature": temperature, "voice": clip}
-    (made,) = pipeline.generate(parts, to, **sampling, **limits)
-    write(made, to, out)
+        guidance = 1.0 if to == "text" else own.guidance
+    request = Request(
+        pipeline.prompt(parts, to, clips.pop("", None), clips),
+        to,
+        guidance=guidance,
+        steps=own.steps if steps is None else steps,
+        seed=seed,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        max_latents=max(1, round(max_seconds * tokenizer.rate)) if max_seconds and tokenizer else None,
+    )
+    if to == "speech":
+        speak(pipeline, request, out, max_seconds)
+    else:
+        (output,) = pipeline.generate_batch([request])
+        write(output.segments[0], out)
 
 
 def check_out(out: Path | None, to: str) -> None:
@@ -98,28 +120,32 @@ def check_out(out: Path | None, to: str) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def read_part(item: str) -> str | PILImage | Audio:
-    """A word of the command line as prompt: what ends like a picture or a sound is one, and must exist."""
+def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
+    """A word of the command line as prompt: what ends like a picture, a sound or a text is one, and must exist."""
+    from ..data.script import read_script, read_text
     from ..tokenizers.media import load_audio, load_image
 
-    suffix = Path(item).suffix.lower()
-    if suffix in PICTURES:
-        return load_image(item)
-    return load_audio(item) if suffix in SOUNDS else item
+    if is_sound(item):
+        return load_audio(item)
+    if Path(item).suffix.lower() == ".txt":
+        return read_script(item) if to == "speech" else read_text(item)
+    return load_image(item) if Path(item).suffix.lower() in PICTURES else item
 
 
-def write(made: str | PILImage | Audio, to: str, out: Path | None) -> None:
+def is_sound(item: str) -> bool:
+    return Path(item).suffix.lower() in SOUNDS
+
+
+def write(made: Text | Image, out: Path | None) -> None:
     """The answer into `out`, or a text to the terminal."""
     from ..evaluation.report import write_text
-    from ..tokenizers.media import save_audio, save_image
+    from ..tokenizers.media import save_image
 
     if out is None:
-        print(made)
+        print(made.text)
         return
-    if to == "text":
-        write_text(out, made + "\n")
-    elif to == "image":
-        save_image(made, out)
+    if made.modality == "text":
+        write_text(out, made.text + "\n")
     else:
-        save_audio(made, out)
+        save_image(made.content, out)
     print(out)

@@ -1,7 +1,8 @@
 """Media ──▶ latents, once: the cache between tokenizers and packing.
 
 Place in the flow: 2, documents with media ──▶ the same documents with `Latents`.
-Posterior means and deviations are kept, not samples: every epoch draws anew. A file records the tokenizer's fingerprint
+Posterior means and deviations are kept, not samples: every epoch draws anew. What is a target also gets the features of
+its modality's second tokenizer, where there is one. A file records the tokenizer's fingerprint
 and the media it came from; a mismatch is an error, since latents of another tokenizer train silently wrong.
 """
 
@@ -17,8 +18,9 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from ..types import Audio, Document, Latents, Text
+from ..types import FEATURES, Audio, Document, Latents, Text
 
 
 class LatentCache:
@@ -33,16 +35,30 @@ class LatentCache:
     def prepare(self, documents: Iterable[Document], name: str | None = None) -> None:
         """Encode all media of `documents` that are not known yet; with a name, through `folder`/name.safetensors."""
         pending: dict[str, dict[int, object]] = {}
+        featured: dict[str, dict[int, object]] = {}
         for document in documents:
             for segment in document.segments:
-                if isinstance(segment, Text) or isinstance(segment.content, Latents):
+                second = FEATURES.get(segment.modality)
+                if isinstance(segment, Text):
                     continue
-                if id(segment.content) not in self._known:
-                    pending.setdefault(segment.modality, {})[id(segment.content)] = segment.content
+                if isinstance(segment.content, Latents):
+                    if segment.loss and second in self.tokenizers and segment.content.features is None:
+                        raise ValueError(f"latents of {segment.modality} to learn come without {second} features")
+                    continue
+                key = id(segment.content)
+                if key not in self._known:
+                    pending.setdefault(segment.modality, {})[key] = segment.content
+                if segment.loss and second in self.tokenizers and not self._has_features(key):
+                    featured.setdefault(second, {})[key] = segment.content
         for modality, media in pending.items():
             items = list(media.values())
             for item, latents in zip(items, self._encode(modality, items, name), strict=True):
                 self._known[id(item)] = (item, latents)
+        for second, media in featured.items():
+            items = list(media.values())
+            for item, features in zip(items, self._encode(second, items, name), strict=True):
+                latents = self._known[id(item)][1]
+                self._known[id(item)] = (item, replace(latents, features=_beside(latents, features, second)))
 
     def resolve(self, document: Document) -> Document:
         """`document` with every medium replaced by its latents; unknown media are encoded now."""
@@ -54,6 +70,9 @@ class LatentCache:
             for segment in document.segments
         )
         return Document(segments)
+
+    def _has_features(self, key: int) -> bool:
+        return key in self._known and self._known[key][1].features is not None
 
     def _encode(self, modality: str, items: list, name: str | None) -> list[Latents]:
         if modality not in self.tokenizers:
@@ -123,6 +142,15 @@ def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:
     means = mean.split(lengths)
     stds = std.split(lengths) if posterior == "learned" else [std[0]] * len(means)
     return [Latents(m, s, posterior) for m, s in zip(means, stds, strict=True)]
+
+
+def _beside(latents: Latents, features: Latents, second: str) -> Tensor:
+    """The features (N, F) of latents (N, C). ValueError where the two tokenizers do not run at one rate."""
+    if len(features) != len(latents):
+        raise ValueError(
+            f"the {second} tokenizer gives {len(features)} features for {len(latents)} latents of a medium"
+        )
+    return features.mean
 
 
 def media_hash(items: Sequence) -> str:

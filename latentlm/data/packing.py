@@ -4,13 +4,15 @@ Place in the flow: 2, between documents whose media are already latents and the 
     <BOS> text… <BOD_image> latents… <EOD> text… <EOS>
 Targets: text predicts what follows it, <BOD> included. In a variable-length span every position says whether the span
 goes on or <EOD> follows; an image ends at its grid, so there <EOD> is written but not learnt.
+Where texts are classes, the class takes the place of <BOS> and <BOD>, and <BOD> alone is its null (PAPER §1.5):
+    class latents… <EOD> <EOS>
 Legend: `L` positions of a document, `B` rows, `T` positions of a row, `N` latents, `C` latent channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,7 +26,10 @@ VARIABLE_LENGTH = frozenset({"speech"})
 
 @dataclass(frozen=True)
 class Span:
-    """Latents of one segment: the first sits at position `start` of its document as an input."""
+    """Latents of one segment: the first sits at position `start` of its document as an input.
+
+    Features go with targets alone: what a model is given comes without, what it says comes with them (PAPER §6).
+    """
 
     modality: str
     start: int
@@ -40,6 +45,7 @@ class EncodedDocument:
     text_targets: list[int] = field(default_factory=list)
     end_targets: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    opens: str | None = None  # the modality whose first latent the last position predicts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,7 +67,8 @@ class DocumentEncoder:
         if not segments and not (unconditional and not closed):
             raise ValueError("a document needs at least one segment" + (" beside its conditions" * unconditional))
         out = EncodedDocument()
-        if not (unconditional and (not segments or segments[0].modality != "text")):
+        begins_at_span = unconditional and (not segments or segments[0].modality != "text")
+        if self.special.bos is not None and not begins_at_span:
             self._token(out, self.special.bos)
         for segment in segments:
             if isinstance(segment, Text):
@@ -73,8 +80,13 @@ class DocumentEncoder:
         return out
 
     def open_span(self, prompt: EncodedDocument, modality: str) -> None:
-        """Let an open prompt go on in `modality`: its last position becomes <BOD>."""
-        self._token(prompt, self.special.bod[modality])
+        """Let an open prompt go on in `modality`: its last position becomes <BOD>, unless a class stands there."""
+        if not self._ends_with_class(prompt):
+            self._token(prompt, self.special.bod[modality])
+        prompt.opens = modality
+
+    def _ends_with_class(self, out: EncodedDocument) -> bool:
+        return self.tokenizer.is_classes and bool(out.ids) and out.ids[-1] < self.tokenizer.base_size
 
     def _token(self, out: EncodedDocument, token: int) -> None:
         out.ids.append(token)
@@ -97,9 +109,11 @@ class DocumentEncoder:
         if not isinstance(segment.content, Latents):
             raise ValueError(f"{segment.modality} segment holds {type(segment.content).__name__}; encode it first")
         name, length = segment.modality, len(segment.content)
-        self._next(out, self.special.bod[name], segment.loss)
-        self._token(out, self.special.bod[name])
-        out.spans.append(Span(name, len(out), segment.content, segment.loss))
+        latents = segment.content if segment.loss else replace(segment.content, features=None)
+        if not self._ends_with_class(out):
+            self._next(out, self.special.bod[name], segment.loss)
+            self._token(out, self.special.bod[name])
+        out.spans.append(Span(name, len(out), latents, segment.loss))
         for _ in range(length):
             self._token(out, self.special.latent)
         if name in VARIABLE_LENGTH and segment.loss:
@@ -165,9 +179,13 @@ def _gather(spans: list[tuple[int, Span]], latent_dim: int, generator: torch.Gen
     if not spans:
         empty = torch.zeros(0, latent_dim)
         return LatentSpans(empty, empty, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
+    places = [torch.arange(start, start + len(span.latents)) for start, span in spans]
+    featured = [i for i, (_, span) in enumerate(spans) if span.latents.features is not None]
     return LatentSpans(
         values=torch.cat([span.latents.sample(generator) for _, span in spans]).float(),
         means=torch.cat([span.latents.mean for _, span in spans]).float(),
-        index=torch.cat([torch.arange(start, start + len(span.latents)) for start, span in spans]),
+        index=torch.cat(places),
         target=torch.cat([torch.full((len(span.latents),), span.target) for _, span in spans]),
+        features=torch.cat([spans[i][1].latents.features for i in featured]).float() if featured else None,
+        feature_index=torch.cat([places[i] for i in featured]) if featured else None,
     )

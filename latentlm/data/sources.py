@@ -16,6 +16,7 @@ from ..types import Audio, Document
 from .embedded.tasks import EMBEDDED
 from .manifest import Manifest
 from .task_source import ALL, SPLITS, Source, SourceInfo, check_split, nearest
+from .warp import with_warped_copies
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -58,7 +59,9 @@ def get_source(name: str) -> Source:
 
 
 def documents(config: SourceConfig, split: str = "train") -> Sequence[Document]:
-    """The documents a recipe asks for: source, task and limit."""
+    """The documents a recipe asks for: source, task and limit, and in "train" the warped copies."""
+    if split == "train" and config.warped_copies:
+        return _warped(config)
     return open_source(config).document_source(config.task, split, config.limit)
 
 
@@ -73,6 +76,12 @@ def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence
 def list_sources() -> list[SourceInfo]:
     """What `latentlm data list` shows; nothing is loaded or spoken for it."""
     return [source.info() for source in EMBEDDED.values()]
+
+
+@cache
+def _warped(config: SourceConfig) -> Sequence[Document]:
+    found = open_source(config).document_source(config.task, "train", config.limit)
+    return with_warped_copies(found, config.warped_copies)
 
 
 @cache

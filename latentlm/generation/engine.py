@@ -4,25 +4,36 @@ Place in the flow: 4, encoded prompts ──▶ tokens and latents, one position
 
 Each request owns a row of the cache's condition branch; a guided one also owns a row of the guidance branch, which
 holds <BOD> and the sampled latents alone and is reset whenever that request opens a span. The same sampled latent
-feeds both. Every request draws from its own generator: what shares its batch does not matter.
+feeds both, with the features of its sound where the modality has a second tokenizer (PAPER §6): it is decoded and heard
+at once. Every request draws from its own generator: what shares its batch does not matter.
 Legend: `A` active requests, `R` cache rows of a step, `M` requests sampling a latent, `D` width, `C` latent channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..data.packing import EncodedDocument
 from ..model.latentlm import LatentLM
+from ..tokenizers.streaming import FeatureStream
 from .latent import DEFAULT_SOLVER, LatentSampler, cached_plan
 from .text import forbidden_tokens, pick_token
 
 GROWTH = 128
-"""Positions by which a cache grows beyond the prompt at a time, where the length is the model's to decide."""
+"""Room beyond the prompt that a cache begins with, where only the model decides on the length; then it doubles."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A latent (C,) as the next input, and the features (F,) of its sound where there is a second tokenizer."""
+
+    modality: str
+    latent: Tensor
+    features: Tensor | None = None
 
 
 @dataclass
@@ -30,6 +41,7 @@ class Task:
     """One request inside the engine: what it asks for, and where it stands.
 
     `to` is "text", a modality, or "auto": then the model switches modality by itself until <EOS>.
+    max_latents: of a span of variable length; None: whatever the context holds.
     """
 
     prompt: EncodedDocument
@@ -39,12 +51,13 @@ class Task:
     solver: str | None
     temperature: float
     max_tokens: int
-    max_latents: int
+    max_latents: int | None
     generator: torch.Generator
     mode: str = "text"
-    pending: int | tuple[str, Tensor] = 0  # the next input: a token, or a modality and its latent (C,)
-    tokens: list[int] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)  # of the open span
+    pending: int | Heard = 0  # the next input: a token or a latent
+    is_open: bool = False  # inside a span
+    span_length: int = 0  # latents of the open span
+    stream: FeatureStream | None = None  # of the open span
     num_tokens: int = 0
     num_latents: int = 0
     finish_reason: str | None = None
@@ -52,7 +65,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that request `task` produced: kind "token" (int), "latent" (C,), "open" or "close" (the modality)."""
+    """Something that request `task` produced: kind "token" (int), "latent" (C,), "open" or "close" (the modality), and
+    after a latent "sound" (samples (k,)) where the modality has a second tokenizer."""
 
     task: int
     kind: str
@@ -84,18 +98,22 @@ def take(x: Tensor, rows: list[int]) -> Tensor:
 class Engine:
     """Decodes a fixed set of tasks to their ends. `run` yields events as they happen."""
 
-    def __init__(self, model: LatentLM, tasks: list[Task]):
+    def __init__(
+        self, model: LatentLM, tasks: list[Task], streams: Mapping[str, Callable[[], FeatureStream]] | None = None
+    ):
+        """`streams` opens the stream of a span of each modality whose model takes features."""
         self.model = model
+        self.streams = streams or {}
         self.special = model.special
         self.tasks = tasks
         self.device = model.embed_tokens.weight.device
         self._assign_rows(list(range(len(tasks))))
-        prompt = max(len(task.prompt) for task in tasks)
         limit = model.config.transformer.context_length
         for task in tasks:
             self._check_length(task, limit)
         self.limit = limit
-        self.cache = model.transformer.new_cache(len(tasks) + len(self.guidance_row), min(limit, prompt + GROWTH))
+        capacity = min(limit, max(self._expected_length(task) for task in tasks))
+        self.cache = model.transformer.new_cache(len(tasks) + len(self.guidance_row), capacity)
         self.samplers: dict[tuple, LatentSampler] = {}
         self.free_text = {to: self._token_bias(to == "auto") for to in {task.to for task in tasks}}
 
@@ -113,11 +131,9 @@ class Engine:
         """All prompts but their last token go into the cache at once; the last one is the first step's input."""
         width = max(len(task.prompt) for task in self.tasks) - 1
         for index, task in enumerate(self.tasks):
-            last = task.prompt.ids[-1]
-            task.pending = last
-            for name, token in self.special.bod.items():
-                if token == last:
-                    yield self._open(index, name)
+            task.pending = task.prompt.ids[-1]
+            if task.prompt.opens is not None:
+                yield self._open(index, task.prompt.opens)
         if width == 0:
             return
         rows = list(range(len(self.tasks)))
@@ -148,7 +164,7 @@ class Engine:
         self.cache.reserve(max(self.cache.lengths[row] for row in rows) + 1, self.limit)
         place = {i: number for number, i in enumerate(self.active)}
         x = self._embed([self.tasks[i].pending for i in self.active])  # (A, D)
-        x = torch.cat((x, take(x, [place[i] for i in nulls])))[:, None]  # (R, 1, D): both branches get one input
+        x = torch.cat((x, self._null_inputs(take(x, [place[i] for i in nulls]), nulls)))[:, None]  # (R, 1, D)
         whole = rows == list(range(self.cache.num_rows))
         hidden = self.model.transformer.extend(x, self.cache.open(1, None if whole else rows))[:, 0]  # (R, D)
         for row in rows:
@@ -157,35 +173,47 @@ class Engine:
         yield from self._text_step([i for i in self.active if self.tasks[i].mode == "text"], state)
         yield from self._span_step(spans, state)
 
-    def _embed(self, inputs: list[int | tuple[str, Tensor]]) -> Tensor:
-        """Tokens by the embedding table, latents by their linear map: (A, D)."""
+    def _null_inputs(self, x: Tensor, nulls: list[int]) -> Tensor:
+        """What the guidance branches of `nulls` get: the input x (G, D) of their condition, but <BOD> where a class
+        opens the span."""
+        for row, index in enumerate(nulls):
+            bod = self.special.bod[self.tasks[index].mode]
+            if self.cache.lengths[self.guidance_row[index]] == 0 and self.tasks[index].pending != bod:
+                x = x.index_copy(0, torch.tensor([row], device=self.device), self._embed([bod]))
+        return x
+
+    def _embed(self, inputs: list[int | Heard]) -> Tensor:
+        """Tokens by the embedding table, latents by their map, plus that of their features: (A, D)."""
         tokens = torch.tensor([v if isinstance(v, int) else self.special.latent for v in inputs], device=self.device)
         x = self.model.embed_tokens(tokens)  # (R, D)
         by_width: dict[str, list[int]] = {}
         for row, value in enumerate(inputs):
             if not isinstance(value, int):
-                by_width.setdefault(value[0], []).append(row)
+                by_width.setdefault(value.modality, []).append(row)
         for name, rows in by_width.items():
-            values = torch.stack([inputs[row][1] for row in rows]).to(x.dtype)
+            values = torch.stack([inputs[row].latent for row in rows]).to(x.dtype)
             embedded = self.model.embed_latents[name](values)
+            if name in self.streams:
+                features = torch.stack([inputs[row].features for row in rows]).to(self.device, x.dtype)
+                embedded = embedded + self.model.embed_features[name](features)
             x = x.index_copy(0, torch.tensor(rows, device=self.device), embedded)
         return x
 
     def _text_step(self, indices: list[int], state: States) -> Iterator[Event]:
         if not indices:
             return
-        logits = self.model.text_head(state.of(indices)).float()  # (M, V)
+        logits = self.model.text_logits(state.of(indices))  # (M, V)
         for row, index in zip(logits, indices, strict=True):
             task = self.tasks[index]
             token = pick_token(row + self.free_text[task.to], task.temperature, task.generator)
             if token == self.special.eos:
                 task.finish_reason = "stop"
                 continue
-            task.pending = token
             name = next((name for name, bod in self.special.bod.items() if bod == token), None)
             if name is not None:
-                yield self._open(index, name)
+                yield self._begin(index, name)
                 continue
+            task.pending = token
             task.num_tokens += 1
             if task.num_tokens >= task.max_tokens:
                 task.finish_reason = "length"
@@ -193,32 +221,71 @@ class Engine:
 
     def _span_step(self, indices: list[int], state: States) -> Iterator[Event]:
         """Each span either ends, or gets its next latent; tasks of one modality, solver and step count go together."""
-        open_ended = [i for i in indices if self.model.modalities[self.tasks[i].mode].num_latents is None]
-        ends = dict(zip(open_ended, self.model.end_logits(state.of(open_ended)), strict=True))  # (2,) each
+        logits = self._span_logits(indices, state)
         groups: dict[tuple, list[int]] = {}
         for index in indices:
             task = self.tasks[index]
-            if self._span_ends(task, ends.get(index)):
-                yield self._close(index)
-            else:
+            token = self._next_in_span(task, logits.get(index))
+            if token == self.special.proceed:
+                if not task.is_open:  # speech that goes on after its <EOD> is a span that nobody began
+                    yield self._open(index, task.mode)
                 groups.setdefault((task.mode, task.solver, task.steps), []).append(index)
+            elif token == self.special.eod:
+                task.num_tokens += self._lasts(task)
+                yield self._close(index)
+            elif token == self.special.eos:
+                task.finish_reason = "stop"
+            else:
+                task.num_tokens += 1
+                yield self._begin(index, task.mode)
         for key, members in groups.items():
             for index, latent in zip(members, self._sample(key, members, state), strict=True):
-                task = self.tasks[index]
-                task.pending = (task.mode, latent)
-                task.latents.append(latent)
-                task.num_latents += 1
-                yield Event(index, "latent", latent)
+                yield from self._hear(index, latent)
 
-    def _span_ends(self, task: Task, end: Tensor | None) -> bool:
-        """`end` (2,) are the end logits of a span of variable length."""
+    def _hear(self, index: int, latent: Tensor) -> Iterator[Event]:
+        """A sampled latent becomes the next input."""
+        task = self.tasks[index]
+        task.span_length += 1
+        task.num_latents += 1
+        yield Event(index, "latent", latent)
+        if task.stream is None:
+            task.pending = Heard(task.mode, latent)
+            return
+        samples, features = task.stream.push(latent[None])
+        task.pending = Heard(task.mode, latent, features[0])
+        yield Event(index, "sound", samples)
+
+    def _span_logits(self, indices: list[int], state: States) -> dict[int, Tensor]:
+        """The logits of what may follow in each span of variable length, in the order of `_span_tokens`."""
+        by_tokens: dict[tuple[int, ...], list[int]] = {}
+        for index in indices:
+            if self.model.modalities[self.tasks[index].mode].num_latents is None:
+                by_tokens.setdefault(self._span_tokens(self.tasks[index]), []).append(index)
+        logits: dict[int, Tensor] = {}
+        for tokens, members in by_tokens.items():
+            logits |= zip(members, self.model.end_logits(state.of(members), tokens), strict=True)
+        return logits
+
+    def _span_tokens(self, task: Task) -> tuple[int, ...]:
+        """What a position of a span chooses from: going on or <EOD>; in an answer that lasts, <BOD> and <EOS> too."""
+        special = self.special
+        ends = (special.proceed, special.eod)
+        return (*ends, special.bod[task.mode], special.eos) if self._lasts(task) else ends
+
+    def _lasts(self, task: Task) -> bool:
+        """Whether the answer goes on after its span, until <EOS>."""
+        return self.model.config.answer == "document" and task.to == task.mode
+
+    def _next_in_span(self, task: Task, logits: Tensor | None) -> int:
+        """The token that decides: <PROCEED> for one more latent, or one that ends or begins something."""
         fixed = self.model.modalities[task.mode].num_latents
         if fixed is not None:
-            return len(task.latents) == fixed
-        if len(task.latents) >= task.max_latents:
+            return self.special.eod if task.span_length == fixed else self.special.proceed
+        length = task.num_latents + task.num_tokens if self._lasts(task) else task.span_length
+        if task.max_latents is not None and length >= task.max_latents:
             task.finish_reason = "length"
-            return True
-        return pick_token(end, task.temperature, task.generator) == 1
+            return self.special.eod
+        return self._span_tokens(task)[pick_token(logits, task.temperature, task.generator)]
 
     def _sample(self, key: tuple, members: list[int], state: States) -> Tensor:
         """Next latents (M, C) of `members`, which share modality, solver and number of steps."""
@@ -244,19 +311,27 @@ class Engine:
     # -------------------------------------------------------------------- spans
 
     def _open(self, index: int, name: str) -> Event:
-        """Enter a span: the guidance branch of this row alone starts over, at <BOD>."""
+        """Enter a span, with a stream of its own."""
         task = self.tasks[index]
-        task.mode, task.latents = name, []
-        if index in self.guidance_row:
-            self.cache.lengths[self.guidance_row[index]] = 0
+        task.mode, task.is_open, task.span_length = name, True, 0
+        task.stream = self.streams[name]() if name in self.streams else None
         return Event(index, "open", name)
 
+    def _begin(self, index: int, name: str) -> Event:
+        """Enter a span by its <BOD>, the next input: the guidance branch of this row alone starts over with it."""
+        if index in self.guidance_row:
+            self.cache.lengths[self.guidance_row[index]] = 0
+        self.tasks[index].pending = self.special.bod[name]
+        return self._open(index, name)
+
     def _close(self, index: int) -> Event:
-        """Leave a span: an answer of one modality is complete; otherwise <EOD> is fed and text goes on."""
+        """Leave a span: an answer of one span is complete; otherwise <EOD> is fed and the text head goes on."""
         task = self.tasks[index]
-        name, task.mode, task.pending = task.mode, "text", self.special.eod
-        if task.to != "auto":
-            task.finish_reason = task.finish_reason or "stop"
+        name, task.is_open, task.pending = task.mode, False, self.special.eod
+        if not self._lasts(task):
+            task.mode = "text"
+            if task.to != "auto":
+                task.finish_reason = task.finish_reason or "stop"
         return Event(index, "close", name)
 
     # --------------------------------------------------------------------- rows
@@ -281,6 +356,11 @@ class Engine:
         self._assign_rows(alive)
         if alive:
             self.cache.keep(keep)
+
+    def _expected_length(self, task: Task) -> int:
+        """Positions that the cache begins with: of speech with a limit all that it can need."""
+        speech = task.to in self.model.modalities and self.model.modalities[task.to].num_latents is None
+        return len(task.prompt) + (task.max_latents if speech and task.max_latents else GROWTH)
 
     def _check_length(self, task: Task, limit: int) -> None:
         """ValueError for a prompt past the context, or one that leaves no room for a whole image."""

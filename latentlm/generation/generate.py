@@ -7,23 +7,34 @@ A checkpoint directory is self-contained: `config.json`, `model.safetensors`, `e
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
+from ..data.script import Script
 from ..model.latentlm import LatentLM
-from ..types import IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
+from ..tokenizers.streaming import FeatureStream
+from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
 from .engine import Engine, Event, Task
+from .prompts import make_prompt
 
 TARGETS = ("text", "image", "speech", "auto")
+
+USUAL_LIMIT = 512
+"""Latents of a span of speech unless a request says otherwise. A script has no such limit but the context."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document."""
+    """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document.
+
+    max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
+    that is given is also the size that the cache has from the start.
+    """
 
     prompt: Document
     to: str
@@ -32,7 +43,7 @@ class Request:
     seed: int = 0
     temperature: float = 0.0
     max_tokens: int = 256
-    max_latents: int = 512
+    max_latents: int | None = None
     solver: str | None = None
 
 
@@ -58,12 +69,23 @@ class Pipeline:
         self.model = model.eval()
         self.tokenizers = tokenizers
         self.encoder = DocumentEncoder(tokenizers["text"])
+        self._streams = feature_streams(model, tokenizers)
 
     # ------------------------------------------------------------------ generate
 
+    def prompt(
+        self,
+        prompt: str | Sequence | Document | Script,
+        to: str,
+        voice: Audio | None = None,
+        voices: Mapping[int | str, Audio] | None = None,
+    ) -> Document:
+        """The document of a `Request`, laid out as this model was trained; arguments and errors as in `generate`."""
+        return make_prompt(prompt, to, self.model.config.prompt, voice, voices)
+
     def generate(
         self,
-        prompt: str | Sequence | Document,
+        prompt: str | Sequence | Document | Script,
         to: str = "text",
         *,
         guidance: float = 1.0,
@@ -71,33 +93,35 @@ class Pipeline:
         seed: int = 0,
         temperature: float = 0.0,
         voice: Audio | None = None,
+        voices: Mapping[int | str, Audio] | None = None,
         max_tokens: int = 256,
-        max_latents: int = 512,
+        max_latents: int | None = None,
         solver: str | None = None,
         num: int = 1,
     ) -> list:
         """`num` answers to one prompt: strings, PIL images or Audio, by `to`; seeds are seed, seed + 1, …
 
-        prompt: a string, a Document, or a list of strings, PIL images, Audio and segments, in order. voice: a clip of
-        the voice that the speech should have. guidance: 1 is off. steps: of the solver, a latent.
+        prompt: a string, a Document, a Script, or a list of strings, PIL images, Audio and segments, in order. voice: a
+        clip of the voice that the speech should have; voices: of each speaker of a script. guidance: 1 is off. steps:
+        of the solver, a latent. max_latents: as in `Request`.
         Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for.
         """
-        document = as_prompt(prompt, voice)
+        document = self.prompt(prompt, to, voice, voices)
         common = {"guidance": guidance, "steps": steps, "temperature": temperature, "solver": solver}
         limits = {"max_tokens": max_tokens, "max_latents": max_latents}
         requests = [Request(document, to, seed=seed + k, **common, **limits) for k in range(num)]
         outputs = self.generate_batch(requests)
         if to == "auto":
             return [list(output.segments) for output in outputs]
-        return [_media(output.segments[0]) for output in outputs]
+        return [_answer(output) for output in outputs]
 
     def generate_batch(self, requests: Sequence[Request]) -> list[GenerationOutput]:
         """All requests at once; each answer is what the request would get alone."""
         if not requests:
             return []
         tasks = self._tasks(requests)
-        collected: list[list[tuple[str, list]]] = [[] for _ in tasks]
-        for event in Engine(self.model, tasks).run():
+        collected: list[list[Part]] = [[] for _ in tasks]
+        for event in Engine(self.model, tasks, self._streams).run():
             _collect(collected[event.task], event)
         segments = self._decode(collected, [request.to for request in requests])
         return [
@@ -105,20 +129,28 @@ class Pipeline:
             for parts, task in zip(segments, tasks, strict=True)
         ]
 
-    def stream(self, request: Request) -> Iterator[str | Audio | Segment]:
-        """Partial results of one request as they come: pieces of text, chunks of sound, whole pictures."""
-        decoder, ids, sent, latents = None, [], "", []
+    def stream(self, request: Request) -> Generator[str | Audio | Segment, None, str]:
+        """Partial results of one request as they come: pieces of text, chunks of sound, whole pictures.
+
+        Nothing of a chunk of sound is kept after it was given out. The generator returns the finish reason.
+        """
+        name, decoder, ids, sent, latents = "text", None, [], "", []
         text = self.tokenizers["text"]
-        for event in Engine(self.model, self._tasks([request])).run():
+        (task,) = self._tasks([request])
+        for event in Engine(self.model, [task], self._streams).run():
             if event.kind == "token":
                 ids.append(event.value)
                 whole = text.decode(ids)
                 if not whole.endswith("\ufffd"):  # half a character waits for its other bytes
                     yield whole[len(sent) :]
                     sent = whole
+            elif event.kind == "sound":
+                yield Audio(event.value.cpu(), self.tokenizers[name].sample_rate)
             elif event.kind == "open":
-                latents = []
-                decoder = self.tokenizers["speech"].stream_decoder() if event.value == "speech" else None
+                name, latents = event.value, []
+                decoder = self.tokenizers[name].stream_decoder() if name == "speech" and not self._hears(name) else None
+            elif self._hears(name):
+                continue  # the sound of its latents came with them
             elif event.kind == "latent" and decoder is not None:
                 yield Audio(decoder.push(event.value[None]), self.tokenizers["speech"].sample_rate)
             elif event.kind == "latent":
@@ -132,6 +164,11 @@ class Pipeline:
             yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
         if ids and text.decode(ids) != sent:
             yield text.decode(ids)[len(sent) :]
+        return task.finish_reason
+
+    def _hears(self, name: str) -> bool:
+        """Whether the engine decodes this modality itself, to hear what it said."""
+        return name in self._streams
 
     def _tasks(self, requests: Sequence[Request]) -> list[Task]:
         """Requests as the engine wants them; their media are encoded together."""
@@ -146,11 +183,12 @@ class Pipeline:
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
         values = {name: getattr(request, name) for name in ("to", "guidance", "steps", "solver", "temperature")}
+        usual = None if self.model.config.prompt == "vibevoice" else USUAL_LIMIT
         return Task(
             prompt,
             **values,
             max_tokens=request.max_tokens,
-            max_latents=request.max_latents,
+            max_latents=request.max_latents or usual,
             generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(request.seed),
         )
 
@@ -161,26 +199,31 @@ class Pipeline:
             raise ValueError(f"unknown target {request.to!r}{hint} (known: {', '.join(TARGETS)})")
         if request.to not in ("text", "auto") and request.to not in self.model.modalities:
             raise ValueError(f"this model has no {request.to}; it has text, {', '.join(self.model.modalities)}")
+        if request.to in ("text", "auto") and self.tokenizers["text"].is_classes:
+            raise ValueError(f"this model makes pictures of classes; it writes no text (--to {request.to})")
         for name in ("steps", "max_tokens", "max_latents"):
-            if getattr(request, name) < 1:
+            if getattr(request, name) is not None and getattr(request, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
         if request.to == "text" and request.guidance != 1.0:
             raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
         if request.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {request.temperature}")
 
-    def _decode(self, collected: list[list[tuple[str, list]]], targets: list[str]) -> list[list[Segment]]:
-        """Latents of all requests ──▶ media, each modality in one go."""
+    def _decode(self, collected: list[list[Part]], targets: list[str]) -> list[list[Segment]]:
+        """Latents of all requests ──▶ media, each modality in one go; what the engine decoded is there already."""
         results: list[list[Segment]] = [[] for _ in collected]
         waiting: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
-        for number, (spans, to) in enumerate(zip(collected, targets, strict=True)):
-            for name, values in spans or [(to, [])]:
-                place = len(results[number])
+        for number, (parts, to) in enumerate(zip(collected, targets, strict=True)):
+            for part in parts or [Part(to)]:
+                place, name = len(results[number]), part.modality
                 if name == "text":
-                    results[number].append(Text(self.tokenizers["text"].decode(values)))
+                    results[number].append(Text(self.tokenizers["text"].decode(part.values)))
+                    continue
+                if part.sounds:
+                    results[number].append(Speech(Audio(torch.cat(part.sounds), self.tokenizers[name].sample_rate)))
                     continue
                 dim = self.model.modalities[name].latent_dim
-                stacked = torch.stack(values) if values else torch.zeros(0, dim)
+                stacked = torch.stack(part.values) if part.values else torch.zeros(0, dim)
                 waiting.setdefault(name, []).append((number, place, stacked))
                 results[number].append(Text(""))  # replaced below
         for name, entries in waiting.items():
@@ -209,43 +252,48 @@ class Pipeline:
         )
 
 
-def as_prompt(prompt: str | Sequence | Document, voice: Audio | None = None) -> Document:
-    """Anything a user may pass as a prompt, as a Document of condition segments."""
-    if isinstance(prompt, Document):
-        segments = list(prompt.segments)
-    else:
-        segments = [_as_segment(part) for part in ([prompt] if isinstance(prompt, str) else prompt)]
-    if voice is not None:
-        segments.insert(0, Speech(voice))
-    if not segments or any(isinstance(s, Text) and not s.text.strip() for s in segments):
-        raise ValueError("the prompt is empty")
-    return Document(tuple(replace(segment, condition=True, loss=False) for segment in segments))
+def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[], FeatureStream]]:
+    """What opens the stream of a span of each modality with features. ValueError where a tokenizer is missing."""
+    streams = {}
+    for name, spec in model.modalities.items():
+        if spec.feature_dim is None:
+            continue
+        second = tokenizers.get(FEATURES[name])
+        if second is None or second.latent_dim != spec.feature_dim:
+            raise ValueError(
+                f"this model takes {spec.feature_dim} features of {name}: it needs their {FEATURES[name]} tokenizer"
+            )
+        streams[name] = partial(FeatureStream, tokenizers[name], second)
+        streams[name]()  # says now what does not fit
+    return streams
 
 
-def _as_segment(part) -> Segment:
-    if isinstance(part, Segment):
-        return part
-    if isinstance(part, str):
-        return Text(part)
-    if isinstance(part, Audio):
-        return Speech(part)
-    from PIL import Image as PILImage
-
-    if isinstance(part, PILImage.Image):
-        return Image(part)
-    raise ValueError(f"a prompt is made of text, pictures and sound, not {type(part).__name__}")
+def _answer(output: GenerationOutput):
+    """The one medium that was asked for; speech in several spans is one clip."""
+    first = output.segments[0]
+    if isinstance(first, Speech) and len(output.segments) > 1:
+        clips = [segment.content for segment in output.segments]
+        return Audio(torch.cat([clip.samples for clip in clips]), clips[0].sample_rate)
+    return first.text if isinstance(first, Text) else first.content
 
 
-def _media(segment: Segment):
-    return segment.text if isinstance(segment, Text) else segment.content
+@dataclass
+class Part:
+    """One run of an answer: tokens or latents, and the sound of latents that the engine decoded itself."""
+
+    modality: str
+    values: list = field(default_factory=list)
+    sounds: list[torch.Tensor] = field(default_factory=list)
 
 
-def _collect(spans: list[tuple[str, list]], event: Event) -> None:
+def _collect(parts: list[Part], event: Event) -> None:
     if event.kind == "open":
-        spans.append((event.value, []))
+        parts.append(Part(event.value))
     elif event.kind == "latent":
-        spans[-1][1].append(event.value)
+        parts[-1].values.append(event.value)
+    elif event.kind == "sound":
+        parts[-1].sounds.append(event.value.cpu())
     elif event.kind == "token":
-        if not spans or spans[-1][0] != "text":
-            spans.append(("text", []))
-        spans[-1][1].append(event.value)
+        if not parts or parts[-1].modality != "text":
+            parts.append(Part("text"))
+        parts[-1].values.append(event.value)

@@ -34,10 +34,20 @@ class PackedLinear(nn.Module):
 
 
 def pack_head(head: DiffusionHead, rows: int) -> DiffusionHead:
-    """`head`, or on a CPU with MKL in fp32 a twin for inference with `rows` rows: its FFNs packed, all else shared."""
+    """`head`, or on a CPU with MKL in fp32 a twin for inference with `rows` rows: its FFNs packed, all else shared.
+
+    A head that is being adapted stays as it is: its layers are more than one matrix.
+    """
     weight = head.latent_in.weight
     has_operator = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if rows < FEWEST_ROWS or weight.device.type != "cpu" or weight.dtype != torch.float32 or not has_operator:
+    adapted = any(type(layer) is not nn.Linear for block in head.blocks for layer in (block.ffn.up, block.ffn.down))
+    if (
+        adapted
+        or rows < FEWEST_ROWS
+        or weight.device.type != "cpu"
+        or weight.dtype != torch.float32
+        or not has_operator
+    ):
         return head
     twin = _shallow(head)
     twin.blocks = nn.ModuleList(_shallow(block) for block in head.blocks)

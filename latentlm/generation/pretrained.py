@@ -1,7 +1,7 @@
 """Checkpoint directories: a model with its tokenizers, complete in one folder, without pickle.
 
 Place in the flow: 4, what training exports and `latentlm.load` reads.
-    config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech}/
+    config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,semantic}/
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import torch
 from pydantic import ValidationError
 
 from ..config import FORMAT_VERSION, ModelConfig, describe
+from ..hub import from_hub, is_hub_id
+from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM, ModalitySpec
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer, read_config
+from ..types import FEATURES, MODALITIES
 from ..weights import load_weights
 from .generate import Pipeline
 
@@ -24,20 +27,30 @@ PACKAGED = resources.files("latentlm") / "pretrained"
 
 
 def load(
-    name: str | Path, *, weights: str = "ema", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    weights: str = "ema",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Pipeline:
     """The model in a checkpoint directory, a packaged one by name ("tiny"), or a hub id ("owner/name").
 
-    weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". Raises ValueError, one line,
-    naming what is missing or does not fit.
+    weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
+    adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
+    Raises ValueError, one line, naming what is missing or does not fit.
     """
     folder = resolve(name)
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    if adapter is not None and weights == "raw":
+        raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
     tokenizers = load_tokenizers(folder / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     averaged = folder / "ema.safetensors"
     load_weights(averaged if weights == "ema" and averaged.is_file() else folder / "model.safetensors", model)
+    if adapter is not None:
+        apply_adapter(model, adapter)
     for tokenizer in tokenizers.values():
         if isinstance(tokenizer, torch.nn.Module):
             tokenizer.to(device)
@@ -52,20 +65,10 @@ def resolve(name: str | Path) -> Path:
     packaged = Path(str(PACKAGED / str(name)))
     if "/" not in str(name) and packaged.is_dir():
         return packaged
-    if str(name).count("/") != 1 or str(name).startswith((".", "/")) or folder.parent.is_dir():
+    if not is_hub_id(name):
         known = sorted(entry.name for entry in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
         raise ValueError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {', '.join(known) or 'none'})")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{name}: neither a folder here nor reachable on the hub ({reason}); "
-            "download its files elsewhere and pass their folder"
-        ) from None
+    return from_hub(str(name))
 
 
 def latest_export(folder: Path) -> Path:
@@ -80,7 +83,7 @@ def latest_export(folder: Path) -> Path:
 def load_tokenizers(folder: Path) -> dict:
     """All tokenizers under `folder`, by modality."""
     tokenizers: dict = {"text": TextTokenizer.load(folder / "text")}
-    for name in ("image", "speech"):
+    for name in (*MODALITIES, *FEATURES.values()):
         if (folder / name).is_dir():
             tokenizers[name] = load_tokenizer(folder / name)
     return tokenizers
@@ -92,7 +95,8 @@ def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
     if "image" in tokenizers:
         specs["image"] = ModalitySpec(tokenizers["image"].latent_dim, tokenizers["image"].num_latents)
     if "speech" in tokenizers:
-        specs["speech"] = ModalitySpec(tokenizers["speech"].latent_dim, None)
+        feature_dim = tokenizers["semantic"].latent_dim if "semantic" in tokenizers else None
+        specs["speech"] = ModalitySpec(tokenizers["speech"].latent_dim, None, feature_dim)
     return specs
 
 

@@ -14,9 +14,11 @@ from ..tokenizers.text import SpecialTokens
 def forbidden_tokens(special: SpecialTokens, switching: bool) -> list[int]:
     """Tokens that free-running text may not produce: those that only the sequence layout writes.
 
-    With `switching` the model may open a span of latents by <BOD> itself.
+    With `switching` the model may open a span of latents by <BOD> itself. <EOS> may always come, also where a backbone
+    has one token for both ends of a document.
     """
     layout = [special.bos, special.eod, special.proceed, special.latent]
+    layout = [token for token in layout if token not in (None, special.eos)]
     return layout if switching else layout + list(special.bod.values())
 
 

@@ -18,12 +18,15 @@ from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
 from ..data.sources import documents, media
-from ..generation.pretrained import modality_specs, resolve
+from ..generation.pretrained import load, modality_specs, resolve
+from ..interop.hf_llm import Backbone
+from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.media import image_to_tensor, resample
 from ..tokenizers.text import TextTokenizer
-from ..types import Document, Text
+from ..types import FEATURES, MODALITIES, Document, Text
+from ..weights import fingerprint
 from .distributed import World
 
 
@@ -35,12 +38,19 @@ class LatentLMRun:
     tokenizers: dict
     loader: DocumentLoader
     documents: list[ResolvedDocuments]  # by source, media as latents
+    identity: dict  # what a resumed run must agree on
 
 
 def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> LatentLMRun:
-    """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model."""
+    """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model.
+
+    With `model.start` both come from there; a backbone fills the transformer and the text side of the model, and brings
+    the text tokenizer. What the model begins with is the same in every process.
+    """
     sources = [documents(source, "train") for source in recipe.data.sources]
-    tokenizers = build_tokenizers(recipe, sources, world.device)
+    start = load(recipe.model.start, device=world.device) if recipe.model.start else None
+    backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
+    tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
     def prepare() -> None:
@@ -54,20 +64,47 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     encoder = DocumentEncoder(tokenizers["text"])
     world.on_main(lambda: check_lengths(recipe.data, resolved, encoder))
     torch.manual_seed(recipe.training.seed)
-    text = tokenizers["text"]
-    specs = modality_specs(tokenizers)
-    model = LatentLM(recipe.model, text.vocab_size, text.special, specs)
+    model = start.model if start else _new_model(recipe, tokenizers, backbone)
+    identity = _choose_weights(model, recipe)
     loader = DocumentLoader(
         resolved,
         recipe.data,
         encoder,
-        {name: spec.latent_dim for name, spec in specs.items()},
+        {name: spec.latent_dim for name, spec in model.modalities.items()},
         seed=recipe.training.seed,
         num_streams=recipe.training.accumulation,
         rank=world.rank,
         world=world.size,
     )
-    return LatentLMRun(model, tokenizers, loader, resolved)
+    identity["fingerprints"] = {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}
+    return LatentLMRun(model, tokenizers, loader, resolved, identity)
+
+
+def _new_model(recipe: LatentLMRecipe, tokenizers: dict, backbone: Backbone | None) -> LatentLM:
+    text = tokenizers["text"]
+    config = recipe.model.resolved(backbone.transformer if backbone else None)
+    model = LatentLM(config, text.vocab_size, text.special, modality_specs(tokenizers))
+    if backbone:
+        backbone.fill(model)
+    return model
+
+
+def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
+    """Put the adapter in, or freeze what the recipe freezes; what a resumed run must have in common with this one.
+
+    Weights that do not train are not in its checkpoints, so what the model begins with is part of that.
+    """
+    config, training = model.config.model_dump(mode="json"), recipe.training
+    identity: dict = {"model": config}
+    if recipe.model.start or training.adapter or training.freeze:
+        identity["model.start"] = fingerprint(config, model.state_dict())
+    if training.adapter:
+        adapter.insert(model, training.adapter, recipe.model.start or recipe.model.backbone)
+        identity["training.adapter"] = training.adapter.model_dump(mode="json")
+    if training.freeze:
+        adapter.freeze(model, training.freeze)
+        identity["training.freeze"] = list(training.freeze)
+    return identity
 
 
 def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder) -> None:
@@ -82,11 +119,13 @@ def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder:
                 )
 
 
-def build_tokenizers(recipe: LatentLMRecipe, sources: list, device: torch.device) -> dict:
-    """The text tokenizer from the recipe's own text; image and speech from the folders that it names."""
+def build_tokenizers(
+    recipe: LatentLMRecipe, sources: list, device: torch.device, backbone: Backbone | None = None
+) -> dict:
+    """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names."""
     texts = (s.text for source in sources for document in source for s in document.segments if isinstance(s, Text))
-    tokenizers: dict = {"text": TextTokenizer.train(recipe.tokenizers.text, texts)}
-    for modality in ("image", "speech"):
+    tokenizers: dict = {"text": backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)}
+    for modality in (*MODALITIES, *FEATURES.values()):
         name = getattr(recipe.tokenizers, modality)
         if name is not None:
             tokenizers[modality] = load_tokenizer(tokenizer_folder(name, modality)).to(device)
@@ -108,7 +147,8 @@ def tokenizer_folder(name: str, modality: str) -> Path:
 def source_slug(source) -> str:
     """A file name for the latents of one source of a recipe."""
     name = source.name or f"{Path(source.manifest).stem}-{hashlib.sha256(source.manifest.encode()).hexdigest()[:8]}"
-    return "-".join(str(part) for part in (name, source.task, source.limit) if part is not None)
+    copies = f"warped{source.warped_copies}" if source.warped_copies else None
+    return "-".join(str(part) for part in (name, source.task, source.limit, copies) if part is not None)
 
 
 def held_out_text(config: DataConfig) -> list[Document]:

@@ -30,6 +30,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from ..weights import misfits
 from .distributed import World
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -111,18 +112,9 @@ class Checkpoints:
 def _check_fit(path: Path, tensors: Mapping[str, Tensor]) -> None:
     stored = dcp.HuggingFaceStorageReader(str(path / "state")).read_metadata().state_dict_metadata
     shapes = {name: tuple(entry.size) for name, entry in stored.items()}
-    problems = {
-        "missing": [name for name in tensors if name not in shapes],
-        "extra": [name for name in shapes if name not in tensors],
-        "misshaped": [
-            f"{name} {shapes[name]} instead of {tuple(value.shape)}"
-            for name, value in tensors.items()
-            if name in shapes and shapes[name] != tuple(value.shape)
-        ],
-    }
-    if any(problems.values()):
-        parts = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names]
-        raise ValueError(f"{path}: this checkpoint is of another model or optimiser; {'; '.join(parts)}")
+    expected = {name: tuple(value.shape) for name, value in tensors.items()}
+    if problems := misfits(shapes, expected):
+        raise ValueError(f"{path}: this checkpoint is of another model or optimiser; {problems}")
 
 
 def _reason(error: OSError | dcp.CheckpointException) -> str:

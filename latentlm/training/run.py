@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import yaml
+from torch import Tensor
 
 from ..config import LatentLMRecipe, Recipe, load_recipe
 from ..generation.generate import Pipeline
 from ..generation.pretrained import write_config
+from ..model import adapter
+from ..model.latentlm import LatentLM
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.losses import loss_weights
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import MediaBatch
-from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
+from ..weights import save_weights
+from .build import build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
 from .samples import SampleWriter
@@ -45,9 +50,9 @@ class ProcessFailed(RuntimeError):
 def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: bool = False) -> Path:
     """Train `recipe` into `folder`; returns the folder of the finished model.
 
-    folder/ gets recipe.yaml, train.jsonl, samples/, checkpoints/ and model/. Under torchrun every process calls this.
-    Raises ValueError when the folder holds another run and `resume` is not asked for; ProcessFailed when a
-    signal stops it or one of several processes fails.
+    folder/ gets recipe.yaml, train.jsonl, samples/, checkpoints/ and model/, and adapter/ where one trains. Under
+    torchrun every process calls this. Raises ValueError when the folder holds another run and `resume` is not asked
+    for; ProcessFailed when a signal stops it or one of several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -56,6 +61,8 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
         raise ValueError(
             f"training.accumulation {recipe.training.accumulation} is not a multiple of the {world_size} processes"
         )
+    if world_size > 1 and recipe.training.parallel == "shard" and not isinstance(recipe, LatentLMRecipe):
+        raise ValueError("training.parallel shard is for language models: a tokenizer is calibrated by one process")
     if int(os.environ.get("RANK", "0")) == 0:
         _claim(folder, recipe, resume)
     if processes > 1 and not under_torchrun:
@@ -90,7 +97,8 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
         recipe.training,
         folder,
         world=world,
-        identity={"model": recipe.model.model_dump(mode="json"), "fingerprints": _fingerprints(run)},
+        identity=run.identity,
+        write=partial(_write_adapted, run.model) if recipe.training.adapter else save_weights,
         on_export=lambda target: write_config(target, run.model, run.tokenizers, metadata),
         on_sample=SampleWriter(
             Pipeline(run.model, run.tokenizers), run.documents, held_out_text(recipe.data), folder / "samples"
@@ -100,8 +108,10 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
     return trainer.fit().finished
 
 
-def _fingerprints(run: LatentLMRun) -> dict[str, str]:
-    return {name: tokenizer.fingerprint() for name, tokenizer in run.tokenizers.items()}
+def _write_adapted(model: LatentLM, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Beside the model with the adapter merged the adapter alone; the averaged weights come last and stay."""
+    save_weights(path, adapter.merge(model, weights))
+    adapter.save(model, weights, path.parent.parent / "adapter")
 
 
 def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from ..generation.generate import Pipeline, Request
 from ..tokenizers.media import save_audio
 from ..types import Document, Image, Speech, Text
+from .logs import truncate
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
 NUM_HELD_OUT = 40
@@ -36,7 +37,8 @@ class SampleWriter:
     ):
         self.pipeline = pipeline
         self.folder = folder
-        self.held_out = [d for d in held_out if all(isinstance(s, Text) for s in d.segments)][:NUM_HELD_OUT]
+        texts = [d for d in held_out if all(isinstance(s, Text) for s in d.segments)]
+        self.held_out = texts[:: -(-len(texts) // NUM_HELD_OUT) or 1]  # spread over all sources
         self.requests: list[Request] = []
         self.real: list[str] = []
         self._choose(documents, guidance)
@@ -62,6 +64,7 @@ class SampleWriter:
         if self.held_out:
             scores = [self.pipeline.score(document) for document in self.held_out]
             bits = sum(s.text_nats for s in scores) / math.log(2) / sum(s.num_text_bytes for s in scores)
+            truncate(self.folder / HELD_OUT, step - 1)  # what a run wrote that was stopped after its last checkpoint
             with open(self.folder / HELD_OUT, "a") as log:
                 log.write(json.dumps({"step": step, "losses": {"held-out bits per byte": bits}}) + "\n")
 

@@ -110,6 +110,7 @@ class Trainer:
     loss_weights  by loss name, before `config.loss_weights`; 1 where neither has it
     identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
     metadata      JSON values kept in every checkpoint, for people
+    write         called on rank 0 with a path and the whole weights by name, to keep them there
     on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
     on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps
 
@@ -127,6 +128,7 @@ class Trainer:
         loss_weights: Mapping[str, float] | None = None,
         identity: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        write: Callable[[Path, Mapping[str, Tensor]], None] = save_weights,
         on_export: Callable[[Path], None] | None = None,
         on_sample: Callable[[nn.Module, int], None] | None = None,
         tensorboard: bool = False,
@@ -134,7 +136,7 @@ class Trainer:
         self.world = world or World()
         _check(config, loader, self.world, on_sample is not None)
         self.config, self.loader, self.folder = config, loader, Path(folder)
-        self.metadata, self.on_export, self.on_sample = dict(metadata or {}), on_export, on_sample
+        self.metadata, self.write, self.on_export, self.on_sample = dict(metadata or {}), write, on_export, on_sample
         self.tensorboard = tensorboard
         self.loss_weights = {**config.loss_weights, **(loss_weights or {})}
         self.model = model.to(self.world.device)
@@ -350,11 +352,12 @@ class Trainer:
             set_random_state(record["random"][self.world.rank])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of the run by unique name; tied weights once."""
+        """All tensors of the run that change, by unique name; tied weights once, frozen ones not at all."""
         seen: set[int] = set()
         tensors: dict[str, Tensor] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
-            if id(value) not in seen:
+            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+            if id(value) not in seen and not frozen:
                 seen.add(id(value))
                 tensors[f"model.{clean_name(name)}"] = value.detach()
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizers.tensors().items()}
@@ -374,16 +377,11 @@ class Trainer:
     def _export_weights(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
         by_id = {id(value): clean_name(name) for name, value in self.model.named_parameters()}
         weights: dict[str, Tensor] = {}
-        seen: set[int] = set()
         for name, value in self.model.state_dict(keep_vars=True).items():
             whole = full_tensor(replaced.get(by_id.get(id(value), ""), value))
             if self.world.is_main:
-                whole = whole.to("cpu", value.dtype)
-                weights[clean_name(name)] = (
-                    whole.clone() if id(value) in seen else whole
-                )  # safetensors wants no sharing
-            seen.add(id(value))
-        self.world.on_main(lambda: save_weights(path, weights))
+                weights[clean_name(name)] = whole.to("cpu", value.dtype)
+        self.world.on_main(lambda: self.write(path, weights))
 
 
 def count_of(name: str, counts: Mapping[str, float]) -> float:

@@ -1,14 +1,18 @@
 """The commands do what they say: called in this process, on small real models."""
 
+import copy
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from latentlm import __version__, cli
+from latentlm.config import AdapterConfig
 from latentlm.generation.pretrained import load, write_config
+from latentlm.model import adapter
 from latentlm.tokenizers.media import load_audio, load_image
 from latentlm.weights import save_weights
 
@@ -22,7 +26,7 @@ def checkpoint(tmp_path, model, tokenizers, monkeypatch):
     folder = tmp_path / "small"
     write_config(folder, model, tokenizers)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    weights["text_head.weight"][model.special.eod] = weights["text_head.weight"][model.special.proceed]
+    weights["text_head.weight"][[model.special.eod, model.special.proceed]] = 0  # equal to the bit: argmax goes on
     save_weights(folder / "model.safetensors", weights)
     averaged = {name: value * 0.7 for name, value in weights.items()}
     save_weights(folder / "ema.safetensors", averaged)
@@ -69,6 +73,29 @@ def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, ca
     assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5)[0] + "\n"
     cli.main([*command, "--out", "answer.txt"])
     assert (tmp_path / "answer.txt").read_text(encoding="utf-8") == printed
+
+
+def test_an_adapter_is_used_merged_and_refused(checkpoint, model, tmp_path):
+    pytest.importorskip("peft")
+    live = copy.deepcopy(model)
+    adapter.insert(live, AdapterConfig(rank=2, full=("heads",)), "small")
+    with torch.no_grad():
+        for value in live.parameters():
+            if value.requires_grad:
+                value.add_(0.1 * torch.ones_like(value))
+    adapter.save(live, live.state_dict(), tmp_path / "mine" / "adapter")
+    picture = ["--to", "image", "--steps", "2", "--out"]
+    cli.main(["generate", "small", "ab", *picture, "plain.png"])
+    cli.main(["generate", "small", "ab", "--adapter", "mine", *picture, "adapted.png"])
+    cli.main(["merge", "small", "mine", "--out", "merged"])
+    cli.main(["generate", "merged", "ab", *picture, "merged.png"])
+    assert np.array_equal(pixels("adapted.png"), pixels("merged.png"))
+    assert not np.array_equal(pixels("adapted.png"), pixels("plain.png"))
+    with pytest.raises(SystemExit):
+        cli.main(["merge", "small", "mine", "--out", "merged"])
+    with pytest.raises(SystemExit):
+        cli.main(["merge", "small", "small", "--out", "other"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_train_passes_recipe_overrides_and_folder(monkeypatch, tmp_path, capsys):

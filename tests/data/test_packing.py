@@ -5,6 +5,7 @@ import torch
 from small import random_latents
 
 from latentlm.data.packing import DocumentEncoder, Packer, pack
+from latentlm.tokenizers.text import TextTokenizer
 from latentlm.types import IGNORE, Document, Image, Speech, Text
 
 DIMS = {"image": 6, "speech": 5}
@@ -113,3 +114,17 @@ def _draw(document, seed):
     packer = Packer(1, len(document), DIMS)
     packer.add(document)
     return packer.batch(torch.Generator().manual_seed(seed))
+
+
+def test_a_class_opens_its_picture_and_bod_is_its_null():
+    encoder = DocumentEncoder(TextTokenizer.of_classes(["cat", "dog"]))
+    special = encoder.special
+    document = Document((Text("dog", condition=True, loss=False), image()))
+    latents = [special.latent] * 4
+    encoded = encoder(document)
+    assert encoded.ids == [1, *latents, special.eod]
+    assert encoded.text_targets == [IGNORE] * 5 + [special.eos]
+    assert encoder(document, unconditional=True).ids == [special.bod["image"], *latents, special.eod]
+    prompt = encoder(Document(document.segments[:1]), closed=False)
+    encoder.open_span(prompt, "image")
+    assert (prompt.ids, prompt.opens) == ([1], "image")

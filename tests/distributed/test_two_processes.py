@@ -11,7 +11,7 @@ from latentlm.training.distributed import launch
 from latentlm.training.logs import read_log
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from tiny_run import TinyLoader, TinyModel, real_loader, real_model, tiny_config
+from tiny_run import TinyLoader, TinyModel, adapted_model, real_loader, real_model, tiny_config
 
 from latentlm.training.trainer import Trainer
 
@@ -35,6 +35,7 @@ def runs(tmp_path_factory):
     alone(folder / "whole")
     slower = tiny_config(**{**STEADY, "optimizer": {"schedule": "constant", "learning_rate": 0.001}})
     Trainer(real_model(), real_loader(4), slower, folder / "latentlm_whole").fit()
+    Trainer(adapted_model(), real_loader(4), slower, folder / "adapter_whole").fit()
     alone(folder / "one_to_two", steps=4)
     alone(folder / "one_to_shards", steps=4)
     environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
@@ -43,6 +44,7 @@ def runs(tmp_path_factory):
         ["shard", "parallel=shard"],
         ["latentlm", "real=1", SLOWER],
         ["latentlm_shard", "real=1", "parallel=shard", SLOWER],
+        ["adapter_shard", "real=1", "adapter=1", "parallel=shard", SLOWER],
         ["one_to_two"],
         ["one_to_shards", "parallel=shard"],
         ["two_to_one", "steps=4"],
@@ -83,6 +85,11 @@ def test_the_real_model_on_two_processes_equals_one(runs, name):
     steps = read_log(runs / "latentlm_whole/train.jsonl")
     assert any("image" not in step["losses"] for step in steps)
     assert_equal_runs(runs / name, runs / "latentlm_whole")
+
+
+def test_an_adapter_on_two_sharded_processes_equals_one(runs):
+    """Most weights of a unit are frozen: they are gathered, but have no gradient to reduce."""
+    assert_equal_runs(runs / "adapter_shard", runs / "adapter_whole")
 
 
 def test_shards_are_really_parts(runs):

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from latentlm.config import parse_recipe
+from latentlm.config import RecipeError, parse_recipe
 from latentlm.training import run as module
 from latentlm.training.run import STOPPED, ProcessFailed, train
 from latentlm.training.trainer import Trainer
@@ -43,6 +43,24 @@ def test_a_run_stopped_by_a_signal_raises_and_resumes(tmp_path, monkeypatch):
     monkeypatch.undo()
     train(recipe(), tmp_path / "run", resume=True)
     assert len((tmp_path / "run" / "train.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_tokenizer_is_not_sharded(tmp_path):
+    with pytest.raises(ValueError, match=r"training.parallel shard is for language models"):
+        train(recipe(parallel="shard", accumulation=2), tmp_path / "run", processes=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_weights": {"mze": 1.0}}, "training.loss_weights: no loss 'mze', did you mean 'mse'?"),
+        ({"freeze": ["encoder"]}, "training.freeze is for language models"),
+    ],
+)
+def test_keys_that_mean_nothing_to_a_tokenizer_are_named(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(**changes)
 
 
 def test_processes_must_divide_the_micro_batches_before_anything_starts(tmp_path):

@@ -29,7 +29,10 @@ def test_every_modality_is_sampled_and_written(pipeline, tmp_path):
     assert all(entry["answer"] is not None for entry in record if entry["to"] == "text")
     assert (tmp_path / "step-00000007-image.png").is_file()
     assert list(tmp_path.glob("step-00000007-speech-*.wav"))
-    (line,) = (tmp_path / "held_out.jsonl").read_text().splitlines()
+    (tmp_path / "held_out.jsonl").write_text('{"step": 6}\n{"step": 7}\n{"step": 14}\n')  # of a run stopped later
+    writer(pipeline.model, 7)
+    earlier, line = (tmp_path / "held_out.jsonl").read_text().splitlines()
+    assert json.loads(earlier) == {"step": 6}
     expected = pipeline.score(sources[3][0]).bits_per_byte
     assert json.loads(line) == {"step": 7, "losses": {"held-out bits per byte": pytest.approx(expected)}}
 

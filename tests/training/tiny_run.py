@@ -1,8 +1,10 @@
 """A small LatentLM-like model and a deterministic loader; run as a script it trains, alone or under torchrun.
 
-    tiny_run.py FOLDER [key=value ...] [slow=SECONDS a step] [poison=CALL] [full=RANK] [real=1] [-- FOLDER ...]
+    tiny_run.py FOLDER [key=value ...] [slow=SECONDS a step] [poison=CALL] [full=RANK] [real=1 [adapter=1]]
+        [-- FOLDER ...]
 
-`real` takes the LatentLM and its loader. Several runs, parted by `--`, follow each other in the same processes.
+`real` takes the LatentLM and its loader, `adapter` puts a LoRA adapter into it. Several runs, parted by `--`, follow
+each other in the same processes.
 An expected error goes to FOLDER.<rank>.error.
 """
 
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentlm.config import (
+    AdapterConfig,
     DataConfig,
     DiffusionHeadConfig,
     ModelConfig,
@@ -27,6 +30,7 @@ from latentlm.config import (
 )
 from latentlm.data.loader import DocumentLoader
 from latentlm.data.packing import DocumentEncoder
+from latentlm.model import adapter
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.training.checkpoint import CheckpointError
@@ -157,7 +161,9 @@ CLOCK = ("seconds", "tokens_per_second")
 
 def trainer(folder, model=None, loader=None, **values):
     options = {
-        name: values.pop(name) for name in ("loss_weights", "identity", "on_export", "on_sample") if name in values
+        name: values.pop(name)
+        for name in ("loss_weights", "identity", "write", "on_export", "on_sample")
+        if name in values
     }
     config = tiny_config(**values)
     return Trainer(model or TinyModel(), loader or TinyLoader(config.accumulation), config, folder, **options)
@@ -189,6 +195,13 @@ def real_model() -> LatentLM:
     torch.manual_seed(3)
     modalities = {"image": ModalitySpec(4, 4), "speech": ModalitySpec(5, None)}
     return LatentLM(config, text.vocab_size, text.special, modalities)
+
+
+def adapted_model() -> LatentLM:
+    """The same with an adapter whose dropout draws random numbers."""
+    model = real_model()
+    adapter.insert(model, AdapterConfig(rank=2, dropout=0.1), "real")
+    return model
 
 
 def real_loader(num_streams: int, world: World | None = None) -> DocumentLoader:
@@ -233,12 +246,14 @@ def parse(settings: list[str]) -> dict:
 
 def run(world: World, folder: str, *settings: str) -> None:
     values = parse(list(settings))
-    slow, poison, full, real = (values.pop(name, None) for name in ("slow", "poison", "full", "real"))
+    slow, poison, full = (values.pop(name, None) for name in ("slow", "poison", "full"))
+    real, adapted = (values.pop(name, None) for name in ("real", "adapter"))
     config = tiny_config(**values)
     model = Poisoned(int(poison)) if poison and world.rank == world.size - 1 else TinyModel()
     loader = TinyLoader(config.accumulation, world, float(slow or 0))
     if real:
-        model, loader = real_model(), real_loader(config.accumulation, world)
+        model = adapted_model() if adapted else real_model()
+        loader = real_loader(config.accumulation, world)
     fsync = filesystem.os.fsync
     if full and world.rank == int(full):
         filesystem.os.fsync = lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))

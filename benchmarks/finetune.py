@@ -1,0 +1,202 @@
+"""Fine-tuning, checked by over-fitting: a tiny random model learns 8 clips by heart, with all weights and by LoRA.
+
+    python benchmarks/finetune.py --out finetune.json             spoken digits of ../shared/data, three seeds
+    python benchmarks/finetune.py --clips espeak                  the embedded eSpeak voice instead
+
+The whole path is the user's: sound files and a manifest on disk, the recipe `finetune`, `latentlm.load` of the result.
+Each row: a way and a seed; the error of the generated latents, ‖generated − cached‖ / ‖cached‖ over all clips, before
+and after; of how many clips the length is right (the model says the end itself); the share of the weights that
+trained; seconds. It shows that gradients reach what should train and that what is kept is what was trained. How well a
+voice is learnt is another question: the backbone is random, where a user's is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from figures import Figure, describe, hardware, table, write_json
+from safetensors.torch import load_file
+
+import latentlm
+from latentlm.config import DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, load_recipe
+from latentlm.data.cache import LatentCache
+from latentlm.data.manifest import Manifest
+from latentlm.data.sources import get_source
+from latentlm.generation.engine import Engine
+from latentlm.generation.generate import Pipeline, Request
+from latentlm.generation.pretrained import load_tokenizers, modality_specs, resolve, write_config
+from latentlm.model.latentlm import LatentLM
+from latentlm.tokenizers.media import save_audio
+from latentlm.training.run import train
+from latentlm.types import Audio, Document
+from latentlm.weights import save_weights
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "fsdd-dev.parquet"
+"""Spoken digits, 8 kHz FLAC (Free Spoken Digit Dataset, CC BY-SA 4.0); not part of the repository."""
+
+WAYS = {
+    "full": None,
+    "lora": {"rank": 16, "alpha": 32, "full": ["heads", "embed_latents", "text_head"]},
+}
+"""The adapter of each. A random text head knows nothing of ends, so it trains as well."""
+
+TOLERANCE = 0.1
+"""What the error of the generated latents may be; a model that has learnt nothing is at 1 or above."""
+
+
+def real_clips(path: Path, num: int) -> Iterator[tuple[str, Audio]]:
+    """The first take of each of `num` digits by one speaker."""
+    import pyarrow.parquet
+    import soundfile
+
+    table = pyarrow.parquet.read_table(path, columns=["audio", "text", "speaker", "take"]).to_pylist()
+    speaker = min(row["speaker"] for row in table)
+    rows = sorted((row for row in table if row["speaker"] == speaker), key=lambda row: (row["take"], row["text"]))
+    for row in rows[:num]:
+        samples, rate = soundfile.read(io.BytesIO(row["audio"]), dtype="float32")
+        yield row["text"], Audio(torch.from_numpy(samples), rate)
+
+
+def spoken_clips(num: int) -> Iterator[tuple[str, Audio]]:
+    """The first of each word that the embedded voices say."""
+    words: dict[str, Audio] = {}
+    for document in get_source("spoken_digits").document_source("text_to_speech", limit=4 * num):
+        said, speech = document.segments
+        words.setdefault(said.text, speech.content)
+    yield from list(words.items())[:num]
+
+
+def write_manifest(clips: Iterator[tuple[str, Audio]], folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    lines = []
+    for number, (text, audio) in enumerate(clips):
+        save_audio(audio, folder / f"{number}.wav")
+        segments = [{"text": text, "condition": True}, {"speech": f"{number}.wav"}]
+        lines.append(json.dumps({"segments": segments}) + "\n")
+    path = folder / "clips.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def random_start(folder: Path, seed: int) -> Path:
+    """A checkpoint of a small random model on the tokenizers of `tiny`. It diffuses the mean: one right answer each."""
+    tokenizers = load_tokenizers(resolve("tiny") / "tokenizers")
+    del tokenizers["image"]
+    config = ModelConfig(
+        transformer=TransformerConfig(width=64, num_layers=2, num_heads=4),
+        head=DiffusionHeadConfig(num_layers=2),
+        diffusion=DiffusionConfig(target="mean", timesteps_per_latent=8),
+    )
+    torch.manual_seed(seed)
+    text = tokenizers["text"]
+    model = LatentLM(config, text.vocab_size, text.special, modality_specs(tokenizers))
+    write_config(folder, model, tokenizers)
+    save_weights(folder / "model.safetensors", model.state_dict())
+    return folder
+
+
+def tune(start: Path, manifest: Path, out: Path, way: str, seed: int, steps: int) -> Path:
+    """The recipe `finetune` on all clips at once, each step."""
+    changes = {
+        "model.start": str(start),
+        "data.sources": [{"manifest": str(manifest)}],
+        "data.sequence_length": 96,
+        "data.rows": 1,
+        "training.adapter": WAYS[way],
+        "training.steps": steps,
+        "training.seed": seed,
+        "training.threads": 1,
+        "training.precision": "fp32",
+        "training.save_every": steps,
+        "training.optimizer.learning_rate": 0.004,
+    }
+    train(load_recipe("finetune", changes), out)
+    return out
+
+
+def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
+    """‖generated − cached‖ / ‖cached‖ over all clips (what is missing at an end counts as 0), and right lengths."""
+    cache = LatentCache({"speech": pipeline.tokenizers["speech"]})
+    documents = [cache.resolve(document) for document in Manifest(manifest)]
+    requests = [Request(Document(document.segments[:1]), "speech", max_latents=100) for document in documents]
+    tasks = pipeline._tasks(requests)
+    latents: list[list[torch.Tensor]] = [[] for _ in tasks]
+    for event in Engine(pipeline.model, tasks).run():
+        if event.kind == "latent":
+            latents[event.task].append(event.value)
+    difference, size, right = 0.0, 0.0, 0
+    for spoken, document in zip(latents, documents, strict=True):
+        cached = document.segments[1].content.mean
+        made = torch.stack(spoken) if spoken else cached[:0]
+        length = max(len(cached), len(made))
+        padded = [torch.nn.functional.pad(x, (0, 0, 0, length - len(x))) for x in (cached, made)]
+        difference += float((padded[0] - padded[1]).square().sum())
+        size += float(cached.square().sum())
+        right += len(cached) == len(made)
+    return (difference / size) ** 0.5, right
+
+
+def trained_share(start: Path, tuned: Path) -> float:
+    """Of all weights, those whose tensors training changed; with an adapter, its own and what trains beside it."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tuned / "model"))
+    num = sum(value.numel() for value in before.values())
+    if (tuned / "adapter").is_dir():
+        return sum(value.numel() for value in load_file(tuned / "adapter" / "adapter_model.safetensors").values()) / num
+    return sum(value.numel() for name, value in before.items() if not torch.equal(value, after[name])) / num
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Iterator[Figure]:
+    manifest = write_manifest(clips(options.clips, options.num_clips), folder / "data")
+    for seed in options.seeds:
+        start = random_start(folder / f"start-{seed}", seed)
+        before, _ = error(latentlm.load(start), manifest)
+        for way in WAYS:
+            began = time.process_time()
+            out = tune(start, manifest, folder / f"{way}-{seed}", way, seed, options.steps)
+            seconds = time.process_time() - began
+            after, right = error(latentlm.load(out), manifest)
+            share = trained_share(start, out)
+            detail = {"before": before, "right_lengths": right, "trained_share": share, "cpu_seconds": seconds}
+            what = f"{way:4} seed {seed}: error {before:.2f} before; {right}/{options.num_clips} lengths right; "
+            what += f"{share:.0%} of the weights trained; {seconds:.0f} CPU-s"
+            yield Figure(f"finetune.{way}.seed{seed}", what, after, "", f"<= {TOLERANCE}", detail)
+
+
+def clips(where: str, num: int) -> Iterator[tuple[str, Audio]]:
+    if where == "espeak":
+        return spoken_clips(num)
+    if not Path(where).is_file():
+        raise SystemExit(f"{where}: no such file; name the parquet of spoken digits with --clips, or --clips espeak")
+    return real_clips(Path(where), num)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--clips", default=str(REAL), help="parquet of spoken digits, or espeak")
+    parser.add_argument("--num-clips", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    machine = hardware()
+    print(describe(machine), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = list(measure(options, Path(folder)))
+    print(table(figures))
+    if options.out:
+        settings = {name: value for name, value in vars(options).items() if name != "out"}
+        write_json(options.out, figures, machine, settings | {"clips": Path(options.clips).name})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""`latentlm merge`: a model and an adapter into one model, loaded and served like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def merge(model: str, adapter: Path, /, *, out: Path) -> None:
+    """Write a model with a LoRA adapter merged into its weights.
+
+    Parameters
+    ----------
+    model
+        Checkpoint folder, run folder, hub id or packaged model that the adapter was trained on.
+    adapter
+        Folder of the adapter, or of the run that trained it.
+    out
+        Folder for the merged model.
+    """
+    from .. import load
+    from ..generation.pretrained import read_metadata, write_config
+    from ..weights import save_weights
+
+    if out.exists():
+        raise ValueError(f"--out {out}: is already there")
+    pipeline = load(model, adapter=adapter)
+    write_config(out, pipeline.model, pipeline.tokenizers, read_metadata(model) | {"adapter": str(adapter)})
+    save_weights(out / "model.safetensors", pipeline.model.state_dict())
+    print(out)

@@ -1,0 +1,101 @@
+"""Speech on the command line: voices by speaker in, a file that grows while the model speaks out.
+
+Place in the flow: on top, the half of `generate.py` that deals with sound.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..generation.generate import Pipeline, Request
+    from ..tokenizers.recording import Recording
+    from ..types import Audio
+
+
+def clips_by_speaker(items: Sequence[str]) -> dict[str, tuple[str, Audio]]:
+    """`1=a.wav` as speaker, path and sound; a path alone, which may hold a = itself, as that of speaker "".
+
+    Raises ValueError for a second voice of one speaker, a file that cannot be read, and silence.
+    """
+    from ..tokenizers.media import load_audio
+
+    found: dict[str, tuple[str, Audio]] = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals or Path(item).is_file():
+            name, path = "", item
+        if name in found:
+            whose = f"speaker {name} has a voice already" if name else "whose voice is it? write --voice 1=clip.wav"
+            raise ValueError(f"--voice {item}: {whose}")
+        clip = load_audio(path)
+        if not clip.samples.any():
+            raise ValueError(f"{path}: the clip is silent")
+        found[name.strip()] = (path, clip)
+    return found
+
+
+def say_conversion(path: str, sample_rate: int) -> None:
+    """A line on stderr where a sound is not at `sample_rate` or not mono."""
+    from ..tokenizers.media import sound_format
+
+    rate, channels = sound_format(path)
+    changes = [f"{channels} channels mixed down to one"] * (channels > 1)
+    changes += [f"{rate:,} Hz resampled to {sample_rate:,} Hz"] * (rate != sample_rate)
+    if changes:
+        _say(f"{path}: {', '.join(changes)}")
+
+
+def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | None) -> None:
+    """Write the speech of `request` to `out` as it is made. What was made stays, whatever ends it.
+
+    Raises ValueError where the model ends before its first sound; then there is no file.
+    """
+    from ..tokenizers.recording import Recording
+
+    with Recording(out) as recording:
+        try:
+            with _bar(max_seconds) as show:
+                reason = _record(pipeline.stream(request), recording, show)
+        except KeyboardInterrupt:
+            _say(f"stopped; {out} holds {recording.seconds:.1f} s" if recording.seconds else "stopped; nothing written")
+            raise
+    if not recording.seconds:
+        raise ValueError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
+    if reason == "length":
+        cause = "--max-seconds" if max_seconds else "the longest that this model can say"
+        _say(f"{out}: cut after {recording.seconds:.1f} s by {cause}, before the speech ended by itself")
+    print(out)
+
+
+def _record(pieces: Generator[Audio, None, str], recording: Recording, show: Callable[[float], None]) -> str:
+    """All pieces into the recording; returns the finish reason."""
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            return end.value
+        recording.append(piece)
+        show(recording.seconds)
+
+
+@contextmanager
+def _bar(limit: float | None) -> Iterator[Callable[[float], None]]:
+    """A progress bar in seconds of audio on a terminal; its end is the limit, which speech need not reach."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    at_most = f" of at most {limit:.1f}" if limit else ""
+    columns = (BarColumn(), TextColumn("{task.completed:.1f}" + at_most + " s of audio"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=limit)
+        yield lambda seconds: progress.update(task, completed=seconds)
+
+
+def _say(message: str) -> None:
+    print(f"latentlm: {message}", file=sys.stderr)

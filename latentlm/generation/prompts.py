@@ -1,0 +1,98 @@
+"""What a user passes as a prompt ──▶ the document that the model was trained to go on from.
+
+Place in the flow: 4, in front of `generate.py`. Text, pictures, sound and documents are laid out as in training; speech
+of a model whose config says `prompt: vibevoice` begins with a script (`data/script.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..data.script import Script, parse_script, vibevoice_prompt
+from ..types import Audio, Document, Image, Segment, Speech, Text
+
+
+def make_prompt(
+    prompt: str | Sequence | Document | Script,
+    to: str,
+    layout: str,
+    voice: Audio | None = None,
+    voices: Mapping[int | str, Audio] | None = None,
+) -> Document:
+    """The prompt of a model whose config says `prompt: layout`; clips are given as `voice` or, by speaker, as `voices`.
+
+    Raises ValueError for an empty prompt, for a script or voices that the model cannot read, for a voice of nobody.
+    """
+    if voice is not None and voices:
+        raise ValueError("give voice (a clip) or voices (a clip of each speaker), not both")
+    if isinstance(prompt, Document):
+        if voices:
+            raise ValueError("voices belong to a script; a document holds its sound itself")
+        return as_prompt(prompt, voice)
+    if layout == "vibevoice" and to == "speech":
+        script = as_script(prompt)
+        return vibevoice_prompt(script, _clips(script, voice, voices))
+    if voices:
+        script = as_script(prompt)
+        _one_speaker(script)
+        (voice,) = _clips(script, None, voices).values()
+    return as_prompt(prompt, voice)
+
+
+def as_prompt(prompt: str | Sequence | Document | Script, voice: Audio | None = None) -> Document:
+    """Anything a user may pass as a prompt, as a Document of condition segments."""
+    if isinstance(prompt, Document):
+        segments = list(prompt.segments)
+    else:
+        segments = [_as_segment(part) for part in ([prompt] if isinstance(prompt, str | Script) else prompt)]
+    if voice is not None:
+        segments.insert(0, Speech(voice))
+    if all(isinstance(s, Text) and not s.text.strip() for s in segments):
+        raise ValueError("the prompt is empty")
+    return Document(tuple(replace(segment, condition=True, loss=False) for segment in segments))
+
+
+def as_script(prompt: str | Sequence | Script) -> Script:
+    """A script as it is, or parsed from text; the texts of a list are its lines."""
+    parts = [prompt] if isinstance(prompt, str | Script) else list(prompt)
+    if len(parts) == 1 and isinstance(parts[0], Script):
+        return parts[0]
+    for part in parts:
+        if not isinstance(part, str):
+            raise ValueError(f"a script is text, not {type(part).__name__}; voices are given beside it")
+    return parse_script("\n".join(parts))
+
+
+def _clips(script: Script, voice: Audio | None, voices: Mapping[int | str, Audio] | None) -> dict[str, Audio]:
+    """Clips by speaker; a single `voice` is that of the only one."""
+    if voice is None:
+        return script.cast(voices or {})
+    if len(script.speakers) > 1:
+        raise ValueError(f"one voice, but speakers {', '.join(script.speakers)}; say whose it is, as in 1=clip.wav")
+    return dict.fromkeys(script.speakers, voice)
+
+
+def _one_speaker(script: Script) -> None:
+    if len(script.speakers) > 1:
+        raise ValueError(
+            f"the script has speakers {', '.join(script.speakers)}; this model reads a text and one voice "
+            "(its config says prompt: document, scripts need prompt: vibevoice)"
+        )
+
+
+def _as_segment(part) -> Segment:
+    if isinstance(part, Segment):
+        return part
+    if isinstance(part, str):
+        return Text(part)
+    if isinstance(part, Script):
+        _one_speaker(part)
+        return Text(part.text)
+    if isinstance(part, Audio):
+        return Speech(part)
+    from PIL import Image as PILImage
+
+    if isinstance(part, PILImage.Image):
+        return Image(part)
+    raise ValueError(f"a prompt is made of text, pictures and sound, not {type(part).__name__}")
