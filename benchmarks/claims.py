@@ -214,6 +214,8 @@ def _open(out: Path, budget: Budget) -> dict[str, Any]:
     if not out.is_file():
         return {"hardware": hardware(), "settings": settings, "runs": []}
     record = json.loads(out.read_text())
+    for name in ("tokenizer", "model"):  # options that came since are at their defaults there
+        record["settings"][name] = parse_recipe(record["settings"][name]).model_dump(mode="json")
     if record["settings"] != settings:
         raise ValueError(f"{out}: was made with other settings than this script's; choose another file")
     return record

@@ -68,7 +68,7 @@ def new_engine(model: LatentLM, setting: Setting, requests: int) -> Engine:
     ids = [special.bos, *TextTokenizer().encode(PROMPT), special.bod["image"]]
     tasks = [
         Task(
-            EncodedDocument(ids, [0] * len(ids), [0] * len(ids), []),
+            EncodedDocument(ids, [0] * len(ids), [0] * len(ids), [], opens="image"),
             to="image",
             guidance=GUIDANCE,
             steps=setting.steps,

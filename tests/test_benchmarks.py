@@ -1,5 +1,6 @@
 """benchmarks/: the floor's formula against torch's own count, and every part at tiny sizes. Nothing here is timed."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(FOLDER))
 
 import commands  # noqa: E402
 import generation_speed  # noqa: E402
+import long_form  # noqa: E402
 import spine  # noqa: E402
 from figures import Figure  # noqa: E402
 from floor import step_flops  # noqa: E402
@@ -75,8 +77,9 @@ def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "spine.json"
-    arguments = f"--smoke --threads 1 --batches 2 --block 2 --blocks 2 --repeats 2 --out {out}".split()
-    arguments += ["--recipe", str(tmp_path / "small.yaml"), "--only", "generation", "position", "training"]
+    arguments = f"--smoke --threads 1 --dtypes fp32 bf16 --batches 2 --out {out}".split()  # both, whatever is native
+    arguments += ["--block", "2", "--blocks", "2", "--repeats", "2", "--recipe", str(tmp_path / "small.yaml")]
+    arguments += ["--only", "generation", "position", "training"]
     assert spine.main(arguments) == 0
     record = json.loads(out.read_text())
     assert set(record["figures"]) == {
@@ -93,6 +96,29 @@ def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "required" in printed
     assert "batch 2" in printed
+
+
+def test_long_speech_is_measured_as_it_grows(tmp_path, capsys):
+    out = tmp_path / "long_form.json"
+    assert long_form.main(["--minutes", "0.02", "0.1", "--out", str(out)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [row["minutes"] for row in printed["reached"]] == [0.02, 0.1]
+    assert printed == json.loads(out.read_text())["figures"]["long_form.growth"]["detail"]
+    assert printed["cache_kib_per_second"] == 2 * 2 * 2 * 2 * 16 * 4 * 7.5 / 1024  # k and v, branches, layers, heads
+
+
+def test_nothing_is_kept_of_a_frame_that_was_said():
+    pipeline = long_form.build(2048, width=16)
+    request = long_form.Request(pipeline.prompt("Hello.", "speech"), "speech", steps=1, guidance=1.3, max_latents=40)
+    alive = [live_tensors() for _ in pipeline.stream(request)]
+    assert len(alive) == 40
+    assert len(set(alive[8:])) == 1  # by then every layer of the two tokenizers has its full past
+
+
+def live_tensors() -> tuple[int, int]:
+    """How many tensors there are, and their bytes."""
+    sizes = [thing.nbytes for thing in gc.get_objects() if type(thing) is torch.Tensor]
+    return len(sizes), sum(sizes)
 
 
 def test_the_import_is_timed_in_a_fresh_process():

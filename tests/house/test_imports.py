@@ -13,11 +13,12 @@ PACKAGE = Path(latentlm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
-    {"types", "config", "weights"},
+    {"types", "config", "weights", "hub"},
     {"tokenizers", "diffusion"},
     {"data", "model"},
     {"baselines", "generation"},
-    {"training", "serving", "evaluation", "interop"},
+    {"interop"},
+    {"training", "serving", "evaluation"},
     {"demo"},
     {"commands"},
     {"cli"},
@@ -30,7 +31,18 @@ FACE = "__init__"
 """The public names: below the command line, above everything else."""
 
 HEAVY = {"scipy", "matplotlib", "pocketsphinx", "torchmetrics", "tensorboard", "soundfile", "soxr", "PIL", "grain"}
-HEAVY |= {"espeakng_loader", "diffusers", "transformers", "pesq", "pystoi", "jiwer", "sklearn", "gradio", "fastapi"}
+HEAVY |= {
+    "espeakng_loader",
+    "diffusers",
+    "transformers",
+    "peft",
+    "pesq",
+    "pystoi",
+    "jiwer",
+    "sklearn",
+    "gradio",
+    "fastapi",
+}
 
 
 def room_of(path: Path) -> str:

@@ -53,7 +53,7 @@ def test_the_metadata(wheel):
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"\nVersion: {latentlm.__version__}\n" in metadata
     assert "\nLicense-Expression: MIT\n" in metadata
-    for extra in ("demo", "eval", "serve", "track", "dev"):
+    for extra in ("demo", "eval", "serve", "track", "finetune", "dev"):
         assert f"\nProvides-Extra: {extra}\n" in metadata
     assert "latentlm = latentlm.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 
@@ -66,7 +66,10 @@ def test_every_dependency_that_the_targets_install_is_pinned():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {canonicalize_name(r.name): r for r in (Requirement(line) for line in lines if line and line[0] != "#")}
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *(r for name in ("demo", "eval", "track", "dev") for r in extras[name])]
+    wanted = [
+        *project["dependencies"],
+        *(r for name in ("demo", "eval", "track", "finetune", "dev") for r in extras[name]),
+    ]
     for requirement in map(Requirement, wanted):
         pin = pinned[canonicalize_name(requirement.name)]
         (exact,) = pin.specifier
