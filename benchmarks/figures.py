@@ -46,7 +46,8 @@ def hardware() -> dict[str, Any]:
     """Processor, cores, memory, versions, and what of bf16 the processor multiplies natively."""
     import torch
 
-    capabilities = torch.cpu.get_capabilities()
+    from latentlm.hardware import multiplies_bf16
+
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -55,7 +56,7 @@ def hardware() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "bf16_native": any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")),
+        "bf16_native": multiplies_bf16(),
         "load_average": round(os.getloadavg()[0], 2),
     }
 

@@ -15,24 +15,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from ..hardware import multiplies_bf16
 from .distributed import World
 
 
 def resolve_precision(device: torch.device, wish: str) -> str:
-    """ "auto" → "bf16" where the hardware multiplies bf16 natively, else "fp32". Other wishes stand as they are.
-
-    Emulated bf16 is slower than fp32 (about four times on AVX-512 without BF16), so it is never picked by itself.
-    """
+    """ "auto" → "bf16" where the hardware multiplies bf16 natively, else "fp32". Other wishes stand as they are."""
     if wish != "auto":
         return wish
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
-    else:
-        native = False
-    return "bf16" if native else "fp32"
+    return "bf16" if multiplies_bf16(device) else "fp32"
 
 
 class Replicated:

@@ -5,6 +5,7 @@ import torch
 
 from latentlm.config import DiffusionHeadConfig
 from latentlm.generation.packed import FEWEST_ROWS, PackedLinear, pack_head
+from latentlm.hardware import multiplies_bf16
 from latentlm.model.heads import DiffusionHead
 
 
@@ -21,16 +22,19 @@ def head() -> DiffusionHead:
 packs = pytest.mark.skipif(
     not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="torch without MKL"
 )
+native_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="bf16 is emulated here")
 
 
 @packs
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=native_bf16)])
 @pytest.mark.parametrize("rows", [FEWEST_ROWS, 16, 64])
 @torch.inference_mode()
-def test_packed_equals_plain(head, rows):
+def test_packed_equals_plain(head, rows, dtype):
+    head = head.to(dtype)
     twin = pack_head(head, rows)
     assert isinstance(twin.blocks[0].ffn.up, PackedLinear)
     for M in (rows, rows + 3):
-        noisy, conditioning = torch.randn(M, 6), torch.randn(M, 32)
+        noisy, conditioning = torch.randn(M, 6).to(dtype), torch.randn(M, 32).to(dtype)
         torch.testing.assert_close(twin.denoise(noisy, conditioning), head.denoise(noisy, conditioning))
 
 
@@ -46,5 +50,11 @@ def test_packing_leaves_the_head_alone(head):
 
 def test_few_rows_and_other_precisions_stay_plain(head):
     assert pack_head(head, FEWEST_ROWS - 1) is head
+    double = head.double()
+    assert pack_head(double, 64) is double
+
+
+def test_emulated_bf16_stays_plain(head, monkeypatch):
+    monkeypatch.setattr("latentlm.generation.packed.multiplies_bf16", lambda: False)
     half = head.bfloat16()
     assert pack_head(half, 64) is half

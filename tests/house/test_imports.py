@@ -13,7 +13,7 @@ PACKAGE = Path(latentlm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
-    {"types", "config", "weights", "hub"},
+    {"types", "config", "weights", "hub", "hardware"},
     {"tokenizers", "diffusion"},
     {"data", "model"},
     {"baselines", "generation"},
