@@ -92,7 +92,7 @@ def _card(figure: Figure, title: str) -> str:
         beside.append(f"{escape(figure.reference_name)}: {_show(figure.name, figure.reference)}")
     return (
         f'<div class="card"><div class="name">{escape(title)}</div>'
-        f'<div class="value">{_show(figure.name, figure.value)}</div>'
+        f'<div class="value">{_measured(figure)}</div>'
         f'<div class="beside">{"<br>".join(beside)}</div></div>'
     )
 
@@ -200,10 +200,17 @@ def _row(figure: Figure) -> str:
         reference = f"{_show(figure.name, figure.reference)}<br><small>{escape(figure.reference_name)}</small>"
     return (
         f'<tr class="{kind}"><td class="mark">{mark}</td><td class="figure">{escape(figure.name)}</td>'
-        f'<td class="number"><b>{_show(figure.name, figure.value)}</b>{error}</td>'
+        f'<td class="number"><b>{_measured(figure)}</b>{error}</td>'
         f'<td class="number">{_bound(figure)}</td><td class="number reference">{reference}</td>'
         f'<td class="protocol">{escape(figure.protocol)}</td></tr>'
     )
+
+
+def _measured(figure: Figure) -> str:
+    """The value, with a digit more where rounding would make one that misses its bound look as if it met it."""
+    shown = _show(figure.name, figure.value)
+    looks_met = figure.required is not None and shown == _show(figure.name, figure.required[1])
+    return shown if figure.passed is not False or not looks_met else _show(figure.name, figure.value, more=1)
 
 
 def _bound(figure: Figure) -> str:
@@ -213,16 +220,16 @@ def _bound(figure: Figure) -> str:
     return f"{ {'>=': '≥', '<=': '≤'}[sign] } {_show(figure.name, bound)}"
 
 
-def _show(name: str, value: float) -> str:
-    """A value with its unit, which the name tells."""
+def _show(name: str, value: float, more: int = 0) -> str:
+    """A value with its unit, which the name tells, and `more` decimals than usual."""
     if name.startswith("seconds."):
-        return f"{value / 60:.1f}{_THIN}min" if value >= 120 else f"{value:.1f}{_THIN}s"
+        return f"{value / 60:.{1 + more}f}{_THIN}min" if value >= 120 else f"{value:.{1 + more}f}{_THIN}s"
     last = name.split(".")[-1]
     if last.endswith(_PERCENT):
-        return f"{100 * value:.1f}{_THIN}%"
+        return f"{100 * value:.{1 + more}f}{_THIN}%"
     if last.endswith("psnr"):
-        return f"{value:.1f}{_THIN}dB"
-    return f"{value:.2f}" if 0.1 <= abs(value) < 1000 else f"{value:.3g}"
+        return f"{value:.{1 + more}f}{_THIN}dB"
+    return f"{value:.{2 + more}f}" if 0.1 <= abs(value) < 1000 else f"{value:.{3 + more}g}"
 
 
 @cache

@@ -106,3 +106,11 @@ def test_a_whole_evaluation_renders(tmp_path):
     for gallery in report.galleries:
         assert f'id="{gallery.name}"' in page
     assert (tmp_path / "report.json").is_file()
+
+
+def test_a_miss_is_not_rounded_into_a_pass():
+    report = Report("A test")
+    report.add("digits.caption_accuracy", 285 / 297, "asked for 96%")  # 95.96%
+    page = render_page(report)
+    assert "<b>95.96\u202f%</b>" in page
+    assert "96.0\u202f%</b>" not in page
