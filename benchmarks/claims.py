@@ -2,6 +2,7 @@
 
     python benchmarks/claims.py --out docs/results/claims.json          (stopped at any time, goes on where it was)
     python benchmarks/claims.py --plot docs/results/claims.json         (two PNGs and the tables, from the JSON alone)
+    python benchmarks/claims.py --target mean --out claims_mean.json    (the same, with μ as the target of diffusion)
 
 For each seed and each C_σ a small σ-VAE is trained on the 1,500 training digits, a small LatentLM on its sampled
 latents, and 500 digits are drawn at each guidance scale and judged by the packaged judge. Everything but C_σ and the
@@ -17,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,23 @@ FRECHET_DRAWS = 40
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Optimiser steps of the two trainings and digits drawn a class: what the time of a run hangs on."""
+class Setting:
+    """What the time of a run hangs on, optimiser steps of the two trainings and digits drawn a class, and what a
+    study varies as a whole: whether diffusion learns the sampled z or the posterior mean μ (the input is z)."""
 
     tokenizer_steps: int = 300
     model_steps: int = 450
     digits_per_class: int = DIGITS_PER_CLASS
+    target: str = "sample"
 
 
-SMOKE = Budget(tokenizer_steps=5, model_steps=5, digits_per_class=5)
+SMOKE = Setting(tokenizer_steps=5, model_steps=5, digits_per_class=5)
 
 
 # ------------------------------------------------------------------ what is trained
 
 
-def tokenizer_recipe(c_sigma: float, seed: int, budget: Budget) -> ImageTokenizerRecipe:
+def tokenizer_recipe(c_sigma: float, seed: int, setting: Setting) -> ImageTokenizerRecipe:
     """8×8 scans to 16 latents of 8 channels; C_σ relative to std(μ)."""
     posterior = {"kind": "sigma", "c_sigma": c_sigma} if c_sigma else {"kind": "none"}
     return parse_recipe(
@@ -74,14 +77,14 @@ def tokenizer_recipe(c_sigma: float, seed: int, budget: Budget) -> ImageTokenize
                 "posterior": posterior | {"weight": 1e-3},
             },
             "data": {"batch_size": 64, "sources": [{"name": "digits"}]},
-            "training": _training(budget.tokenizer_steps, seed)
+            "training": _training(setting.tokenizer_steps, seed)
             | {"optimizer": {"learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 50}},
         }
     )
 
 
-def model_recipe(tokenizer: Path, seed: int, budget: Budget) -> LatentLMRecipe:
-    """Word → digit; the sampled z is input and diffusion target."""
+def model_recipe(tokenizer: Path, seed: int, setting: Setting) -> LatentLMRecipe:
+    """Word → digit; the sampled z is the input, and `setting.target` what diffusion learns."""
     return parse_recipe(
         {
             "kind": "latentlm",
@@ -89,7 +92,7 @@ def model_recipe(tokenizer: Path, seed: int, budget: Budget) -> LatentLMRecipe:
             "model": {
                 "transformer": {"width": 128, "num_layers": 4, "num_heads": 4, "context_length": 128},
                 "head": {"num_layers": 3},
-                "diffusion": {"target": "sample", "timesteps_per_latent": 4},
+                "diffusion": {"target": setting.target, "timesteps_per_latent": 4},
             },
             "data": {
                 "sequence_length": 128,
@@ -97,7 +100,7 @@ def model_recipe(tokenizer: Path, seed: int, budget: Budget) -> LatentLMRecipe:
                 "condition_dropout": 0.1,
                 "sources": [{"name": "digits", "task": "text_to_image"}],
             },
-            "training": _training(budget.model_steps, seed)
+            "training": _training(setting.model_steps, seed)
             | {
                 "loss_weights": {"text": 0.1},
                 "optimizer": {"learning_rate": 2e-3, "weight_decay": 0.01, "warmup_steps": 30},
@@ -114,16 +117,16 @@ def _training(steps: int, seed: int) -> dict[str, Any]:
 # ------------------------------------------------------------------ one run
 
 
-def run(c_sigma: float, seed: int, budget: Budget, folder: Path) -> dict[str, Any]:
+def run(c_sigma: float, seed: int, setting: Setting, folder: Path) -> dict[str, Any]:
     """Train both, draw, judge: the record of one C_σ and one seed."""
     began = time.process_time()
-    tokenizer_folder = train_whole(tokenizer_recipe(c_sigma, seed, budget), folder / "tokenizer")
+    tokenizer_folder = train_whole(tokenizer_recipe(c_sigma, seed, setting), folder / "tokenizer")
     tokenized = time.process_time()
-    pipeline = latentlm.load(train_whole(model_recipe(tokenizer_folder, seed, budget), folder / "model"))
+    pipeline = latentlm.load(train_whole(model_recipe(tokenizer_folder, seed, setting), folder / "model"))
     trained = time.process_time()
     with torch.no_grad():
         reconstruction = reconstruct(pipeline.tokenizers["image"], seed)
-        generated = {f"{scale:g}": draw(pipeline, scale, seed, budget) for scale in GUIDANCES}
+        generated = {f"{scale:g}": draw(pipeline, scale, seed, setting) for scale in GUIDANCES}
     seconds = {"tokenizer": tokenized - began, "model": trained - tokenized, "drawing": time.process_time() - trained}
     return {
         "c_sigma": c_sigma,
@@ -163,10 +166,10 @@ def reconstruct(tokenizer, seed: int) -> dict[str, float]:
     return found
 
 
-def draw(pipeline: Pipeline, scale: float, seed: int, budget: Budget) -> dict[str, float]:
+def draw(pipeline: Pipeline, scale: float, seed: int, setting: Setting) -> dict[str, float]:
     """Digits at one guidance scale, classes balanced: judged accuracy and the Fréchet distance over real-to-real."""
     example = digits.load("train")[0].image  # only the word of the document is given to the model
-    labels = [k for _ in range(budget.digits_per_class) for k in range(NUM_CLASSES)]
+    labels = [k for _ in range(setting.digits_per_class) for k in range(NUM_CLASSES)]
     prompts = [before_answer(documents.text_to_image(digits.WORDS[k], example)) for k in labels]
     protocol = Protocol(steps=SOLVER_STEPS, seed=seed, guidance={"digits": scale}, batch_size=len(labels))
     outputs = ask(pipeline, prompts, "image", protocol, "digits")
@@ -184,29 +187,29 @@ def draw(pipeline: Pipeline, scale: float, seed: int, budget: Budget) -> dict[st
 # ------------------------------------------------------------------ the study, kept after every run
 
 
-def study(out: Path, seeds: Sequence[int], c_sigmas: Sequence[float], budget: Budget) -> None:
+def study(out: Path, seeds: Sequence[int], c_sigmas: Sequence[float], setting: Setting) -> None:
     """Every run that `out` does not have yet; ValueError where `out` was made with other settings."""
-    record = _open(out, budget)
+    record = _open(out, setting)
     done = {(entry["c_sigma"], entry["seed"]) for entry in record["runs"]}
     for seed in seeds:
         for c_sigma in c_sigmas:
             if (c_sigma, seed) in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                entry = run(c_sigma, seed, budget, Path(folder))
+                entry = run(c_sigma, seed, setting, Path(folder))
             record["runs"].append(entry)
             _write(out, record)
             print(json.dumps(entry), flush=True)
 
 
-def _open(out: Path, budget: Budget) -> dict[str, Any]:
+def _open(out: Path, setting: Setting) -> dict[str, Any]:
     """The record in `out`, or a new one that holds both recipes (all but C_σ, seed and the tokenizer's path)."""
-    recipes = (tokenizer_recipe(max(C_SIGMAS), 0, budget), model_recipe(Path("TOKENIZER"), 0, budget))
+    recipes = (tokenizer_recipe(max(C_SIGMAS), 0, setting), model_recipe(Path("TOKENIZER"), 0, setting))
     settings = {
         "tokenizer": recipes[0].model_dump(mode="json"),
         "model": recipes[1].model_dump(mode="json"),
         "guidances": list(GUIDANCES),
-        "digits_per_class": budget.digits_per_class,
+        "digits_per_class": setting.digits_per_class,
         "solver_steps": SOLVER_STEPS,
         "frechet_draws": FRECHET_DRAWS,
         "judge_accuracy_on_real": accuracy(load_judge(), real_scans("held_out")),
@@ -231,16 +234,18 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON to write, or to go on with")
-    parser.add_argument("--plot", type=Path, help="JSON to draw; the PNGs go beside it")
+    parser.add_argument("--plot", type=Path, nargs="+", help="JSONs to draw; the PNGs go beside the first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--c-sigma", type=float, nargs="+", default=list(C_SIGMAS), choices=C_SIGMAS)
+    parser.add_argument("--target", default="sample", choices=("sample", "mean"), help="what diffusion learns")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything: does it run")
     arguments = parser.parse_args()
     if arguments.out is None and arguments.plot is None:
         parser.error("give --out, --plot or both")
     torch.set_num_threads(1)
     if arguments.out:
-        study(arguments.out, range(arguments.seeds), arguments.c_sigma, SMOKE if arguments.smoke else Budget())
+        setting = replace(SMOKE if arguments.smoke else Setting(), target=arguments.target)
+        study(arguments.out, range(arguments.seeds), arguments.c_sigma, setting)
     if arguments.plot:
         plot(arguments.plot)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 SHOWN_GUIDANCES = (1.0, 1.5)
-SHOWN_C_SIGMA = 0.3
+SHOWN_C_SIGMAS = (0.1, 0.3)
+TARGETS = {"sample": "z learnt", "mean": "μ learnt"}
 NUM_CLASSES = 10
 QUANTITIES = {
     "frechet_ratio": "Fréchet distance ÷ real against real",
@@ -59,24 +60,30 @@ def rebuilt(record: dict, c_sigma: float, name: str) -> Estimate:
     return estimate([scale * e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
 
 
-def plot(source: Path) -> None:
-    """The two pictures beside `source`, and the tables on stdout."""
-    record = json.loads(source.read_text())
-    found = sorted({entry["c_sigma"] for entry in record["runs"]})
-    by_scale = {
-        f"guidance {scale:g}" + (" (off)" if scale == 1 else ""): Line(
-            found, {name: [drawn(record, c, scale, name) for c in found] for name in QUANTITIES}
-        )
-        for scale in SHOWN_GUIDANCES
-    }
+def plot(sources: Sequence[Path]) -> None:
+    """The two pictures beside the first of `sources`, one line a study and setting; the tables of each on stdout."""
+    records = [json.loads(source.read_text()) for source in sources]
+    folder = sources[0].parent
+    by_scale, by_c_sigma = {}, {}
+    for record in records:
+        found, scales = c_sigmas(record), record["settings"]["guidances"]
+        target = f", {TARGETS[record['settings']['model']['model']['diffusion']['target']]}" if len(records) > 1 else ""
+        for scale in SHOWN_GUIDANCES:
+            curves = {name: [drawn(record, c, scale, name) for c in found] for name in QUANTITIES}
+            by_scale[f"guidance {scale:g}" + (" (off)" if scale == 1 else "") + target] = Line(found, curves)
+        for c in (c for c in SHOWN_C_SIGMAS if c in found):
+            curves = {name: [drawn(record, c, scale, name) for scale in scales] for name in QUANTITIES}
+            by_c_sigma[f"C_σ = {c:g}{target}"] = Line(scales, curves)
     along = "C_σ, relative to std(μ)   (0: no noise, an autoencoder)"
-    _figure(source.with_name("c_sigma.png"), along, by_scale, record)
-    if SHOWN_C_SIGMA in found:
-        scales = record["settings"]["guidances"]
-        curves = {name: [drawn(record, SHOWN_C_SIGMA, scale, name) for scale in scales] for name in QUANTITIES}
-        line = {f"C_σ = {SHOWN_C_SIGMA:g}": Line(scales, curves)}
-        _figure(source.with_name("guidance.png"), "guidance scale   (1: off)", line, record)
-    print(tables(record, found))
+    _figure(folder / "c_sigma.png", along, by_scale, records[0])
+    if by_c_sigma:
+        _figure(folder / "guidance.png", "guidance scale   (1: off)", by_c_sigma, records[0])
+    for source, record in zip(sources, records, strict=True):
+        print(f"\n## {source.name}\n{tables(record, c_sigmas(record))}")
+
+
+def c_sigmas(record: dict) -> list[float]:
+    return sorted({entry["c_sigma"] for entry in record["runs"]})
 
 
 def _figure(path: Path, along: str, lines: dict[str, Line], record: dict) -> None:
@@ -111,11 +118,11 @@ def caption(record: dict) -> str:
     tokenizer, model = (settings[name]["training"]["steps"] for name in ("tokenizer", "model"))
     return (
         f"Mean ± standard error over {seeds} seeds (tokenizer and model trained anew for each). 8×8 digits, 16 latents "
-        f"of 8 channels; tokenizer {tokenizer} steps,\nLatentLM of 4 layers × 128, {model} steps, sampled z is input "
-        f"and target. {num} drawn a point, classes balanced, prompt: the bare word,\n{steps} DPM-Solver++(2M) steps, "
-        f"EMA weights, fp32. Judge: the packaged CNN. Fréchet distance in its features, mean of "
-        f"{settings['frechet_draws']} draws\nof {num} against {num} real, over that of disjoint halves of the real "
-        f"digits, same draws."
+        f"of 8 channels; tokenizer {tokenizer} steps,\nLatentLM of 4 layers × 128, {model} steps, sampled z is the "
+        f"input and, unless said, what is learnt. {num} drawn a point, classes balanced,\nprompt: the bare word, "
+        f"{steps} DPM-Solver++(2M) steps, EMA weights, fp32. Judge: the packaged CNN. Fréchet distance in its "
+        f"features, mean of\n{settings['frechet_draws']} draws of {num} against {num} real, over that of disjoint "
+        f"halves of the real digits, same draws."
     )
 
 
