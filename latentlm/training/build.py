@@ -23,7 +23,7 @@ from ..interop.hf_llm import Backbone
 from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
-from ..tokenizers.media import image_to_tensor, resample
+from ..tokenizers.media import at_rate, image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
 from ..weights import fingerprint
@@ -196,7 +196,7 @@ def _speech_example(tokenizer, config: MediaConfig):
     length = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop
 
     def prepare(audio, rng: np.random.Generator) -> Tensor:
-        samples = resample(audio, speech.sample_rate).samples
+        samples = at_rate(audio, speech.sample_rate).samples
         start = int(rng.integers(0, max(1, len(samples) - length + 1)))
         return samples[None, start : start + length]  # (1, S)
 
