@@ -26,7 +26,6 @@ from ..tokenizers.load import load_tokenizer
 from ..tokenizers.media import at_rate, image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
-from ..weights import fingerprint
 from .distributed import World
 
 
@@ -62,9 +61,10 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         prepare()
     resolved = [ResolvedDocuments(source, cache) for source in sources]
     encoder = DocumentEncoder(tokenizers["text"])
-    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder))
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
+    context = model.config.transformer.context_length
+    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
     identity = _choose_weights(model, recipe)
     loader = DocumentLoader(
         resolved,
@@ -97,7 +97,7 @@ def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
     config, training = model.config.model_dump(mode="json"), recipe.training
     identity: dict = {"model": config}
     if recipe.model.start or training.adapter or training.freeze:
-        identity["model.start"] = fingerprint(config, model.state_dict())
+        identity["model.start"] = adapter.start_of(model)
     if training.adapter:
         adapter.insert(model, training.adapter, recipe.model.start or recipe.model.backbone)
         identity["training.adapter"] = training.adapter.model_dump(mode="json")
@@ -107,15 +107,19 @@ def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
     return identity
 
 
-def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder) -> None:
-    """ValueError naming the first source and document that do not fit a row, before anything is trained."""
+def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
+    """ValueError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+
+    Positions begin anew with each document, so rows may be longer than the model's context, documents not.
+    """
+    limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
     for source, documents_ in zip(config.sources, sources, strict=True):
         for number in range(len(documents_)):
             length = len(encoder(documents_[number]))
-            if length > config.sequence_length:
+            if length > limit:
                 raise ValueError(
                     f"data source {source.name or source.manifest!r} ({source.task}): document {number} has {length} "
-                    f"positions, data.sequence_length is {config.sequence_length}"
+                    f"positions, {what} is {limit}"
                 )
 
 
