@@ -348,7 +348,10 @@ class AdapterConfig(Config):
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A")
     targets: tuple[str, ...] = Field(("transformer",), min_length=1)
-    full: tuple[str, ...] = Field(("heads", "embed_latents"), description="() keeps them as they are")
+    full: tuple[str, ...] | None = Field(
+        None,
+        description="by default heads, embed_latents and, where there is one, embed_features; () keeps all as it is",
+    )
 
 
 class TrainingConfig(Config):

@@ -27,6 +27,10 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Of every name in an adapter's file: peft's wrapper around the model."""
 
+INTERFACE = ("heads", "embed_latents", "embed_features")
+"""What trains whole unless the recipe says otherwise: small parts that stand between latents and backbone, and that
+begin at random where the backbone does not. VibeVoice's connectors are the last two."""
+
 CHANGES_THE_SUM = ("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 """Options of peft under which the merged weight is another one than W + s · B A."""
 
@@ -66,7 +70,10 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     targets = sorted(named(config.targets, linear, "training.adapter.targets"))
-    full = sorted(named(config.full, owners, "training.adapter.full"))
+    wanted = config.full
+    if wanted is None:
+        wanted = [part for part in INTERFACE if any(name.startswith(f"{part}.") for name in owners)]
+    full = sorted(named(wanted, owners, "training.adapter.full"))
     for name in targets:
         if name in full:
             raise ValueError(f"training.adapter: {name} is both in targets and in full")

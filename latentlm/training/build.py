@@ -17,6 +17,7 @@ from ..config import DataConfig, LatentLMRecipe, MediaConfig, SpeechTokenizerCon
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
+from ..data.script import VibeVoiceDocuments
 from ..data.sources import documents, media
 from ..generation.pretrained import load, modality_specs, resolve
 from ..interop.hf_llm import Backbone
@@ -44,11 +45,15 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model.
 
     With `model.start` both come from there; a backbone fills the transformer and the text side of the model, and brings
-    the text tokenizer. What the model begins with is the same in every process.
+    the text tokenizer. A model that is asked by scripts learns from documents that are laid out alike. What the model
+    begins with is the same in every process.
     """
     sources = [documents(source, "train") for source in recipe.data.sources]
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
+    if (start.model.config if start else recipe.model).prompt == "vibevoice":
+        names = (source.name or source.manifest for source in recipe.data.sources)
+        sources = [VibeVoiceDocuments(source, name) for source, name in zip(sources, names, strict=True)]
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
