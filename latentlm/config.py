@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
@@ -558,6 +559,19 @@ def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {describe(error, _model_for(raw))}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError, one line, names a file that is missing or holds anything else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return fields
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None) -> str:

@@ -7,7 +7,6 @@ latents, our C_σ is relative to the latents' std: C_σ = noise·scale (PAPER §
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...config import read_json
 from ...generation.generate import Pipeline
 from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
@@ -98,7 +98,7 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
     fields: dict = {}
     for name in PROCESSORS:
         if (folder / name).is_file():
-            fields |= json.loads((folder / name).read_text())
+            fields |= read_json(folder / name)
     audio = fields.get("audio_processor", fields.get("feature_extractor", fields))
     loud = audio.get("normalize_audio", True) and fields.get("db_normalize", True)
     heard = {
