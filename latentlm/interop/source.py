@@ -173,7 +173,8 @@ def unpickle(file: Path) -> Mapping:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except (UnpicklingError, RuntimeError, EOFError) as error:
-            reason = " ".join(str(error).split())[:200]
+            # torch goes on to say how its check is switched off; what it found comes last
+            reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:200]
             raise ValueError(f"{file}: cannot be read with weights_only ({reason})") from None
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{file}: holds a {type(loaded).__name__}, expected a dictionary of tensors")

@@ -100,10 +100,14 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
         if (folder / name).is_file():
             fields |= read_json(folder / name)
     audio = fields.get("audio_processor", fields.get("feature_extractor", fields))
+    rate, level = audio.get("sampling_rate", 24000), audio.get("target_dB_FS", -25)
+    for name, value in (("sampling_rate", rate), ("target_dB_FS", level)):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{folder}: {name} {value!r} of {' or '.join(PROCESSORS)} is not a number")
     loud = audio.get("normalize_audio", True) and fields.get("db_normalize", True)
     heard = {
-        "sample_rate": audio.get("sampling_rate", 24000),
-        "loudness": float(audio.get("target_dB_FS", -25)) if loud else None,
+        "sample_rate": int(rate),
+        "loudness": float(level) if loud else None,
     }
     posterior = found.speech.posterior.model_copy(update={"c_sigma": found.noise * scale})
     semantic = None if found.semantic is None else found.semantic.model_copy(update=heard)
@@ -116,6 +120,8 @@ def read_factors(source: Source, found: VibeVoice) -> tuple[float, float]:
     for name in (found.layout.scale, found.layout.bias):
         if name not in source.names:
             raise ValueError(f"{source.path}: {name} is missing")
+        if source.shape(name) not in ((), (1,)):
+            raise ValueError(f"{source.path}: {name} has shape {source.shape(name)}, expected one number")
         values.append(float(source.read(name)))
     scale, bias = values
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
