@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Collection
 from importlib import resources
 from pathlib import Path
@@ -348,7 +349,10 @@ class AdapterConfig(Config):
     alpha: float = Field(32.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A")
     targets: tuple[str, ...] = Field(("transformer",), min_length=1)
-    full: tuple[str, ...] = Field(("heads", "embed_latents"), description="() keeps them as they are")
+    full: tuple[str, ...] | None = Field(
+        None,
+        description="by default heads, embed_latents and, where there is one, embed_features; () keeps all as it is",
+    )
 
 
 class TrainingConfig(Config):
@@ -555,6 +559,19 @@ def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:
         raise RecipeError(f"{origin}: {describe(error, _model_for(raw))}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError, one line, names a file that is missing or holds anything else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return fields
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None) -> str:

@@ -26,7 +26,8 @@ def from_hub(name: str, patterns: Sequence[str] | None = None) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
+        files = f"its files ({', '.join(patterns)})" if patterns else "all its files"
         raise ValueError(
             f"{name}: neither a folder here nor reachable on the hub ({reason}); "
-            "download its files elsewhere and pass their folder"
+            f"download {files} elsewhere, put them into a folder, and pass its path instead"
         ) from None

@@ -27,10 +27,11 @@ FEATURES = {"speech": "semantic"}
 
 @dataclass(frozen=True)
 class Audio:
-    """Mono sound: `samples` (N,) float32 in [-1, 1] at `sample_rate` Hz."""
+    """Mono sound: `samples` (N,) float32 in [-1, 1] at `sample_rate` Hz; `name` of the file that it was read from."""
 
     samples: Tensor
     sample_rate: int
+    name: str = ""
 
     @property
     def seconds(self) -> float:

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
-def save_weights(path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones."""
+def save_weights(
+    path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, **notes: str
+) -> None:
+    """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones.
+
+    notes: strings kept in the file's header, beside the tensors; `read_notes` gives them.
+    """
     path = Path(path)
     cast: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -29,7 +34,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.d
         seen.add(value.data_ptr())
     temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(cast, temporary, metadata={"format": "pt"})
+        save_file(cast, temporary, metadata={"format": "pt", **notes})
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(0o644)  # safetensors writes files for their owner alone
@@ -60,6 +65,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """The strings in the header of a safetensors file that `read_weights` has read."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

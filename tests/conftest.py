@@ -1,6 +1,7 @@
 """Fixtures that many tests share, made once a session."""
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -15,6 +16,19 @@ from latentlm.model.latentlm import LatentLM
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def notices(caplog, monkeypatch) -> Callable[[], list[str]]:
+    """Returns what was said of sound since the last call, as if nothing had been said before in this process."""
+    monkeypatch.setattr("latentlm.tokenizers.media._named", {})
+
+    def since() -> list[str]:
+        said = [record.getMessage() for record in caplog.records if record.name == "latentlm"]
+        caplog.clear()
+        return said
+
+    return since
 
 
 @pytest.fixture(scope="session")

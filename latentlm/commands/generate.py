@@ -76,20 +76,16 @@ def generate(
     """
     from .. import load
     from ..generation.generate import Request
-    from .speak import clips_by_speaker, say_conversion, speak
+    from .speak import clips_by_speaker, speak
 
     check_out(out, to)
     if max_seconds is not None and max_seconds <= 0:
         raise ValueError(f"--max-seconds must be above 0, got {max_seconds}")
     parts = [read_part(item, to) for item in prompt]
-    voices = clips_by_speaker(voice)
+    clips = clips_by_speaker(voice)
 
     pipeline = load(model, adapter=adapter, weights="raw" if raw else "ema")
     tokenizer = pipeline.tokenizers.get("speech")
-    if tokenizer is not None:
-        for path in (*(item for item in prompt if is_sound(item)), *(path for path, _ in voices.values())):
-            say_conversion(path, tokenizer.sample_rate)
-    clips = {name: clip for name, (_, clip) in voices.items()}
     own = pipeline.model.config.sampling
     if guidance is None:
         guidance = 1.0 if to == "text" else own.guidance
@@ -125,15 +121,11 @@ def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
     from ..data.script import read_script, read_text
     from ..tokenizers.media import load_audio, load_image
 
-    if is_sound(item):
+    if Path(item).suffix.lower() in SOUNDS:
         return load_audio(item)
     if Path(item).suffix.lower() == ".txt":
         return read_script(item) if to == "speech" else read_text(item)
     return load_image(item) if Path(item).suffix.lower() in PICTURES else item
-
-
-def is_sound(item: str) -> bool:
-    return Path(item).suffix.lower() in SOUNDS
 
 
 def write(made: Text | Image, out: Path | None) -> None:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from ..types import Audio
 
 
-def clips_by_speaker(items: Sequence[str]) -> dict[str, tuple[str, Audio]]:
-    """`1=a.wav` as speaker, path and sound; a path alone, which may hold a = itself, as that of speaker "".
+def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
+    """`1=a.wav` as speaker and sound; a path alone, which may hold a = itself, as that of speaker "".
 
     Raises ValueError for a second voice of one speaker, a file that cannot be read, and silence.
     """
     from ..tokenizers.media import load_audio
 
-    found: dict[str, tuple[str, Audio]] = {}
+    found: dict[str, Audio] = {}
     for item in items:
         name, equals, path = item.partition("=")
         if not equals or Path(item).is_file():
@@ -35,19 +35,8 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, tuple[str, Audio]]:
         clip = load_audio(path)
         if not clip.samples.any():
             raise ValueError(f"{path}: the clip is silent")
-        found[name.strip()] = (path, clip)
+        found[name.strip()] = clip
     return found
-
-
-def say_conversion(path: str, sample_rate: int) -> None:
-    """A line on stderr where a sound is not at `sample_rate` or not mono."""
-    from ..tokenizers.media import sound_format
-
-    rate, channels = sound_format(path)
-    changes = [f"{channels} channels mixed down to one"] * (channels > 1)
-    changes += [f"{rate:,} Hz resampled to {sample_rate:,} Hz"] * (rate != sample_rate)
-    if changes:
-        _say(f"{path}: {', '.join(changes)}")
 
 
 def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | None) -> None:

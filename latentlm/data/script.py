@@ -8,6 +8,7 @@ Place in the flow: 2, a text file and voice clips ──▶ `types.Document`, th
 
 `vibevoice_prompt` lays a script out as VibeVoice was trained (PAPER §6): a system line, "Voice input:" with a clip of
 each speaker that has one, "Text input:" with the turns, "Speech output:". The model then opens the span of speech.
+`vibevoice_document` lays out recordings in the same way, to learn from.
 Speakers are numbered from 0 there. Departures from the two reference processors, where these contradict each other or
 themselves, are listed in docs/numerics.md.
 """
@@ -15,7 +16,7 @@ themselves, are listed in docs/numerics.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +153,51 @@ def vibevoice_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Docum
     return Document(tuple(map(_condition, parts)))
 
 
+def vibevoice_document(document: Document) -> Document:
+    """A recording to learn, laid out as VibeVoice will be asked for it: `vibevoice_prompt`, then the speech.
+
+    `document`: given texts, which are the script, given clips of its speakers in the order of their numbers (all of
+    them, or none), and last the speech. Raises ValueError for a document of any other kind.
+    """
+    *given, spoken = document.segments
+    texts = [segment.text for segment in given if isinstance(segment, Text)]
+    clips = [segment.content for segment in given if isinstance(segment, Speech)]
+    others = len(given) - len(texts) - len(clips) + sum(not segment.condition or segment.loss for segment in given)
+    if others or not isinstance(spoken, Speech) or spoken.condition or not spoken.loss:
+        raise ValueError(
+            "this model reads a script and speaks: a document has texts and clips of voices, all with condition: true, "
+            f"then the speech, not {', '.join(map(_describe, document.segments))}"
+        )
+    script = parse_script("\n".join(texts))
+    numbers = script.speakers
+    if clips and len(clips) != len(numbers):
+        raise ValueError(f"{len(clips)} clips of voices for speakers {', '.join(numbers)}; give one of each, or none")
+    voices = dict(zip(sorted(numbers, key=numbers.__getitem__), clips, strict=False))
+    return Document((*vibevoice_prompt(script, voices).segments, spoken))
+
+
+class VibeVoiceDocuments(Sequence[Document]):
+    """The documents of a source, each as `vibevoice_document` lays it out; ValueError names `source` and its number."""
+
+    def __init__(self, documents: Sequence[Document], source: str):
+        self.documents = documents
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> Document:
+        document = self.documents[index]
+        try:
+            return vibevoice_document(document)
+        except ValueError as error:
+            raise ValueError(f"data source {self.source!r}: document {index}: {error}") from None
+
+
 def _condition(part: str | Voice) -> Segment:
     kind = Text if isinstance(part, str) else Speech
     return kind(part, condition=True, loss=False)
+
+
+def _describe(segment: Segment) -> str:
+    return f"{'a given ' if segment.condition else ''}{segment.modality}"

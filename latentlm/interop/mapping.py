@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..weights import save_weights
+from ..weights import misfits, save_weights
 from .source import Source
 
 SHARD_SIZE = 5_000_000_000
@@ -92,18 +92,10 @@ def check(
     wanted = {
         name: part for rule in rules for name, part in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)
     }
-    problems = {
-        "missing": sorted(name for name in wanted if name not in source.names),
-        "extra": sorted(name for name in source.names if name not in wanted and not _matches(name, ignore)),
-        "misshaped": [
-            f"{name} {source.shape(name)} instead of {tuple(part.shape)}"
-            for name, part in wanted.items()
-            if name in source.names and source.shape(name) != tuple(part.shape)
-        ],
-    }
-    if any(problems.values()):
-        parts = [f"{len(names)} {kind}: {', '.join(names[:10])}" for kind, names in problems.items() if names]
-        raise ValueError(f"{source.path}: weights do not fit this model; {'; '.join(parts)}")
+    read = sorted(name for name in source.names if name in wanted or not _matches(name, ignore))
+    expected = {name: tuple(part.shape) for name, part in wanted.items()}
+    if problems := misfits({name: source.shape(name) for name in read}, expected):
+        raise ValueError(f"{source.path}: weights do not fit this model; {problems}")
 
 
 def export(

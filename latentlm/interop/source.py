@@ -7,7 +7,6 @@ tensors and plain containers alone, and a line on stderr says so.
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from argparse import Namespace
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..config import read_json
 from ..hub import from_hub, is_hub_id
 
 STEMS = ("model", "diffusion_pytorch_model")
@@ -63,7 +63,7 @@ class Source:
         """A file, or a folder as `transformers` and `diffusers` write it. ValueError, one line, names what is wrong."""
         path = Path(path)
         folder = path if path.is_dir() else path.parent
-        config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         files = _files_of(path)
         if files[0].suffix in PICKLED:
             return TensorSource(path, config, {k: v for file in files for k, v in _flatten(unpickle(file))})
@@ -148,7 +148,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: has no weight_map")
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
@@ -173,7 +173,8 @@ def unpickle(file: Path) -> Mapping:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except (UnpicklingError, RuntimeError, EOFError) as error:
-            reason = " ".join(str(error).split())[:200]
+            # torch goes on to say how its check is switched off; what it found comes last
+            reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:200]
             raise ValueError(f"{file}: cannot be read with weights_only ({reason})") from None
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{file}: holds a {type(loaded).__name__}, expected a dictionary of tensors")
@@ -186,13 +187,3 @@ def _flatten(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield f"{prefix}{key}", value
         elif isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return fields

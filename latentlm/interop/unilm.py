@@ -11,14 +11,13 @@ Their code has no text head; ours is zero.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
 
-from ..config import Config, DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, describe
+from ..config import Config, DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, describe, read_json
 from ..generation.generate import Pipeline
 from ..generation.pretrained import modality_specs
 from ..model.latentlm import LatentLM
@@ -189,10 +188,7 @@ def _fields(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    return read_json(path)
 
 
 def _other_state(folder: Path) -> dict:

@@ -20,12 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from ..weights import misfits, read_weights, save_weights
+from ..weights import fingerprint, misfits, read_notes, read_weights, save_weights
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """Of every name in an adapter's file: peft's wrapper around the model."""
+
+INTERFACE = ("heads", "embed_latents", "embed_features")
+"""What trains whole unless the recipe says otherwise: small parts that stand between latents and backbone, and that
+begin at random where the backbone does not. VibeVoice's connectors are the last two."""
 
 CHANGES_THE_SUM = ("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 """Options of peft under which the merged weight is another one than W + s · B A."""
@@ -66,7 +70,10 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     owners = [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
     targets = sorted(named(config.targets, linear, "training.adapter.targets"))
-    full = sorted(named(config.full, owners, "training.adapter.full"))
+    wanted = config.full
+    if wanted is None:
+        wanted = [part for part in INTERFACE if any(name.startswith(f"{part}.") for name in owners)]
+    full = sorted(named(wanted, owners, "training.adapter.full"))
     for name in targets:
         if name in full:
             raise ValueError(f"training.adapter: {name} is both in targets and in full")
@@ -107,8 +114,16 @@ def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Keep the adapter of an adapted `model`, whose whole state is `tensors`, in `folder`."""
+def start_of(model: nn.Module) -> str:
+    """What tells one model to adapt from another: 16 hex digits over all of its weights."""
+    return fingerprint({}, model.state_dict())
+
+
+def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, start: str) -> None:
+    """Keep the adapter of an adapted `model`, whose whole state is `tensors`, in `folder`.
+
+    start: `start_of` the model before `insert`.
+    """
     folder, config = Path(folder), model.peft_config["default"]
     folder.mkdir(parents=True, exist_ok=True)
     whole = set(config.modules_to_save)
@@ -117,7 +132,7 @@ def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path) ->
         for name, value in tensors.items()
         if ".lora_" in name or name.rpartition(".")[0] in whole
     }
-    save_weights(folder / WEIGHTS, kept)
+    save_weights(folder / WEIGHTS, kept, start=start)
     fields = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules)}
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
@@ -126,11 +141,12 @@ def apply(model: LatentLM, folder: str | Path) -> None:
     """Merge the adapter in `folder` (or in the folder of the run that trained it) into `model`, in place.
 
     Raises ValueError for a kind of adapter that is not LoRA, for tensors that do not fit the model (the first ten of
-    each kind and their count), and where the model then answers as it did before.
+    each kind and their count), for another model than the one that it was trained on, where the file says which (ours
+    do), and where the model then answers as it did before.
     """
     folder = Path(folder)
     folder = folder if (folder / CONFIG).is_file() else folder / "adapter"
-    scale = _read_scale(folder / CONFIG)
+    scale, base = _read_config(folder / CONFIG)
     path = folder / WEIGHTS
     tensors = {name.removeprefix(PREFIX): value for name, value in read_weights(path).items()}
     weights = dict(model.named_parameters(remove_duplicate=False))
@@ -148,6 +164,12 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         raise ValueError(f"{path}: this adapter does not fit the model; {problems}")
     if not layers:
         raise ValueError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+    start = start_of(model)
+    if read_notes(path).get("start", start) != start:
+        raise ValueError(
+            f"{path}: this adapter was trained on {base}, these are other weights; "
+            "where it is merged already, as in the model of its own run, leave it out"
+        )
     before = _answers(model)
     with torch.no_grad():
         for layer in layers:
@@ -164,8 +186,8 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return weight + (scale * (b.float() @ a.float())).to(weight.device, weight.dtype)
 
 
-def _read_scale(path: Path) -> float:
-    """s = alpha / rank of a kept adapter; ValueError for one of another kind."""
+def _read_config(path: Path) -> tuple[float, str]:
+    """s = alpha / rank of a kept adapter, and the name of what it adapts; ValueError for one of another kind."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     try:
@@ -178,7 +200,7 @@ def _read_scale(path: Path) -> float:
             raise ValueError(f"{path}: {field} {fields[field]!r} is not supported")
     if kind != "LORA":
         raise ValueError(f"{path}: peft_type {kind!r} is not supported, only LORA")
-    return scale
+    return scale, fields.get("base_model_name_or_path") or "a model without a name"
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ Place in the flow: 3, packed batch ──▶ hidden ──▶ losses; and, for `
     text     : softmax(h W_v)                                                                 (Eq. 1)
     latents  : E_{t, ε} ‖target − head(x_t, t, h)‖², several t per latent, backbone run once  (Eq. 3, §1.2)
     span end : softmax over {<proceed>, <EOD>} at every position of a variable-length span    (silent in the paper)
+               and over <BOD>, <EOS> too where an answer lasts until <EOS>                    (VibeVoice, §6)
 Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `F` feature channels, `K` timesteps per
 latent.
 Departures from the paper: one diffusion head and one <BOD> a modality, since latent widths differ.
@@ -118,8 +119,13 @@ class LatentLM(nn.Module):
         return F.cross_entropy(self.text_logits(hidden[keep]), targets[keep], reduction="sum")
 
     def _end_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        keep = (targets != IGNORE).nonzero()[:, 0]
-        return F.cross_entropy(self.end_logits(hidden[keep]), targets[keep], reduction="sum")
+        """Over what generation chooses from: in answers that last until <EOS>, a new start and <EOS> as well."""
+        special, keep = self.special, (targets != IGNORE).nonzero()[:, 0]
+        tokens = [special.proceed, special.eod]
+        if self.config.answer == "document":
+            tokens += [special.bod[name] for name, spec in self.modalities.items() if spec.num_latents is None]
+            tokens.append(special.eos)
+        return F.cross_entropy(self.end_logits(hidden[keep], tokens), targets[keep], reduction="sum")
 
     def _diffusion_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:
         """Σ over target latents of the mean square over copies and channels."""

@@ -2,11 +2,14 @@
 
 Place in the flow: before 1; what the tokenizers and the data room use to read, write, resize and resample.
 Nothing here imports those libraries before it is called. Every file that is missing or cannot be read gives a
-ValueError of one line that names it.
+ValueError of one line that names it. Sound that is mixed down, or resampled for its reader, is said in the log
+`latentlm`, on stderr unless the program takes its logs elsewhere.
 """
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,12 @@ if TYPE_CHECKING:
 
 QUIETEST = 1e-6
 """Keeps the loudness of silence finite."""
+
+NUM_NAMED = 3
+"""Clips that are named with what was done to them: a manifest may hold thousands that need the same."""
+
+log = logging.getLogger("latentlm")
+_named: dict[str, list[str]] = {}  # what was done -> names of the clips of which it was said
 
 
 # ---------------------------------------------------------------- pictures
@@ -90,20 +99,8 @@ def tensor_to_image(pixels: Tensor) -> PILImage:
 # ---------------------------------------------------------------- sound
 
 
-def sound_format(path: str | Path) -> tuple[int, int]:
-    """Sample rate (Hz) and number of channels of a sound file. ValueError names the path."""
-    import soundfile
-
-    path = _existing(path)
-    try:
-        found = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable sound file ({_one_line(error)})") from None
-    return found.samplerate, found.channels
-
-
 def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
-    """A sound file as mono float32, resampled to `sample_rate` where one is given. ValueError names the path."""
+    """A sound file as mono float32, brought to `sample_rate` where one is given. ValueError names the path."""
     import soundfile
 
     path = _existing(path)
@@ -111,8 +108,10 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (N, channels)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path}: not a readable sound file ({_one_line(error)})") from None
-    audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate)
-    return audio if sample_rate is None else resample(audio, sample_rate)
+    audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, str(path))
+    if samples.shape[1] > 1:
+        _say(audio, f"{samples.shape[1]} channels mixed down to one")
+    return audio if sample_rate is None else at_rate(audio, sample_rate)
 
 
 def save_audio(audio: Audio, path: str | Path) -> None:
@@ -126,6 +125,13 @@ def save_audio(audio: Audio, path: str | Path) -> None:
         raise ValueError(f"{path}: cannot write the sound ({_one_line(error)})") from None
 
 
+def at_rate(audio: Audio, sample_rate: int) -> Audio:
+    """A user's sound for a reader of `sample_rate` Hz: as `resample`, and a line of the log where the rate differs."""
+    if audio.sample_rate != sample_rate:
+        _say(audio, f"{audio.sample_rate:,} Hz resampled to {sample_rate:,} Hz")
+    return resample(audio, sample_rate)
+
+
 def resample(audio: Audio, sample_rate: int) -> Audio:
     """The same sound at `sample_rate` Hz (soxr, high quality); unchanged where it has that rate already."""
     if audio.sample_rate == sample_rate:
@@ -133,7 +139,8 @@ def resample(audio: Audio, sample_rate: int) -> Audio:
     import soxr
 
     samples = soxr.resample(audio.samples.detach().float().cpu().numpy(), audio.sample_rate, sample_rate)
-    return Audio(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), sample_rate)
+    samples = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    return replace(audio, samples=samples, sample_rate=sample_rate)
 
 
 def normalise_loudness(samples: Tensor, level: float) -> Tensor:
@@ -141,6 +148,15 @@ def normalise_loudness(samples: Tensor, level: float) -> Tensor:
     samples = samples * (10 ** (level / 20) / (samples.square().mean().sqrt() + QUIETEST))
     peak = samples.abs().max()
     return samples / (peak + QUIETEST) if peak > 1 else samples
+
+
+def _say(audio: Audio, what: str) -> None:
+    """A line on what was done to a clip, once a process; of each thing done for the first NUM_NAMED clips alone."""
+    names, name = _named.setdefault(what, []), audio.name or "sound without a file"
+    if name in names or len(names) == NUM_NAMED:
+        return
+    names.append(name)
+    log.warning("%s: %s%s", name, what, "; further clips are not named" if len(names) == NUM_NAMED else "")
 
 
 def _existing(path: str | Path) -> Path:

@@ -23,7 +23,7 @@ from ..types import Audio, MediaBatch
 from .base import Tokenizer
 from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
 from .losses import speech_reconstruction
-from .media import normalise_loudness, resample
+from .media import at_rate, normalise_loudness
 from .spectral import InverseSTFT, SpectralFeatures
 from .streaming import StreamDecoder, StreamEncoder
 
@@ -137,12 +137,15 @@ class SpeechTokenizer(Tokenizer):
         return speech_reconstruction(output, target, lengths, self.sample_rate, self.losses)
 
     def batch(self, media: list[Audio]) -> MediaBatch:
-        """Clips of any rate and length -> (B, 1, S) at this tokenizer's rate. ValueError for one empty or not mono."""
+        """Clips of any rate and length -> (B, 1, S) at this tokenizer's rate; that one was resampled is said.
+
+        ValueError for a clip that is empty or not mono.
+        """
         for audio in media:
             if audio.samples.dim() != 1 or audio.samples.numel() == 0:
                 shape = tuple(audio.samples.shape)
                 raise ValueError(f"audio samples have shape {shape}; expected mono (N,) with N > 0")
-        samples = [resample(audio, self.sample_rate).samples.float().cpu() for audio in media]
+        samples = [at_rate(audio, self.sample_rate).samples.float().cpu() for audio in media]
         if self.config.loudness is not None:
             samples = [normalise_loudness(x, self.config.loudness) for x in samples]
         lengths = torch.tensor([len(x) for x in samples])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..config import FORMAT_VERSION, TextTokenizerConfig, describe
+from ..config import FORMAT_VERSION, TextTokenizerConfig, describe, read_json
 from ..types import MODALITIES
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class TextTokenizer:
 
 def read_config(path: Path) -> dict:
     """The fields of a tokenizer's config.json without its format version, which must be ours."""
-    fields = _read_json(path)
+    fields = read_json(path)
     version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ValueError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
@@ -219,23 +219,11 @@ def read_config(path: Path) -> dict:
 def _read_backend(path: Path, kind: str = "BPE") -> Backend:
     from tokenizers import Tokenizer as Backend
 
-    model = _read_json(path).get("model")
+    model = read_json(path).get("model")
     if not isinstance(model, dict) or model.get("type") != kind:
         what = {"BPE": "byte-level tokenizer", "WordLevel": "vocabulary of classes"}[kind]
         raise ValueError(f"{path}: not a {what} file: model.type is not {kind!r}")
     return Backend.from_str(path.read_text())
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return fields
 
 
 _WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -17,16 +17,16 @@ from ..config import DataConfig, LatentLMRecipe, MediaConfig, SpeechTokenizerCon
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
+from ..data.script import VibeVoiceDocuments
 from ..data.sources import documents, media
 from ..generation.pretrained import load, modality_specs, resolve
 from ..interop.hf_llm import Backbone
 from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
-from ..tokenizers.media import image_to_tensor, resample
+from ..tokenizers.media import at_rate, image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
-from ..weights import fingerprint
 from .distributed import World
 
 
@@ -45,11 +45,15 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model.
 
     With `model.start` both come from there; a backbone fills the transformer and the text side of the model, and brings
-    the text tokenizer. What the model begins with is the same in every process.
+    the text tokenizer. A model that is asked by scripts learns from documents that are laid out alike. What the model
+    begins with is the same in every process.
     """
     sources = [documents(source, "train") for source in recipe.data.sources]
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
+    if (start.model.config if start else recipe.model).prompt == "vibevoice":
+        names = (source.name or source.manifest for source in recipe.data.sources)
+        sources = [VibeVoiceDocuments(source, name) for source, name in zip(sources, names, strict=True)]
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
@@ -62,9 +66,10 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         prepare()
     resolved = [ResolvedDocuments(source, cache) for source in sources]
     encoder = DocumentEncoder(tokenizers["text"])
-    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder))
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
+    context = model.config.transformer.context_length
+    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
     identity = _choose_weights(model, recipe)
     loader = DocumentLoader(
         resolved,
@@ -97,7 +102,7 @@ def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
     config, training = model.config.model_dump(mode="json"), recipe.training
     identity: dict = {"model": config}
     if recipe.model.start or training.adapter or training.freeze:
-        identity["model.start"] = fingerprint(config, model.state_dict())
+        identity["model.start"] = adapter.start_of(model)
     if training.adapter:
         adapter.insert(model, training.adapter, recipe.model.start or recipe.model.backbone)
         identity["training.adapter"] = training.adapter.model_dump(mode="json")
@@ -107,15 +112,19 @@ def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
     return identity
 
 
-def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder) -> None:
-    """ValueError naming the first source and document that do not fit a row, before anything is trained."""
+def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
+    """ValueError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+
+    Positions begin anew with each document, so rows may be longer than the model's context, documents not.
+    """
+    limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
     for source, documents_ in zip(config.sources, sources, strict=True):
         for number in range(len(documents_)):
             length = len(encoder(documents_[number]))
-            if length > config.sequence_length:
+            if length > limit:
                 raise ValueError(
                     f"data source {source.name or source.manifest!r} ({source.task}): document {number} has {length} "
-                    f"positions, data.sequence_length is {config.sequence_length}"
+                    f"positions, {what} is {limit}"
                 )
 
 
@@ -196,7 +205,7 @@ def _speech_example(tokenizer, config: MediaConfig):
     length = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop
 
     def prepare(audio, rng: np.random.Generator) -> Tensor:
-        samples = resample(audio, speech.sample_rate).samples
+        samples = at_rate(audio, speech.sample_rate).samples
         start = int(rng.integers(0, max(1, len(samples) - length + 1)))
         return samples[None, start : start + length]  # (1, S)
 

@@ -22,13 +22,12 @@ from ..config import LatentLMRecipe, Recipe, load_recipe
 from ..generation.generate import Pipeline
 from ..generation.pretrained import write_config
 from ..model import adapter
-from ..model.latentlm import LatentLM
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.losses import loss_weights
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import MediaBatch
 from ..weights import save_weights
-from .build import build_latentlm, held_out_text, media_loader
+from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
 from .samples import SampleWriter
@@ -98,7 +97,7 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
         folder,
         world=world,
         identity=run.identity,
-        write=partial(_write_adapted, run.model) if recipe.training.adapter else save_weights,
+        write=partial(_write_adapted, run) if recipe.training.adapter else save_weights,
         on_export=lambda target: write_config(target, run.model, run.tokenizers, metadata),
         on_sample=SampleWriter(
             Pipeline(run.model, run.tokenizers), run.documents, held_out_text(recipe.data), folder / "samples"
@@ -108,10 +107,10 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
     return trainer.fit().finished
 
 
-def _write_adapted(model: LatentLM, path: Path, weights: Mapping[str, Tensor]) -> None:
+def _write_adapted(run: LatentLMRun, path: Path, weights: Mapping[str, Tensor]) -> None:
     """Beside the model with the adapter merged the adapter alone; the averaged weights come last and stay."""
-    save_weights(path, adapter.merge(model, weights))
-    adapter.save(model, weights, path.parent.parent / "adapter")
+    save_weights(path, adapter.merge(run.model, weights))
+    adapter.save(run.model, weights, path.parent.parent / "adapter", run.identity["model.start"])
 
 
 def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:

@@ -1,6 +1,5 @@
 """The commands do what they say: called in this process, on small real models."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -75,15 +74,16 @@ def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, ca
     assert (tmp_path / "answer.txt").read_text(encoding="utf-8") == printed
 
 
-def test_an_adapter_is_used_merged_and_refused(checkpoint, model, tmp_path):
+def test_an_adapter_is_used_merged_and_refused(checkpoint, tmp_path):
     pytest.importorskip("peft")
-    live = copy.deepcopy(model)
+    live = load(checkpoint).model
+    start = adapter.start_of(live)
     adapter.insert(live, AdapterConfig(rank=2, full=("heads",)), "small")
     with torch.no_grad():
         for value in live.parameters():
             if value.requires_grad:
                 value.add_(0.1 * torch.ones_like(value))
-    adapter.save(live, live.state_dict(), tmp_path / "mine" / "adapter")
+    adapter.save(live, live.state_dict(), tmp_path / "mine" / "adapter", start)
     picture = ["--to", "image", "--steps", "2", "--out"]
     cli.main(["generate", "small", "ab", *picture, "plain.png"])
     cli.main(["generate", "small", "ab", "--adapter", "mine", *picture, "adapted.png"])

@@ -67,6 +67,14 @@ def test_documents_that_name_one_file_share_its_object(folder):
     assert manifest.media("speech")[0] is manifest[1].segments[1].content
 
 
+def test_a_manifest_of_stereo_files_names_the_first_three(folder, notices):
+    for number in range(6):
+        (folder / f"{number}.wav").write_bytes((folder / "hello.wav").read_bytes())
+    validate(write(folder, *(segments({"speech": f"{number}.wav"}) for number in range(6))))
+    said = [f"{folder / f'{number}.wav'}: 2 channels mixed down to one" for number in range(3)]
+    assert notices() == [*said[:2], f"{said[2]}; further clips are not named"]
+
+
 def test_media_are_read_only_when_asked_for(folder):
     path = write(folder, segments({"image": "apple.png"}), segments({"image": "absent.png"}))
     manifest = Manifest(path)

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from latentlm.data.script import Script, Turn, parse_script, read_script, vibevoice_prompt
-from latentlm.types import Speech, Text
+from latentlm.data.script import (
+    Script,
+    Turn,
+    VibeVoiceDocuments,
+    parse_script,
+    read_script,
+    vibevoice_document,
+    vibevoice_prompt,
+)
+from latentlm.types import Document, Image, Speech, Text
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vibevoice_prompts.json").read_text(encoding="utf-8"))
 TURNS = (Turn("1", "Good morning."), Turn("2", "Good morning to you. And on."), Turn("1", "Fine: thank you."))
@@ -100,3 +108,47 @@ def test_the_pieces_are_those_of_microsofts_processor(case):
             assert [next(expected) for _ in range(3)] == ["<start>", "<latent>", "<end>"]
     assert next(expected, None) is None
     assert runs[-1] == "<start>"
+
+
+# ---------------------------------------------------------------- to learn from
+
+
+def given(kind, content):
+    return kind(content, condition=True, loss=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "clips", "voices"),
+    [
+        ("Good morning.", [], {}),
+        ("Good morning.", ["a"], {1: "a"}),
+        ("Speaker 2: Hi.\nSpeaker 1: Hello.", ["one", "two"], {1: "one", 2: "two"}),
+    ],
+)
+def test_a_recording_is_laid_out_as_its_prompt(text, clips, voices):
+    speech = Speech("said")
+    document = Document((*(given(Speech, clip) for clip in clips), given(Text, text), speech))
+    expected = vibevoice_prompt(parse_script(text), voices).segments
+    assert vibevoice_document(document).segments == (*expected, speech)
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ((given(Text, "a"), Text("b")), "condition: true, then the speech, not a given text, text"),
+        ((Text("a"), Speech("said")), "not text, speech"),
+        ((given(Image, "a"), Speech("said")), "not a given image, speech"),
+        ((given(Text, "a"), given(Speech, "said")), "not a given text, a given speech"),
+        ((Speech("said"),), "script: the script is empty"),
+        (
+            (given(Speech, "a"), given(Speech, "b"), given(Text, "a"), Speech("said")),
+            "2 clips of voices for speakers 1;",
+        ),
+    ],
+)
+def test_what_a_model_of_scripts_cannot_learn_from_is_named_by_source_and_number(segments, message):
+    fine = Document((given(Text, "a"), Speech("said")))
+    documents = VibeVoiceDocuments([fine, Document(segments)], "mine.jsonl")
+    assert len(documents[0].segments) == 5
+    with pytest.raises(ValueError, match=f"data source 'mine.jsonl': document 1: .*{message}"):
+        documents[1]

@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_counted_and_nothing_is_left(tmp_path):
     write_llama(tmp_path / "llama")
     path = tmp_path / "llama" / "model.safetensors"
     tensors = load_file(path)
-    missing = sorted(name for name in tensors if "self_attn" in name or "mlp" in name)
+    missing = [name for name in tensors if "self_attn" in name or "mlp" in name]
     tensors = {name: t for name, t in tensors.items() if name not in missing} | {
         f"extra.{i:02d}": torch.zeros(1) for i in range(12)
     }
@@ -110,8 +110,7 @@ def test_weights_that_do_not_fit_are_counted_and_nothing_is_left(tmp_path):
         convert(Conversion(str(tmp_path / "llama")), tmp_path / "out", "hf-llm")
     message = str(error.value)
     assert "\n" not in message
-    assert missing[9] in message
-    assert missing[10] not in message
+    assert sum(name in message for name in missing) == 10
     assert "extra.09" in message
     assert "extra.10" not in message
     assert "lm_head.weight (3, 32) instead of (258, 32)" in message

@@ -52,8 +52,8 @@ def live(model) -> LatentLM:
 
 
 @pytest.fixture
-def kept(live, tmp_path):
-    adapter.save(live, live.state_dict(), tmp_path)
+def kept(live, model, tmp_path):
+    adapter.save(live, live.state_dict(), tmp_path, adapter.start_of(model))
     return tmp_path
 
 
@@ -82,6 +82,17 @@ def test_merged_kept_and_live_are_the_same(live, kept, model, tokenizers):
     again = copy.deepcopy(model)
     adapter.apply(again, kept)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), once.parameters(), strict=True))
+
+
+def test_an_adapter_on_another_model_is_an_error_so_it_is_not_applied_twice(kept, model):
+    twice = copy.deepcopy(model)
+    adapter.apply(twice, kept)
+    once = copy.deepcopy(twice.state_dict())
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors: this adapter was trained on small, these are"):
+        adapter.apply(twice, kept)
+    assert all(torch.equal(value, once[name]) for name, value in twice.state_dict().items())
+    change(kept, lambda tensors: tensors)  # a file that does not say what it adapts
+    adapter.apply(twice, kept)
 
 
 def test_peft_reads_what_is_kept(live, kept, model, tokenizers):

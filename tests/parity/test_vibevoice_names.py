@@ -206,6 +206,11 @@ def test_sigma_is_theirs(tmp_path):
         ({"diffusion_head_config": {"prediction_type": "sample"}}, "diffusion_head_config.prediction_type 'sample'"),
         ({"decoder_config": {"hidden_act": "gelu"}}, "decoder_config.hidden_act 'gelu'"),
         ({"decoder_config": None}, "decoder_config is missing"),
+        ({"decoder_config": {"hidden_size": None}}, "decoder_config.hidden_size is missing"),
+        ({"acoustic_tokenizer_config": {"vae_dim": "64"}}, "vae_dim '64' is not a whole number above 0"),
+        ({"semantic_tokenizer_config": {"encoder_n_filters": 0}}, "semantic_tokenizer_config.encoder_n_filters 0 is"),
+        ({"acoustic_tokenizer_config": {"encoder_depths": "3-x"}}, "acoustic_tokenizer_config.encoder_depths '3-x'"),
+        ({"semantic_tokenizer_config": {"encoder_ratios": ["y"]}}, "semantic_tokenizer_config.strides.0: Input should"),
     ],
 )
 def test_a_field_that_is_not_supported_is_named(change, message):
@@ -214,6 +219,28 @@ def test_a_field_that_is_not_supported_is_named(change, message):
         fields[part] = None if values is None else fields[part] | values
     with pytest.raises(ValueError, match=re.escape(message)):
         read_config(fields)
+
+
+def test_what_is_wrong_beside_the_config_is_named_with_its_file(tmp_path):
+    folder = save(build_theirs(), tmp_path)
+    processor, weights = folder / "preprocessor_config.json", load_file(folder / "model.safetensors")
+    for text, message in (
+        ("{oops", "preprocessor_config.json: not JSON"),
+        ('{"sampling_rate": "24k"}', "sampling_rate '24k' of preprocessor_config.json or"),
+        ('{"target_dB_FS": null}', "target_dB_FS None of"),
+    ):
+        processor.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load(folder)
+    processor.unlink()
+    scale = "model.latent_scaling_factor"
+    for value, message in (
+        (torch.ones(3), f"{scale} has shape (3,), expected one number"),
+        (torch.tensor(float("nan")), f"{scale} is nan"),
+    ):
+        save_file(weights | {scale: value}, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load(folder)
 
 
 def test_another_model_type_is_named():

@@ -1,12 +1,15 @@
 """Files in and out, and the one-line errors of those that are missing or broken."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 from PIL import Image
 
-from latentlm.tokenizers.media import load_audio, load_image, resample, save_audio, save_image
+from latentlm.tokenizers.media import at_rate, load_audio, load_image, resample, save_audio, save_image
 from latentlm.types import Audio
 
 
@@ -23,19 +26,41 @@ def test_sound_round_trips_through_a_file(tmp_path, name):
     torch.testing.assert_close(loaded.samples, tone(16000).samples, atol=1e-4, rtol=0)
 
 
-def test_channels_are_mixed_and_rates_converted(tmp_path):
+def test_channels_are_mixed_and_rates_converted_and_both_are_said(tmp_path, notices):
     samples = tone(44100).samples.numpy()
-    soundfile.write(tmp_path / "stereo.wav", np.stack([samples, np.zeros_like(samples)], 1), 44100)
-    loaded = load_audio(tmp_path / "stereo.wav", 16000)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([samples, np.zeros_like(samples)], 1), 44100)
+    loaded = load_audio(path, 16000)
+    assert notices() == [f"{path}: 2 channels mixed down to one", f"{path}: 44,100 Hz resampled to 16,000 Hz"]
+    assert loaded.name == str(path)
     assert loaded.sample_rate == 16000
     assert loaded.samples.shape == (3200,)
     torch.testing.assert_close(loaded.samples[200:-200], tone(16000).samples[200:-200] / 2, atol=5e-3, rtol=0)
     assert loaded.seconds == pytest.approx(0.2)
 
 
-def test_resampling_to_the_same_rate_changes_nothing():
+def test_resampling_to_the_same_rate_changes_nothing_and_says_nothing(notices):
     audio = tone(8000)
     assert resample(audio, 8000) is audio
+    assert at_rate(audio, 8000) is audio
+    assert notices() == []
+
+
+def test_of_thousands_of_clips_the_first_three_are_named(notices):
+    for number in range(2000):
+        at_rate(Audio(torch.zeros(10), 8000, f"{number}.wav"), 16000)
+    what = "8,000 Hz resampled to 16,000 Hz"
+    assert notices() == [f"0.wav: {what}", f"1.wav: {what}", f"2.wav: {what}; further clips are not named"]
+    at_rate(Audio(torch.zeros(10), 44100, "2.wav"), 16000)
+    assert notices() == ["2.wav: 44,100 Hz resampled to 16,000 Hz"]
+
+
+def test_a_notice_reaches_stderr_of_a_program_that_sets_up_no_logs(tmp_path):
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.zeros((10, 2)), 8000)
+    script = f"from latentlm.tokenizers.media import load_audio; [load_audio({str(path)!r}) for _ in range(2)]"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == f"{path}: 2 channels mixed down to one\n"
 
 
 def test_loud_sound_is_clipped_not_wrapped(tmp_path):

@@ -40,6 +40,21 @@ def encode(tokenizer: SpeechTokenizer, samples: torch.Tensor) -> torch.Tensor:
     return tokenizer.encode([Audio(samples, 8000)])[0].mean
 
 
+def test_a_clip_of_another_rate_is_resampled_and_said(notices):
+    tokenizer = TOKENIZERS["waveform"]
+    slow, fast = Audio(sound(1000), 4000, "slow.wav"), Audio(sound(1000), 16000)
+    found = tokenizer.encode([slow, fast, Audio(sound(1000), 8000)])
+    assert [len(latents) for latents in found] == [200, 50, 100]
+    assert notices() == [
+        "slow.wav: 4,000 Hz resampled to 8,000 Hz",
+        "sound without a file: 16,000 Hz resampled to 8,000 Hz",
+    ]
+    tokenizer.encode([slow, fast, fast])
+    assert notices() == []
+    with pytest.raises(ValueError, match=r"shape \(2, 500\); expected mono"):
+        tokenizer.encode([Audio(sound(1000).view(2, 500), 8000)])
+
+
 def decode(tokenizer: SpeechTokenizer, latents: torch.Tensor) -> torch.Tensor:
     return tokenizer.decode([latents])[0].samples
 

@@ -20,7 +20,7 @@ from latentlm.config import RecipeError, load_recipe, parse_recipe
 from latentlm.data.cache import media_hash, read_latents
 from latentlm.data.manifest import Manifest
 from latentlm.generation.pretrained import load_tokenizers
-from latentlm.training.build import build_latentlm
+from latentlm.training.build import LatentLMRun, build_latentlm
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log
 from latentlm.training.run import _write_adapted
@@ -176,6 +176,15 @@ def test_a_dumped_recipe_is_the_recipe():
     assert parse_recipe(recipe.model_dump(mode="json")) == recipe
 
 
+@pytest.mark.parametrize(("length", "what"), [(12, "data.sequence_length is 12"), (999, "the model's context is 15")])
+def test_a_document_that_is_too_long_is_named_before_training(recipe, tmp_path, length, what):
+    chosen = recipe(**{"data.sequence_length": length})
+    start = Path(chosen.model.start) / "config.json"
+    start.write_text(start.read_text().replace('"context_length": 1024', '"context_length": 15'))
+    with pytest.raises(ValueError, match=rf"clips.jsonl' \(all\): document 0 has 1\d positions, {what}"):
+        build_latentlm(chosen, tmp_path / "run", World())
+
+
 def test_the_start_must_be_the_same_when_a_run_goes_on(recipe, tmp_path, monkeypatch):
     from latentlm.training.run import train
 
@@ -198,8 +207,9 @@ def test_an_adapter_killed_and_resumed_is_bit_identical(tmp_path):
     settings = {"steps": 60, "save_every": 4, "optimizer": {"learning_rate": 0.003}}
 
     def run(folder):
-        model = adapted_model()
-        return trainer(folder, model, real_loader(2), **settings, write=partial(_write_adapted, model))
+        model, loader = adapted_model(), real_loader(2)
+        run = LatentLMRun(model, {}, loader, [], {"model.start": "real"})
+        return trainer(folder, model, loader, **settings, write=partial(_write_adapted, run))
 
     run(tmp_path / "whole").fit()
     log = tmp_path / "killed" / "train.jsonl"

@@ -1,12 +1,17 @@
 """`train` from a recipe: what is stopped early is not passed off as trained, and goes on later."""
 
+import json
+
 import pytest
+import torch
 import yaml
 
 from latentlm.config import RecipeError, parse_recipe
+from latentlm.tokenizers.media import save_audio
 from latentlm.training import run as module
 from latentlm.training.run import STOPPED, ProcessFailed, train
 from latentlm.training.trainer import Trainer
+from latentlm.types import Audio
 
 
 def recipe(**training):
@@ -28,6 +33,32 @@ def test_a_tokenizer_is_trained_calibrated_and_saved(tmp_path):
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["kind"] == "image_tokenizer"
     with pytest.raises(ValueError, match="already holds a run"):
         train(recipe(), tmp_path / "run")
+
+
+def test_a_speech_tokenizer_learns_from_clips_of_any_rate_and_says_so(tmp_path, notices):
+    lines = []
+    for number, rate in enumerate((8000, 16000, 16000)):
+        save_audio(Audio(torch.randn(rate // 2).mul(0.1).clamp(-1, 1), rate), tmp_path / f"{number}.wav")
+        lines.append(json.dumps({"segments": [{"speech": f"{number}.wav"}]}) + "\n")
+    (tmp_path / "clips.jsonl").write_text("".join(lines))
+    small = {"sample_rate": 8000, "strides": (4, 4), "depths": (1, 1, 1), "channels": 4, "max_channels": 8}
+    train(
+        parse_recipe(
+            {
+                "kind": "speech_tokenizer",
+                "tokenizer": small | {"latent_dim": 4},
+                "data": {
+                    "sources": [{"manifest": str(tmp_path / "clips.jsonl")}],
+                    "batch_size": 3,
+                    "seconds": 0.25,
+                },
+                "training": {"steps": 2, "log_every": 1, "precision": "fp32"},
+            }
+        ),
+        tmp_path / "run",
+    )
+    said = [f"{tmp_path / f'{number}.wav'}: 16,000 Hz resampled to 8,000 Hz" for number in (1, 2)]
+    assert sorted(notices()) == said
 
 
 def test_a_run_stopped_by_a_signal_raises_and_resumes(tmp_path, monkeypatch):

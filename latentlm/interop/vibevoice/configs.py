@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from ...config import (
     DiffusionConfig,
     DiffusionHeadConfig,
@@ -19,6 +21,7 @@ from ...config import (
     PosteriorConfig,
     SamplingConfig,
     SpeechTokenizerConfig,
+    describe,
 )
 from ...tokenizers.causal import NORM_EPS
 from ..hf_llm import read_config as read_backbone
@@ -63,7 +66,8 @@ def read_config(fields: Mapping) -> VibeVoice:
 def _transformers(fields: Mapping) -> VibeVoice:
     acoustic, semantic = (_part(fields, name) for name in ("audio_config", "semantic_model_config"))
     backbone, head = _part(fields, "text_config"), _part(fields, "diffusion_head_config")
-    width, latent_dim = _need(backbone, "hidden_size"), _need(acoustic, "hidden_size")
+    width = _count(backbone, "text_config", "hidden_size")
+    latent_dim = _count(acoustic, "audio_config", "hidden_size")
     _only(head, "diffusion_head_config", hidden_act="silu", frequency_embedding_size=256, diffusion_max_period=10000)
     _only(head, "diffusion_head_config", mlp_bias=False, hidden_size=width, latent_size=latent_dim)
     tokens = {"eos": "eos_token_id", "bod:speech": "audio_bos_token_id", "eod": "audio_eos_token_id"}
@@ -85,7 +89,7 @@ def _transformers(fields: Mapping) -> VibeVoice:
         _tokenizer(acoustic, "audio_config", "both"),
         _tokenizer(semantic, "semantic_model_config", "encoder"),
         acoustic.get("vae_std", 0.625),
-        _need(backbone, "vocab_size"),
+        _count(backbone, "text_config", "vocab_size"),
         {ours: fields.get(theirs, QWEN[ours]) for ours, theirs in tokens.items()} | ABSENT,
     )
 
@@ -98,9 +102,10 @@ def _original(fields: Mapping) -> VibeVoice:
         _only(semantic, "semantic_tokenizer_config", std_dist_type="none")
         semantic = _original_tokenizer(semantic, "semantic_tokenizer_config", "encoder")
     backbone, head = _part(fields, "decoder_config"), _part(fields, "diffusion_head_config")
-    width = _need(backbone, "hidden_size")
+    width = _count(backbone, "decoder_config", "hidden_size")
+    latent_dim = _count(acoustic, "acoustic_tokenizer_config", "vae_dim")
     name = "diffusion_head_config"
-    _only(head, name, diffusion_type="ddpm", hidden_size=width, latent_size=_need(acoustic, "vae_dim"))
+    _only(head, name, diffusion_type="ddpm", hidden_size=width, latent_size=latent_dim)
     _among(head, name, "ddpm_beta_schedule", ("cosine", "squaredcos_cap_v2"))
     predictions = {"v_prediction": "v", "epsilon": "epsilon"}
     _among(head, name, "prediction_type", tuple(predictions))
@@ -127,7 +132,7 @@ def _original(fields: Mapping) -> VibeVoice:
         _original_tokenizer(acoustic, "acoustic_tokenizer_config", "both" if num_upper is None else "decoder"),
         semantic,
         acoustic.get("fix_std", 0.5) / SIGMA_DIVISOR,
-        _need(backbone, "vocab_size"),
+        _count(backbone, "decoder_config", "vocab_size"),
         QWEN | ABSENT,
         num_upper,
     )
@@ -158,17 +163,20 @@ def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
     """A tokenizer by the fields of `transformers`, whose defaults these are."""
     _only(fields, name, channels=1, hidden_act="gelu", ffn_expansion=4, rms_norm_eps=NORM_EPS)
     depths = tuple(fields.get("depths", (3, 3, 3, 3, 3, 3, 8)))
-    filters = fields.get("num_filters", 32)
-    return SpeechTokenizerConfig(
-        parts=parts,
-        strides=tuple(fields.get("downsampling_ratios", (2, 2, 4, 5, 5, 8))),
-        channels=filters,
-        max_channels=filters * 2 ** (len(depths) - 1),
-        depths=depths,
-        kernel_size=fields.get("kernel_size", 7),
-        latent_dim=_need(fields, "hidden_size"),
-        posterior=PosteriorConfig(kind="none" if parts == "encoder" else "sigma"),
-    )
+    filters = _count(fields, name, "num_filters", 32)
+    try:
+        return SpeechTokenizerConfig(
+            parts=parts,
+            strides=tuple(fields.get("downsampling_ratios", (2, 2, 4, 5, 5, 8))),
+            channels=filters,
+            max_channels=filters * 2 ** (len(depths) - 1),
+            depths=depths,
+            kernel_size=fields.get("kernel_size", 7),
+            latent_dim=_count(fields, name, "hidden_size"),
+            posterior=PosteriorConfig(kind="none" if parts == "encoder" else "sigma"),
+        )
+    except ValidationError as error:
+        raise ValueError(f"{name}.{describe(error, SpeechTokenizerConfig)}") from None
 
 
 def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
@@ -177,21 +185,28 @@ def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokeniz
     same |= {"pad_mode": "constant", "disable_last_norm": True, "layernorm": "RMSNorm", "conv_bias": True}
     same |= {"layernorm_elementwise_affine": True}
     _only(fields, name, **same)
-    depths = _depths(fields.get("encoder_depths", "3-3-3-3-3-3-8"))
+    depths = _depths(fields, name, "encoder_depths") or [3, 3, 3, 3, 3, 3, 8]
     ratios = list(fields.get("encoder_ratios") or (8, 5, 5, 4, 2, 2))
-    filters = fields.get("encoder_n_filters", 32)
+    filters = _count(fields, name, "encoder_n_filters", 32)
     mirror = {"decoder_ratios": (None, ratios), "decoder_n_filters": (None, filters)}
     for key, allowed in mirror.items():
         _among(fields, name, key, allowed)
-    if fields.get("decoder_depths") is not None and _depths(fields["decoder_depths"]) != depths[::-1]:
+    if (_depths(fields, name, "decoder_depths") or depths[::-1]) != depths[::-1]:
         raise ValueError(f"{name}.decoder_depths {fields['decoder_depths']!r} is not the mirror of encoder_depths")
     later = {"channels": fields.get("channels", 1), "rms_norm_eps": fields.get("layernorm_eps", NORM_EPS)}
     later |= {"depths": depths, "downsampling_ratios": ratios[::-1], "num_filters": filters}
-    return _tokenizer(later | {"hidden_size": _need(fields, "vae_dim")}, name, parts)
+    return _tokenizer(later | {"hidden_size": _count(fields, name, "vae_dim")}, name, parts)
 
 
-def _depths(value: str | list[int]) -> list[int]:
-    return [int(depth) for depth in (value.split("-") if isinstance(value, str) else value)]
+def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
+    """ "3-3-8" or [3, 3, 8]; None where nothing is said."""
+    value = fields.get(name)
+    try:
+        return (
+            None if value is None else [int(depth) for depth in (value.split("-") if isinstance(value, str) else value)]
+        )
+    except (ValueError, TypeError):
+        raise ValueError(f"{part}.{name} {value!r} is not a list of whole numbers") from None
 
 
 def _part(fields: Mapping, name: str) -> Mapping:
@@ -201,10 +216,14 @@ def _part(fields: Mapping, name: str) -> Mapping:
     return part
 
 
-def _need(fields: Mapping, name: str):
-    if name not in fields:
-        raise ValueError(f"{name} is missing")
-    return fields[name]
+def _count(fields: Mapping, part: str, name: str, default: int | None = None) -> int:
+    """A whole number above 0, without a default one that must be there."""
+    value = fields.get(name, default)
+    if value is None:
+        raise ValueError(f"{part}.{name} is missing")
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{part}.{name} {value!r} is not a whole number above 0")
+    return value
 
 
 def _only(fields: Mapping, name: str, **allowed) -> None:

@@ -7,7 +7,6 @@ latents, our C_σ is relative to the latents' std: C_σ = noise·scale (PAPER §
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...config import read_json
 from ...generation.generate import Pipeline
 from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
@@ -98,12 +98,16 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
     fields: dict = {}
     for name in PROCESSORS:
         if (folder / name).is_file():
-            fields |= json.loads((folder / name).read_text())
+            fields |= read_json(folder / name)
     audio = fields.get("audio_processor", fields.get("feature_extractor", fields))
+    rate, level = audio.get("sampling_rate", 24000), audio.get("target_dB_FS", -25)
+    for name, value in (("sampling_rate", rate), ("target_dB_FS", level)):
+        if not isinstance(value, int | float):
+            raise ValueError(f"{folder}: {name} {value!r} of {' or '.join(PROCESSORS)} is not a number")
     loud = audio.get("normalize_audio", True) and fields.get("db_normalize", True)
     heard = {
-        "sample_rate": audio.get("sampling_rate", 24000),
-        "loudness": float(audio.get("target_dB_FS", -25)) if loud else None,
+        "sample_rate": int(rate),
+        "loudness": float(level) if loud else None,
     }
     posterior = found.speech.posterior.model_copy(update={"c_sigma": found.noise * scale})
     semantic = None if found.semantic is None else found.semantic.model_copy(update=heard)
@@ -116,6 +120,8 @@ def read_factors(source: Source, found: VibeVoice) -> tuple[float, float]:
     for name in (found.layout.scale, found.layout.bias):
         if name not in source.names:
             raise ValueError(f"{source.path}: {name} is missing")
+        if source.shape(name) not in ((), (1,)):
+            raise ValueError(f"{source.path}: {name} has shape {source.shape(name)}, expected one number")
         values.append(float(source.read(name)))
     scale, bias = values
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
