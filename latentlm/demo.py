@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .config import LatentLMRecipe, load_recipe
 
@@ -53,7 +54,7 @@ def run(
     model = train(recipe, folder, processes=count)
     trained = time.perf_counter()
     pipeline = load(model)
-    report = evaluate(pipeline, emoji_names=emoji_names(recipe), quick=quick, title="The demo's model", progress=say)
+    report = evaluate(pipeline, **trained_on(recipe), quick=quick, title="The demo's model", progress=say)
     report.add_seconds(
         setup=setup_seconds + ready - started,
         train=trained - ready,
@@ -63,11 +64,11 @@ def run(
     return folder / "report.html"
 
 
-def emoji_names(recipe: LatentLMRecipe) -> list[str] | None:
-    """The emoji that a recipe trains on, None when it trains on none or on all."""
+def trained_on(recipe: LatentLMRecipe) -> dict[str, Any]:
+    """What `evaluate` must know of a recipe: the emoji it trains on (None: none or all), and whether it has phrases."""
     from .data.embedded import emoji
 
     limits = [source.limit for source in recipe.data.sources if source.name == "emoji"]
-    if not limits or None in limits:
-        return None
-    return [item.name for item in emoji.subset(max(limits))]
+    names = None if not limits or None in limits else [item.name for item in emoji.subset(max(limits))]
+    phrases = any(source.manifest or source.name in ("spoken_phrases", "speech") for source in recipe.data.sources)
+    return {"emoji_names": names, "phrases": phrases}

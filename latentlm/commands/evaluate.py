@@ -37,7 +37,7 @@ def evaluate(
         raise ValueError(f"--out {out}: a report ends in .json or .html")
     from .. import load
     from ..config import parse_recipe
-    from ..demo import emoji_names
+    from ..demo import trained_on
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.page import render_page
     from ..evaluation.report import write_text
@@ -46,8 +46,8 @@ def evaluate(
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = "raw" if raw else "ema"
     pipeline, trained = load(model, weights=weights), read_metadata(model).get("recipe")
-    names = emoji_names(parse_recipe(trained, f"{model}: recipe")) if trained else None
-    report = run(pipeline, seed=seed, weights=weights, emoji_names=names, title=model, quick=quick, progress=_say)
+    known = trained_on(parse_recipe(trained, f"{model}: recipe")) if trained else {}
+    report = run(pipeline, seed=seed, weights=weights, **known, title=model, quick=quick, progress=_say)
     if out.suffix == ".json":
         report.save_json(out)
     else:

@@ -34,6 +34,7 @@ def evaluate(
     solver: str | None = None,
     weights: str = "ema",
     emoji_names: Sequence[str] | None = None,
+    phrases: bool = True,
     tasks: Sequence[str] | None = None,
     quick: bool = False,
     title: str = "LatentLM",
@@ -42,8 +43,9 @@ def evaluate(
     """Run every evaluation that the model allows; about two minutes for a small model on two cores.
 
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
-    for the record. emoji_names: those trained on, None for all. tasks: only some of `protocol.TASKS`. quick: fewer
-    samples. progress is told what begins. Raises ValueError for an unknown task, emoji or guidance key.
+    for the record. emoji_names: those trained on, None for all. phrases: whether it was trained on any; if not, they
+    are left out and the report says so. tasks: only some of `protocol.TASKS`. quick: fewer samples. progress is told
+    what begins. Raises ValueError for an unknown task, emoji or guidance key.
     """
     parameter = next(pipeline.model.parameters())
     protocol = Protocol(
@@ -59,6 +61,9 @@ def evaluate(
         if task not in TASKS:
             raise ValueError(f"unknown evaluation {task!r} (known: {', '.join(TASKS)})")
     report = Report(title)
+    if not phrases:
+        protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))
+        report.notes.append("phrases of speech: not measured, the model was trained on words alone.")
     for task, run in _runs(pipeline, protocol, report, emoji_names).items():
         if tasks is not None and task not in tasks:
             continue

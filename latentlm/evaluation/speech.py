@@ -44,10 +44,12 @@ class Said:
 def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     """Say the digit words and the held-out phrases; write down the clips of the held-out voices.
 
-    Raises ValueError where pocketsphinx or eSpeak NG is not installed.
+    Phrases are left out where the protocol counts none of them. Raises ValueError where pocketsphinx or eSpeak NG
+    is not installed.
     """
     _say_words(pipeline, protocol, report)
-    _say_phrases(pipeline, protocol, report)
+    if protocol.counts.phrases:
+        _say_phrases(pipeline, protocol, report)
     _write_down(pipeline, protocol, report)
 
 
@@ -195,6 +197,8 @@ def _write_down(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     rates = {"transcribe": right[: len(words)], "phrase_transcribe": right[len(words) :]}
     kinds = {"transcribe": "digit words", "phrase_transcribe": "clips of phrases never spoken in training,"}
     for name, marks in rates.items():
+        if not marks:
+            continue
         rate = float(np.mean(marks))
         report.add(
             f"speech.{name}_accuracy",
