@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 
 def save_weights(
-    path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, **notes: str
+    path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, note: str | None = None
 ) -> None:
     """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones.
 
-    notes: strings kept in the file's header, beside the tensors; `read_notes` gives them.
+    note: kept in the file's header, in place of the format's name; `read_note` gives it. The same weights are the same
+    bytes, so the header has one entry: safetensors writes several in an order that changes from run to run.
     """
     path = Path(path)
     cast: dict[str, Tensor] = {}
@@ -34,7 +35,7 @@ def save_weights(
         seen.add(value.data_ptr())
     temporary = path.with_name(path.name + ".tmp")
     try:
-        save_file(cast, temporary, metadata={"format": "pt", **notes})
+        save_file(cast, temporary, metadata={"format": "pt"} if note is None else {"note": note})
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.chmod(0o644)  # safetensors writes files for their owner alone
@@ -67,10 +68,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def read_notes(path: str | Path) -> dict[str, str]:
-    """The strings in the header of a safetensors file that `read_weights` has read."""
+def read_note(path: str | Path) -> str | None:
+    """The note in the header of a safetensors file that `read_weights` has read, None where there is none."""
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
+        return (file.metadata() or {}).get("note")
 
 
 def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from ..weights import fingerprint, misfits, read_notes, read_weights, save_weights
+from ..weights import fingerprint, misfits, read_note, read_weights, save_weights
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -132,7 +132,7 @@ def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, st
         for name, value in tensors.items()
         if ".lora_" in name or name.rpartition(".")[0] in whole
     }
-    save_weights(folder / WEIGHTS, kept, start=start)
+    save_weights(folder / WEIGHTS, kept, note=start)
     fields = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules)}
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
 
@@ -165,7 +165,7 @@ def apply(model: LatentLM, folder: str | Path) -> None:
     if not layers:
         raise ValueError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
     start = start_of(model)
-    if read_notes(path).get("start", start) != start:
+    if read_note(path) not in (None, start):
         raise ValueError(
             f"{path}: this adapter was trained on {base}, these are other weights; "
             "where it is merged already, as in the model of its own run, leave it out"
