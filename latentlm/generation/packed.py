@@ -31,15 +31,12 @@ class PackedLinear(nn.Module):
         self.weight = linear.weight.detach()
         if self.weight.dtype == torch.bfloat16:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
-            self.forward = self._onednn
         else:
             self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
-            self.forward = self._mkl
 
-    def _onednn(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-
-    def _mkl(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype == torch.bfloat16:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
 
 
