@@ -42,6 +42,7 @@ CARDS = {
 """The figures at the top of the page, in order, in words."""
 
 _THIN = "\u202f"  # a narrow space where no line breaks
+_MOST_DIGITS = 12  # more than a difference of figures can need
 _PERCENT = ("accuracy", "top1", "top1_all", "rate", "colour", "shape", "place", "accuracy_real", "wer")
 
 
@@ -207,10 +208,12 @@ def _row(figure: Figure) -> str:
 
 
 def _measured(figure: Figure) -> str:
-    """The value, with a digit more where rounding would make one that misses its bound look as if it met it."""
-    shown = _show(figure.name, figure.value)
-    looks_met = figure.required is not None and shown == _show(figure.name, figure.required[1])
-    return shown if figure.passed is not False or not looks_met else _show(figure.name, figure.value, more=1)
+    """The value, with as many digits as tell one that misses its bound from one that meets it."""
+    shown, more = _show(figure.name, figure.value), 0
+    while figure.passed is False and more < _MOST_DIGITS and shown == _show(figure.name, figure.required[1], more):
+        more += 1
+        shown = _show(figure.name, figure.value, more)
+    return shown
 
 
 def _bound(figure: Figure) -> str:

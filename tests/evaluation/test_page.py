@@ -111,6 +111,8 @@ def test_a_whole_evaluation_renders(tmp_path):
 def test_a_miss_is_not_rounded_into_a_pass():
     report = Report("A test")
     report.add("digits.caption_accuracy", 285 / 297, "asked for 96%")  # 95.96%
+    report.add("digits.frechet_ratio", 1.50004, "asked for 1.5")
     page = render_page(report)
+    assert "<b>1.50004</b>" in page
     assert "<b>95.96\u202f%</b>" in page
     assert "96.0\u202f%</b>" not in page
