@@ -2,7 +2,7 @@
 
 The trainer draws batches from its loader, keeps the average of the weights, logs, and saves checkpoints. The plain loop
 has its batches built beforehand and does what any loop must: forward, backward, clip, optimiser step. They interleave
-from inside the trainer's own `fit`: after every block its loader hands the machine over to the plain loop.
+from inside the trainer's own `fit`: after every block it hands the machine over to the plain loop.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -39,7 +40,7 @@ class PlainLoop:
         self.batches = batches
         self.step = 0
 
-    def block(self, steps: int) -> tuple[float, int]:
+    def run(self, steps: int) -> tuple[float, int]:
         """Seconds and tokens of the next steps."""
         tokens, started = 0, time.perf_counter()
         for _ in range(steps):
@@ -67,39 +68,28 @@ class PlainLoop:
         self.optimizers.step()
 
 
-class TurnTaking:
-    """The trainer's loader, which ends each block of the trainer's by one of the plain loop's.
+class TurnTaking(Trainer):
+    """A trainer that ends each of its blocks of steps by one of the plain loop's.
 
-    A block of the trainer runs from one hand-over to the next, the drawing of its batches included.
+    A block of the trainer runs from one hand-over to the next, so what it does between its steps is inside.
     """
 
-    def __init__(self, loader, plain: PlainLoop, steps: int):
-        self.loader, self.plain, self.steps = loader, plain, steps
-        self.num_streams = loader.num_streams
-        self.trainer_blocks: list[tuple[float, int]] = []
+    def __init__(self, *arguments, plain: PlainLoop, block: int):
+        super().__init__(*arguments)
+        self.plain, self.block = plain, block
+        self.trainer_blocks: list[tuple[float, float]] = []
         self.plain_blocks: list[tuple[float, int]] = []
-        self.drawn = self.tokens = 0
-        self.since = time.perf_counter()
+        self.since, self.tokens_then = time.perf_counter(), 0.0
 
-    def next_step(self) -> list:
-        if self.drawn == self.steps:
-            self.hand_over()
-        batches = self.loader.next_step()
-        self.drawn += 1
-        self.tokens += sum(batch.num_tokens for batch in batches)
-        return batches
+    def _step(self, clock: Callable[[], float]) -> None:
+        if self.state.step and self.state.step % self.block == 0:
+            self._hand_over()
+        super()._step(clock)
 
-    def hand_over(self) -> None:
-        self.trainer_blocks.append((time.perf_counter() - self.since, self.tokens))
-        self.plain_blocks.append(self.plain.block(self.steps))
-        self.drawn = self.tokens = 0
-        self.since = time.perf_counter()
-
-    def state_dict(self) -> dict:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.loader.load_state_dict(state)
+    def _hand_over(self) -> None:
+        self.trainer_blocks.append((time.perf_counter() - self.since, self.state.tokens - self.tokens_then))
+        self.plain_blocks.append(self.plain.run(self.block))
+        self.since, self.tokens_then = time.perf_counter(), self.state.tokens
 
 
 def training_figure(recipe_name: str, overrides: dict, block: int, blocks: int) -> Figure:
@@ -119,16 +109,15 @@ def _measure(recipe: LatentLMRecipe, folder: Path, block: int, blocks: int) -> F
     steps = block * (blocks + 2)  # the first block warms up; the last, which ends in a checkpoint, is not counted
     logged = {"steps": steps, "save_every": steps, "sample_every": None, "max_minutes": None}
     logged["log_every"] = min(recipe.training.log_every, block)
-    loader = TurnTaking(run.loader, plain, block)
-    trainer = Trainer(run.model, loader, recipe.training.model_copy(update=logged), folder)
-    loader.since = time.perf_counter()
+    config = recipe.training.model_copy(update=logged)
+    trainer = TurnTaking(run.model, run.loader, config, folder, plain=plain, block=block)
     trainer.fit()
     save_seconds = median(seconds_of(trainer.save) for _ in range(3))
-    return _figure(loader, recipe, block, save_seconds)
+    return _figure(trainer, recipe, block, save_seconds)
 
 
-def _figure(loader: TurnTaking, recipe: LatentLMRecipe, block: int, save_seconds: float) -> Figure:
-    pairs = list(zip(loader.trainer_blocks[1:], loader.plain_blocks[1:], strict=True))
+def _figure(trainer: TurnTaking, recipe: LatentLMRecipe, block: int, save_seconds: float) -> Figure:
+    pairs = list(zip(trainer.trainer_blocks[1:], trainer.plain_blocks[1:], strict=True))
     ratios = [(a / tokens_a) / (b / tokens_b) for (a, tokens_a), (b, tokens_b) in pairs]
     step_seconds = median(b for _, (b, _) in pairs) / block
     saving = save_seconds / (recipe.training.save_every * step_seconds)

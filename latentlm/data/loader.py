@@ -52,8 +52,9 @@ class Mixture:
         epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, size)
         return source, int(self._permutation(source, epoch, size)[place])
 
-    def take(self) -> None:
-        self.counts[self.peek()[0]] += 1
+    def take(self, source: int) -> None:
+        """Go on behind the item that `peek` found in `source`."""
+        self.counts[source] += 1
 
     def _permutation(self, source: int, epoch: int, size: int) -> np.ndarray:
         known = self._order.get(source)
@@ -135,10 +136,10 @@ class DocumentLoader(_Streams):
         while True:
             source, item = mixture.peek()
             document = self.sources[source][item]
-            dropped = self._drops(stream, mixture.index) and _has_condition_for_latents(document)
+            dropped = _has_condition_for_latents(document) and self._drops(stream, mixture.index)
             if not packer.add(self.encoder(document, unconditional=dropped)):
                 break
-            mixture.take()
+            mixture.take(source)
         seed = self._noise_seed(stream)
         posterior = torch.Generator().manual_seed(seed ^ _POSTERIOR_SEED)
         return packer.batch(posterior, seed)
@@ -179,7 +180,7 @@ class MediaLoader(_Streams):
         examples = []
         for _ in range(self.batch_size):
             source, item = mixture.peek()
-            mixture.take()
+            mixture.take(source)
             examples.append(self.prepare(self.sources[source][item], rng))
         return collate_media(examples, seed)
 

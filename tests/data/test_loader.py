@@ -47,7 +47,7 @@ def equal(one, two) -> bool:
 def test_weights_are_kept_within_one_item(weights, taken):
     mixture = Mixture([range(7)] * len(weights), weights, seed=0, stream=0, num_streams=1)
     for _ in range(taken):
-        mixture.take()
+        mixture.take(mixture.peek()[0])
     share = np.asarray(weights) / sum(weights) * taken
     assert np.abs(np.asarray(mixture.counts) - share).max() < len(weights)
 
@@ -59,8 +59,9 @@ def test_every_item_comes_once_an_epoch_over_all_streams():
         seen = []
         for _ in range(3):
             for stream in streams:
-                seen.append(stream.peek()[1])
-                stream.take()
+                source, item = stream.peek()
+                seen.append(item)
+                stream.take(source)
         epochs.append(seen)
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
     assert epochs[0] != epochs[1]
