@@ -1,0 +1,106 @@
+"""The model: backbone, diffusion heads, diffusion process, sampling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .base import Config
+
+
+class RopeScalingConfig(Config):
+    """Llama 3's: slow rotations are slowed by `factor` for a context longer than the `context_length` of pre-training.
+
+    A frequency that turns `high_frequency` times or more within `context_length` stays, one that turns at most
+    `low_frequency` times is divided by `factor`, and between them the two are mixed linearly in the number of turns.
+    """
+
+    factor: float = Field(gt=0)
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    context_length: int = 8192
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low_frequency >= self.high_frequency:
+            raise ValueError(f"low_frequency {self.low_frequency} is not below high_frequency {self.high_frequency}")
+        return self
+
+
+class TransformerConfig(Config):
+    """Causal pre-RMSNorm SwiGLU RoPE Transformer with the options that Llama 3, Qwen2 and Qwen3 need (PAPER §1.1)."""
+
+    width: int = 192
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int | None = Field(None, description="grouped-query attention; default num_heads")
+    head_dim: int | None = Field(None, description="default width / num_heads")
+    ffn_width: int | None = Field(None, description="default 8/3 of the width, rounded up to a multiple of 64")
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    norm_weight: bool = Field(True, description="learned RMSNorm weights; the authors' code has none")
+    rope_base: float = 10000.0
+    rope_scaling: RopeScalingConfig | None = None
+    rope_interleaved: bool = Field(False, description="pairs (0,1),(2,3) as the authors; else halves as Llama")
+    rope_closed: bool = Field(False, description="exponents linspace(0, 1, E/2), 1 included, as the authors; else 2j/E")
+    context_length: int = 1024
+    tied_embeddings: bool = False
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class DiffusionHeadConfig(Config):
+    """MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
+
+    A head must be several times as wide as its latents have channels: the noisy latent has to pass through it.
+    """
+
+    num_layers: int = 3
+    width: int | None = Field(None, description="default the backbone's width")
+    ffn_width: int | None = Field(None, description="default 8/3 of its width")
+    latent_bias: bool = Field(False, description="a bias in the map of the noisy latent, as the authors' code")
+    norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
+    condition_norm: bool = Field(True, description="RMSNorm on the hidden state first; others rely on the backbone's")
+    norm_eps: float = 1e-6
+
+
+class DiffusionConfig(Config):
+    """What is predicted and how noise is laid out (PAPER §1.2)."""
+
+    process: Literal["ddpm", "flow"] = "ddpm"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    prediction: Literal["v", "epsilon", "x0"] = Field("v", description="flow always predicts the velocity")
+    num_timesteps: int = 1000
+    timesteps_per_latent: int = Field(4, ge=1, description="noise levels drawn per latent per step")
+    target: Literal["sample", "mean"] = Field("sample", description="diffuse the sampled z or the posterior mean")
+
+
+class SamplingConfig(Config):
+    """What a model is sampled with unless the caller says otherwise."""
+
+    steps: int = Field(20, ge=1, description="of the solver, a latent")
+    guidance: float = Field(2.0, description="classifier-free guidance of pictures and speech; 1 is off")
+
+
+class ModelConfig(Config):
+    prompt: Literal["document", "vibevoice"] = Field(
+        "document", description="of speech: how it was laid out in training, as a document or a script (PAPER §6)"
+    )
+    transformer: TransformerConfig = TransformerConfig()
+    head: DiffusionHeadConfig = DiffusionHeadConfig()
+    heads: dict[str, DiffusionHeadConfig] = Field({}, description="by modality, where it differs from `head`")
+    diffusion: DiffusionConfig = DiffusionConfig()
+    latent_projection: Literal["linear", "connector"] = Field(
+        "linear", description="how latents enter: a linear map, or VibeVoice's Linear, RMSNorm, Linear"
+    )
+    answer: Literal["span", "document"] = Field(
+        "span",
+        description="an answer in speech is one span, inside which the text head chooses between going on and <EOD>; "
+        "or, as VibeVoice, it lasts until <EOS>: at every position one of <BOD>, <EOD>, going on and <EOS>",
+    )
+    sampling: SamplingConfig = SamplingConfig()
+    special_offset: float = Field(
+        0.0,
+        description="added to the text logits of <BOD>, <EOD>, <PROCEED>, <LATENT>: unlikely at first on a backbone",
+    )

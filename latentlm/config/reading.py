@@ -1,0 +1,115 @@
+"""YAML and JSON ──▶ configurations; what is wrong becomes one line that names file and key."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from .base import RecipeError, did_you_mean
+from .recipes import Recipe
+
+_RECIPE = TypeAdapter(Recipe)
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    folder = resources.files("latentlm") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A recipe by packaged name or YAML path; `overrides` maps dotted keys ("training.steps") to values.
+
+    An override of model.backbone takes the place of the transformer and the text tokenizer that the recipe has.
+    Raises RecipeError, one line naming file and key, with the nearest known key where one is close.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file")
+        text = path.read_text()
+    elif str(name_or_path) in recipe_names():
+        text = (resources.files("latentlm") / "recipes" / f"{name_or_path}.yaml").read_text()
+    else:
+        hint = did_you_mean(str(name_or_path), recipe_names())
+        raise RecipeError(f"no recipe {str(name_or_path)!r}{hint}; packaged: {', '.join(recipe_names())}")
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name_or_path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{name_or_path}: a recipe is a mapping with a `kind`")
+    if (overrides or {}).get("model.backbone") is not None:
+        overrides = {"model.transformer": None, "tokenizers.text": {"kind": "backbone"}} | overrides
+    for key, value in (overrides or {}).items():
+        _set(raw, key, value)
+    return parse_recipe(raw, str(name_or_path))
+
+
+def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Validate a plain mapping; RecipeError as in `load_recipe`."""
+    try:
+        return _RECIPE.validate_python(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: {describe(error, _model_for(raw))}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError, one line, names a file that is missing or holds anything else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: not a JSON object")
+    return fields
+
+
+def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
+    """A pydantic error as one line: the first offending key, what is wrong, and the nearest known key."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if part not in _KINDS]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        return f"unknown key {key!r}{did_you_mean(str(location[-1]), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and not key:  # of the recipe as a whole: it names its keys itself
+        return message
+    return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
+
+
+_KINDS = {"latentlm", "image_tokenizer", "speech_tokenizer"}
+
+
+def _model_for(raw: dict[str, Any]) -> type[BaseModel] | None:
+    for model in get_args(get_args(Recipe)[0]):
+        if raw.get("kind") == model.model_fields["kind"].default:
+            return model
+    return None
+
+
+def _known_keys(model: type[BaseModel] | None, location: list) -> list[str]:
+    for part in location:
+        if model is None or isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        candidates = [annotation, *get_args(annotation)]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(model.model_fields) if model else []
+
+
+def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+        if not isinstance(raw, dict):
+            raise RecipeError(f"override {dotted!r}: {parent!r} is not a mapping")
+    raw[last] = value

@@ -1,0 +1,172 @@
+"""The three kinds of recipe: a LatentLM, an image tokenizer, a speech tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from .base import Config, did_you_mean
+from .model import ModelConfig, TransformerConfig
+from .tokenizers import ImageTokenizerConfig, SpeechTokenizerConfig, TextTokenizerConfig
+from .training import DataConfig, SourceConfig, TrainingConfig
+
+SPECIAL_OFFSET = -10.0
+"""Keeps new special tokens from taking probability of a backbone's text; `interop/hf_llm.py` says how much is left."""
+
+
+class RecipeModelConfig(ModelConfig):
+    """The model section of a recipe: a new model; one that begins from a language model, which then brings transformer
+    and text; or `start`, a trained model, which brings everything."""
+
+    start: str | None = Field(
+        None, description="folder, packaged name or hub id; architecture, tokenizers and weights come from it"
+    )
+    backbone: str | None = Field(None, description="folder of `transformers` or hub id: Llama 3, Qwen2, Qwen3, Mistral")
+    transformer: TransformerConfig | None = Field(TransformerConfig(), description="null where a backbone brings it")
+
+    @model_validator(mode="after")
+    def _one_transformer(self):
+        if self.backbone is None and self.transformer is None:
+            raise ValueError("a model needs a transformer section or a backbone")
+        if self.backbone is not None and self.transformer is not None:
+            raise ValueError(f"the transformer section comes from backbone {self.backbone!r}, and is given as well")
+        return self
+
+    def resolved(self, transformer: TransformerConfig | None = None) -> ModelConfig:
+        """What is built and saved: without the name of a backbone, whose `transformer` is given here."""
+        fields = {name: getattr(self, name) for name in ModelConfig.model_fields}
+        return ModelConfig(**fields | {"transformer": transformer or self.transformer})
+
+
+class TokenizersConfig(Config):
+    """Text is built from the recipe; image and speech name trained tokenizer directories, or packaged ones ("tiny").
+
+    `semantic` names a second tokenizer of speech (`parts: encoder` suffices), at the same rate: its latents are
+    features, added to the model's input wherever speech is the answer (PAPER §6).
+    """
+
+    text: TextTokenizerConfig = TextTokenizerConfig()
+    image: str | None = None
+    speech: str | None = None
+    semantic: str | None = None
+
+
+class LatentLMRecipe(Config):
+    kind: Literal["latentlm"] = "latentlm"
+    description: str = ""
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    model: RecipeModelConfig = RecipeModelConfig()
+    data: DataConfig
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _backbone(cls, raw: Any) -> Any:
+        """Where a backbone is named, what it brings need not be said."""
+        model = raw.get("model") if isinstance(raw, dict) else None
+        if not isinstance(model, dict) or model.get("backbone") is None:
+            return raw
+        model = {"transformer": None, "special_offset": SPECIAL_OFFSET} | model
+        tokenizers = raw.get("tokenizers", {})
+        if isinstance(tokenizers, dict):
+            tokenizers = {"text": {"kind": "backbone"}} | tokenizers
+        return raw | {"model": model, "tokenizers": tokenizers}
+
+    @model_validator(mode="after")
+    def _one_text_tokenizer(self):
+        if (self.model.backbone is None) == (self.tokenizers.text.kind == "backbone"):
+            raise ValueError(
+                f"tokenizers.text.kind is {self.tokenizers.text.kind!r} and model.backbone {self.model.backbone!r}: "
+                "a backbone brings its text tokenizer, and nothing else does"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        check_loss_weights(self.training, ("text", "end", "image", "speech"))
+        if self.training.adapter and self.model.start is None and self.model.backbone is None:
+            raise ValueError("training.adapter: needs model.start or model.backbone, a trained model to adapt")
+        if self.model.start is not None:
+            given = [f"model.{name}" for name in sorted(self.model.model_fields_set - {"start"})]
+            given += [f"tokenizers.{name}" for name in sorted(self.tokenizers.model_fields_set)]
+            if given:
+                raise ValueError(f"{given[0]}: model.start {self.model.start!r} brings its own; leave this key out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_start_brings(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A dumped recipe parses again."""
+        fields = dump(self)
+        if self.model.start is not None:
+            fields["model"] = {"start": self.model.start}
+            fields["tokenizers"] = {}
+        return fields
+
+
+class ImageReconstructionConfig(Config):
+    """Weights of the named reconstruction losses of images."""
+
+    mse: float = 1.0
+    l1: float = 0.0
+
+
+class SpeechReconstructionConfig(Config):
+    """Weights of the named reconstruction losses of speech; multi-resolution STFT as DAC's mel distance."""
+
+    mel: float = 1.0
+    stft: float = 1.0
+    waveform: float = 0.0
+
+
+def _check_tokenizer_training(training: TrainingConfig, losses: Config) -> None:
+    check_loss_weights(training, (*type(losses).model_fields, "prior"))
+    if training.adapter or training.freeze:
+        raise ValueError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
+
+
+class MediaConfig(Config):
+    """Media for a tokenizer: sources as for the model; crops of `seconds` for speech."""
+
+    sources: tuple[SourceConfig, ...]
+    batch_size: int = 64
+    seconds: float = Field(1.0, gt=0, description="speech only: length of a training crop")
+
+
+class ImageTokenizerRecipe(Config):
+    kind: Literal["image_tokenizer"] = "image_tokenizer"
+    description: str = ""
+    tokenizer: ImageTokenizerConfig
+    losses: ImageReconstructionConfig = ImageReconstructionConfig()
+    data: MediaConfig
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        _check_tokenizer_training(self.training, self.losses)
+        return self
+
+
+class SpeechTokenizerRecipe(Config):
+    kind: Literal["speech_tokenizer"] = "speech_tokenizer"
+    description: str = ""
+    tokenizer: SpeechTokenizerConfig
+    losses: SpeechReconstructionConfig = SpeechReconstructionConfig()
+    data: MediaConfig
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        _check_tokenizer_training(self.training, self.losses)
+        return self
+
+
+def check_loss_weights(training: TrainingConfig, losses: Collection[str]) -> None:
+    """ValueError for the first weight of a loss that there is not."""
+    for name in training.loss_weights:
+        if name not in losses:
+            raise ValueError(f"training.loss_weights: no loss {name!r}{did_you_mean(name, sorted(losses))}")
+
+
+Recipe = Annotated[LatentLMRecipe | ImageTokenizerRecipe | SpeechTokenizerRecipe, Field(discriminator="kind")]

@@ -1,0 +1,90 @@
+"""What a run trains on and how: sources, loader, optimiser, adapter, loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from .base import Config
+
+
+class SourceConfig(Config):
+    """One source of documents: an embedded one by name ("digits") or a JSONL manifest by path, and how often drawn."""
+
+    name: str | None = None
+    manifest: str | None = None
+    task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
+    weight: float = Field(1.0, gt=0)
+    limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
+    warped_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
+
+    @model_validator(mode="after")
+    def _one(self):
+        if (self.name is None) == (self.manifest is None):
+            raise ValueError("give either name (an embedded source) or manifest (a JSONL path)")
+        return self
+
+
+class DataConfig(Config):
+    sources: tuple[SourceConfig, ...]
+    sequence_length: int = Field(256, description="positions in a packed row")
+    rows: int = Field(16, description="rows of a micro-batch")
+    condition_dropout: float = Field(0.1, ge=0, le=1)
+
+
+class OptimizerConfig(Config):
+    kind: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    muon_learning_rate: float = Field(0.02, gt=0, description="muon only: for the 2-D weights of the blocks")
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.1, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end, relative to the peak")
+    clip: float = Field(1.0, gt=0, description="of the global gradient norm")
+
+
+class AdapterConfig(Config):
+    """LoRA: y = W x + alpha / rank · B A x; W stays as it is, A and B train (Hu et al. 2021; the layers are peft's).
+
+    `targets` and `full` name modules by any part of their dotted names, `*` for anything: "transformer", "attention",
+    "heads.speech", "blocks.0.ffn". Targets are the linear layers in there; everything in `full` trains whole.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A")
+    targets: tuple[str, ...] = Field(("transformer",), min_length=1)
+    full: tuple[str, ...] | None = Field(
+        None,
+        description="by default heads, embed_latents and, where there is one, embed_features; () keeps all as it is",
+    )
+
+
+class TrainingConfig(Config):
+    steps: int = Field(1000, gt=0)
+    accumulation: int = Field(1, gt=0, description="micro-batches a step, over all processes; a multiple of these")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    parallel: Literal["replicate", "shard"] = Field("replicate", description="shard: FSDP2")
+    threads: int | None = Field(None, gt=0, description="CPU threads a process; default cores / local processes")
+    ema: float = Field(0.999, ge=0, lt=1, description="0 = no average; warmed up as (1 + k) / (10 + k)")
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss_weights: dict[str, float] = Field(
+        default_factory=dict, description="weight of each named loss; 1 where absent (α of the paper: image, speech)"
+    )
+    log_every: int = Field(10, gt=0)
+    save_every: int = Field(500, gt=0)
+    sample_every: int | None = Field(None, gt=0, description="write samples every so many steps")
+    keep: int = Field(2, gt=0, description="how many checkpoints stay")
+    max_minutes: float | None = Field(None, gt=0, description="the schedule follows this clock instead of the steps")
+    adapter: AdapterConfig | None = Field(None, description="train this instead of all weights")
+    freeze: tuple[str, ...] = Field((), description="weights that stay as they are, named as `adapter.targets`")
+
+    @model_validator(mode="after")
+    def _one_choice(self):
+        if self.adapter and self.freeze:
+            raise ValueError("adapter and freeze exclude each other: beside an adapter only adapter.full trains")
+        return self
