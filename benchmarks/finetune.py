@@ -1,6 +1,6 @@
 """Fine-tuning, checked by over-fitting: a tiny random model learns 8 clips by heart, with all weights and by LoRA.
 
-    python benchmarks/finetune.py --out finetune.json             spoken digits of ../shared/data (pip install pyarrow)
+    python benchmarks/finetune.py --out finetune.json             spoken digits of ../shared/data (extra dev)
     python benchmarks/finetune.py --clips espeak                  the embedded eSpeak voice instead
 
 The whole path is the user's: sound files and a manifest on disk, the recipe `finetune`, `latentlm.load` of the result.
