@@ -30,6 +30,9 @@ from .heads import DiffusionHead
 from .layers import Connector
 from .transformer import Transformer
 
+TILE = 32
+"""What the numbers of latents and of text targets are rounded up to where they meet a matrix; see `in_tiles`."""
+
 
 @dataclass(frozen=True)
 class ModalitySpec:
@@ -93,7 +96,7 @@ class LatentLM(nn.Module):
         """Hidden states (B, T, D) of a packed batch."""
         x = self.embed_tokens(batch.ids)  # (B, T, D)
         for name, span in batch.latents.items():
-            embedded = self.embed_latents[name](span.values.to(x.dtype))  # (N, D)
+            embedded = self.embed_latents[name](in_tiles(span.values.to(x.dtype)))[: len(span.values)]  # (N, D)
             x = x.flatten(0, 1).index_copy(0, span.index, embedded.to(x.dtype)).view_as(x)
             if span.features is not None:
                 added = self.embed_features[name](span.features.to(x.dtype))  # (M, D)
@@ -116,7 +119,8 @@ class LatentLM(nn.Module):
 
     def _text_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         keep = (targets != IGNORE).nonzero()[:, 0]
-        return F.cross_entropy(self.text_logits(hidden[keep]), targets[keep], reduction="sum")
+        logits = self.text_logits(in_tiles(hidden[keep]))[: len(keep)]
+        return F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def _end_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Over what generation chooses from: in answers that last until <EOS>, a new start and <EOS> as well."""
@@ -125,7 +129,8 @@ class LatentLM(nn.Module):
         if self.config.answer == "document":
             tokens += [special.bod[name] for name, spec in self.modalities.items() if spec.num_latents is None]
             tokens.append(special.eos)
-        return F.cross_entropy(self.end_logits(hidden[keep], tokens), targets[keep], reduction="sum")
+        logits = self.end_logits(in_tiles(hidden[keep]), tokens)[: len(keep)]
+        return F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def _diffusion_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:
         """Σ over target latents of the mean square over copies and channels."""
@@ -138,10 +143,19 @@ class LatentLM(nn.Module):
         noise = torch.randn((N, K, C), generator=generator, device=clean.device)
         noisy = self.process.add_noise(clean, noise, t)
         head = self.heads[name]
-        conditioning = head.condition(condition)[:, None] + head.timestep(t)  # (N, K, W)
-        prediction = head.denoise(noisy.to(conditioning.dtype), conditioning).float()
+        conditioning = head.condition(in_tiles(condition))[:, None] + head.timestep(in_tiles(t))  # (N or more, K, W)
+        prediction = head.denoise(in_tiles(noisy.to(conditioning.dtype)), conditioning)[:N].float()
         target = training_target(self.process, clean, noise, t)
         return (prediction - target).square().mean((1, 2)).sum()
+
+
+def in_tiles(x: Tensor) -> Tensor:
+    """x (N, ...) with rows of zeros up to a multiple of TILE.
+
+    How many latents and targets a batch has differs from batch to batch. oneDNN compiles and keeps a kernel for each
+    shape that it meets, which costs a tenth of the time and a gigabyte in a short run where every batch brings new ones.
+    """
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % TILE))
 
 
 def initialise(model: LatentLM) -> None:
