@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import random_latents, small_model
 
+import latentlm.model.latentlm
 from latentlm.config import ModelConfig
 from latentlm.data.packing import DocumentEncoder, Packer, pack
 from latentlm.generation.pretrained import modality_specs
@@ -111,6 +112,25 @@ def test_every_loss_reaches_every_part(tokenizers, documents):
     sum(sums.values()).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
+
+
+@pytest.mark.parametrize("tile", [4, 64])
+def test_rounding_up_to_tiles_changes_shapes_alone(tokenizers, documents, monkeypatch, tile):
+    """Losses and gradients are those of the exact sizes; what meets a matrix of a head comes in whole tiles."""
+    found = []
+    for size in (1, tile):
+        monkeypatch.setattr(latentlm.model.latentlm, "TILE", size)
+        model, rows = small_model(tokenizers), set()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) / 8)
+        for head in (model.heads["image"], model.heads["speech"]):
+            head.latent_in.register_forward_pre_hook(lambda _, x, rows=rows: rows.add(len(x[0])))
+        sums = model(pack(documents, DIMS), torch.Generator().manual_seed(0))
+        sum(sums.values()).backward()
+        assert all(number % size == 0 for number in rows)
+        found.append((sums, {name: value.grad for name, value in model.named_parameters()}))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_fresh_head_predicts_zero(tokenizers):
