@@ -66,7 +66,8 @@ def measure(options: argparse.Namespace, bf16_native: bool) -> Iterator[Figure]:
         near, far = (4, 16) if options.smoke else (64, 1024)
         yield position_figure(setting, main_dtype, options.batches[0], near, far, options.repeats)
     if "training" in parts:
-        yield training_figure(options.recipe, {}, options.block, options.blocks)
+        threads = {"training.threads": options.threads} if options.threads else {}
+        yield training_figure(options.recipe, threads, options.block, options.blocks)
     if "demo" in parts:
         yield demo_memory_figure(shlex.split(options.demo_arguments))
 

@@ -112,8 +112,13 @@ def _measure(recipe: LatentLMRecipe, folder: Path, block: int, blocks: int) -> F
     config = recipe.training.model_copy(update=logged)
     trainer = TurnTaking(run.model, run.loader, config, folder, plain=plain, block=block)
     trainer.fit()
-    save_seconds = median(seconds_of(trainer.save) for _ in range(3))
-    return _figure(trainer, recipe, block, save_seconds)
+    return _figure(trainer, recipe, block, median(_save_seconds(trainer) for _ in range(3)))
+
+
+def _save_seconds(trainer: Trainer) -> float:
+    """A checkpoint of a step that has none yet."""
+    trainer.state.step += 1
+    return seconds_of(trainer.save)
 
 
 def _figure(trainer: TurnTaking, recipe: LatentLMRecipe, block: int, save_seconds: float) -> Figure:

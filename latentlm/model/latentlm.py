@@ -153,7 +153,7 @@ def in_tiles(x: Tensor) -> Tensor:
     """x (N, ...) with rows of zeros up to a multiple of TILE.
 
     How many latents and targets a batch has differs from batch to batch. oneDNN compiles and keeps a kernel for each
-    shape that it meets, which costs a tenth of the time and a gigabyte in a short run where every batch brings new ones.
+    shape that it meets, which costs a tenth of the time and a gigabyte where every batch brings new ones.
     """
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % TILE))
 

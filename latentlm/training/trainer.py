@@ -27,7 +27,6 @@ from .ema import EMA, clean_name
 from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import full_tensor, parallelize, resolve_precision
-from .prefetch import Prefetcher
 
 _DROPOUT_SEED = 0x5EED
 """Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
@@ -136,7 +135,7 @@ class Trainer:
     ):
         self.world = world or World()
         _check(config, loader, self.world, on_sample is not None)
-        self.config, self.loader, self.folder = config, Prefetcher(loader), Path(folder)
+        self.config, self.loader, self.folder = config, loader, Path(folder)
         self.metadata, self.write, self.on_export, self.on_sample = dict(metadata or {}), write, on_export, on_sample
         self.tensorboard = tensorboard
         self.loss_weights = {**config.loss_weights, **(loss_weights or {})}
