@@ -85,7 +85,7 @@ def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
         "kind": "latentlm",
         "model": {"transformer": {"width": 32, "num_layers": 1, "num_heads": 2}},
         "data": {"sequence_length": 512, "rows": 1, "sources": [{"name": "prose", "task": "text"}]},
-        "training": {"steps": 4, "save_every": 2, "threads": 1},
+        "training": {"steps": 4, "save_every": 2},
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "spine.json"
@@ -93,6 +93,7 @@ def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
     arguments += ["--block", "2", "--blocks", "2", "--repeats", "2", "--recipe", str(tmp_path / "small.yaml")]
     arguments += ["--only", "generation", "position", "training"]
     assert spine.main(arguments) == 0
+    assert torch.get_num_threads() == 1  # training, the last part, keeps the threads asked for
     record = json.loads(out.read_text())
     assert set(record["figures"]) == {
         "generation.fp32.batch2.floor_share",
