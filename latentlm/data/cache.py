@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..types import FEATURES, Audio, Document, Latents, Text
+from ..types import FEATURES, Audio, Document, Latents, Segment, Text
 
 
 class LatentCache:
@@ -38,9 +38,9 @@ class LatentCache:
         featured: dict[str, dict[int, object]] = {}
         for document in documents:
             for segment in document.segments:
-                second = FEATURES.get(segment.modality)
-                if isinstance(segment, Text):
+                if self._is_ready(segment):
                     continue
+                second = FEATURES.get(segment.modality)
                 if isinstance(segment.content, Latents):
                     if segment.loss and second in self.tokenizers and segment.content.features is None:
                         raise ValueError(f"latents of {segment.modality} to learn come without {second} features")
@@ -62,14 +62,24 @@ class LatentCache:
 
     def resolve(self, document: Document) -> Document:
         """`document` with every medium replaced by its latents; unknown media are encoded now."""
-        self.prepare([document])
+        if not all(map(self._is_ready, document.segments)):
+            self.prepare([document])
         segments = tuple(
             segment
             if isinstance(segment, Text) or isinstance(segment.content, Latents)
-            else replace(segment, content=self._known[id(segment.content)][1])
+            else type(segment)(self._known[id(segment.content)][1], condition=segment.condition, loss=segment.loss)
             for segment in document.segments
         )
         return Document(segments)
+
+    def _is_ready(self, segment: Segment) -> bool:
+        """Whether `segment` is text, or a medium whose latents, and the features it needs, are known."""
+        if isinstance(segment, Text):
+            return True
+        if isinstance(segment.content, Latents) or id(segment.content) not in self._known:
+            return False
+        needs = segment.loss and FEATURES.get(segment.modality) in self.tokenizers
+        return not needs or self._has_features(id(segment.content))
 
     def _has_features(self, key: int) -> bool:
         return key in self._known and self._known[key][1].features is not None

@@ -20,6 +20,8 @@ from .packing import DocumentEncoder, Packer
 
 _POSTERIOR_SEED = 0x0A7E57
 """Parts the draws from the posteriors from the diffusion noise, which the trainer seeds with the batch's own seed."""
+_CHANCES = 1024
+"""Uniform numbers drawn at a time."""
 
 
 class Mixture:
@@ -37,7 +39,9 @@ class Mixture:
         self.seed, self.stream, self.num_streams = seed, stream, num_streams
         self.phase = np.random.default_rng((seed, stream)).uniform(size=len(sources))
         self.counts = [0] * len(sources)
+        self.sizes = [len(source) for source in sources]
         self._order: dict[int, tuple[int, np.ndarray]] = {}
+        self._chances: tuple[int, np.ndarray | None] = (-1, None)
 
     @property
     def index(self) -> int:
@@ -48,18 +52,24 @@ class Mixture:
         """The next item as (source, item number), without taking it."""
         lag = self.weights * (self.index + 1) + self.phase - self.counts
         source = int(lag.argmax())
-        size = len(self.sources[source])
-        epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, size)
-        return source, int(self._permutation(source, epoch, size)[place])
+        epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, self.sizes[source])
+        return source, int(self._permutation(source, epoch)[place])
 
     def take(self, source: int) -> None:
         """Go on behind the item that `peek` found in `source`."""
         self.counts[source] += 1
 
-    def _permutation(self, source: int, epoch: int, size: int) -> np.ndarray:
+    def chance(self) -> float:
+        """A uniform number that belongs to the next item: a function of the seed, so that resuming repeats it."""
+        block, place = divmod(self.index, _CHANCES)
+        if self._chances[0] != block:
+            self._chances = (block, np.random.default_rng((self.seed, self.stream, block, 1)).uniform(size=_CHANCES))
+        return self._chances[1][place]
+
+    def _permutation(self, source: int, epoch: int) -> np.ndarray:
         known = self._order.get(source)
         if known is None or known[0] != epoch:
-            known = (epoch, np.random.default_rng((self.seed, source, epoch)).permutation(size))
+            known = (epoch, np.random.default_rng((self.seed, source, epoch)).permutation(self.sizes[source]))
             self._order[source] = known
         return known[1]
 
@@ -136,18 +146,13 @@ class DocumentLoader(_Streams):
         while True:
             source, item = mixture.peek()
             document = self.sources[source][item]
-            dropped = _has_condition_for_latents(document) and self._drops(stream, mixture.index)
+            dropped = _has_condition_for_latents(document) and mixture.chance() < self.config.condition_dropout
             if not packer.add(self.encoder(document, unconditional=dropped)):
                 break
             mixture.take(source)
         seed = self._noise_seed(stream)
         posterior = torch.Generator().manual_seed(seed ^ _POSTERIOR_SEED)
         return packer.batch(posterior, seed)
-
-    def _drops(self, stream: int, index: int) -> bool:
-        """Whether item `index` of `stream` loses its condition: a function of the seed, so that resuming repeats it."""
-        state = np.random.SeedSequence((self.seed, stream, index, 1)).generate_state(1)[0]
-        return state < self.config.condition_dropout * 2**32
 
 
 def _has_condition_for_latents(document: Document) -> bool:

@@ -11,17 +11,23 @@ Legend: `L` positions of a document, `B` rows, `T` positions of a row, `N` laten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..tokenizers.text import TextTokenizer
 from ..types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text
 
 VARIABLE_LENGTH = frozenset({"speech"})
 """Modalities whose spans the model ends by itself."""
+
+_KNOWN_TEXTS = 4096
+"""Texts whose tokens are kept: prompts recur, and looking one up takes a fraction of encoding it."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class DocumentEncoder:
     def __init__(self, tokenizer: TextTokenizer):
         self.tokenizer = tokenizer
         self.special = tokenizer.special
+        self._encode = lru_cache(_KNOWN_TEXTS)(tokenizer.encode)
 
     def __call__(self, document: Document, *, unconditional: bool = False, closed: bool = True) -> EncodedDocument:
         """The sequence of `document`; `closed` ends it with <EOS>, a prompt stays open.
@@ -88,10 +95,10 @@ class DocumentEncoder:
     def _ends_with_class(self, out: EncodedDocument) -> bool:
         return self.tokenizer.is_classes and bool(out.ids) and out.ids[-1] < self.tokenizer.base_size
 
-    def _token(self, out: EncodedDocument, token: int) -> None:
-        out.ids.append(token)
-        out.text_targets.append(IGNORE)
-        out.end_targets.append(IGNORE)
+    def _token(self, out: EncodedDocument, *tokens: int) -> None:
+        out.ids += tokens
+        out.text_targets += [IGNORE] * len(tokens)
+        out.end_targets += [IGNORE] * len(tokens)
 
     def _next(self, out: EncodedDocument, token: int, loss: bool) -> None:
         """Let the last position predict `token`, if it is text that does so and it counts."""
@@ -101,21 +108,26 @@ class DocumentEncoder:
     def _text(self, out: EncodedDocument, segment: Text) -> None:
         if not segment.text:
             raise ValueError("a text segment is empty")
-        for token in self.tokenizer.encode(segment.text):
-            self._next(out, token, segment.loss)
-            self._token(out, token)
+        tokens = self._encode(segment.text)
+        if not tokens:
+            return
+        self._next(out, tokens[0], segment.loss)
+        start = len(out)
+        self._token(out, *tokens)
+        if segment.loss:
+            out.text_targets[start:-1] = tokens[1:]
 
     def _latents(self, out: EncodedDocument, segment) -> None:
         if not isinstance(segment.content, Latents):
             raise ValueError(f"{segment.modality} segment holds {type(segment.content).__name__}; encode it first")
         name, length = segment.modality, len(segment.content)
-        latents = segment.content if segment.loss else replace(segment.content, features=None)
+        given = segment.content.features is not None and not segment.loss
+        latents = replace(segment.content, features=None) if given else segment.content
         if not self._ends_with_class(out):
             self._next(out, self.special.bod[name], segment.loss)
             self._token(out, self.special.bod[name])
         out.spans.append(Span(name, len(out), latents, segment.loss))
-        for _ in range(length):
-            self._token(out, self.special.latent)
+        self._token(out, *[self.special.latent] * length)
         if name in VARIABLE_LENGTH and segment.loss:
             out.end_targets[-length - 1 :] = [0] * length + [1]
         self._token(out, self.special.eod)
@@ -133,36 +145,42 @@ class Packer:
 
     def add(self, document: EncodedDocument) -> bool:
         """Place `document`; False when no row has room. ValueError when it is longer than a row."""
-        if len(document) > self.length:
-            raise ValueError(f"a document of {len(document)} positions exceeds the row length of {self.length}")
-        row = next((r for r, start in enumerate(self.free) if start + len(document) <= self.length), None)
+        needed = len(document)
+        if needed > self.length:
+            raise ValueError(f"a document of {needed} positions exceeds the row length of {self.length}")
+        row = next((r for r, start in enumerate(self.free) if start + needed <= self.length), None)
         if row is None:
             return False
         self.placed.append((document, row, self.free[row]))
-        self.free[row] += len(document)
+        self.free[row] += needed
         return True
 
     def batch(self, generator: torch.Generator | None = None, seed: int = 0) -> PackedBatch:
         """The packed batch; latents are drawn from their posteriors with `generator`."""
-        shape = (len(self.free), self.length)
-        ids = np.full(shape, self.fill, np.int64)
-        positions = np.zeros(shape, np.int64)
-        owners = np.full(shape, -1, np.int64)
-        text_targets = np.full(shape, IGNORE, np.int64)
-        end_targets = np.full(shape, IGNORE, np.int64)
+        documents = [document for document, _, _ in self.placed]
+        starts = [row * self.length + start for _, row, start in self.placed]
+        lengths = np.array([len(document) for document in documents], np.int64)
+        where = _ranges(starts, lengths)
+
+        def rows(values: np.ndarray | Iterable[int], fill: int) -> Tensor:
+            """(B, T): `values` of all documents in their places, `fill` between."""
+            flat = np.full(len(self.free) * self.length, fill, np.int64)
+            flat[where] = values if isinstance(values, np.ndarray) else np.fromiter(values, np.int64, len(where))
+            return torch.from_numpy(flat.reshape(len(self.free), self.length))
+
         spans: dict[str, list[tuple[int, Span]]] = {name: [] for name in self.latent_dims}
-        for number, (document, row, start) in enumerate(self.placed):
-            where = slice(start, start + len(document))
-            ids[row, where] = document.ids
-            positions[row, where] = np.arange(len(document))
-            owners[row, where] = number
-            text_targets[row, where] = document.text_targets
-            end_targets[row, where] = document.end_targets
+        for document, start in zip(documents, starts, strict=True):
             for span in document.spans:
-                spans[span.modality].append((row * self.length + start + span.start, span))
-        latents = {name: _gather(spans[name], dim, generator) for name, dim in self.latent_dims.items()}
-        tensors = map(torch.from_numpy, (ids, positions, owners, text_targets, end_targets))
-        return PackedBatch(*tensors, latents=latents, seed=seed)
+                spans[span.modality].append((start + span.start, span))
+        return PackedBatch(
+            ids=rows(chain.from_iterable(document.ids for document in documents), self.fill),
+            positions=rows(_ranges(np.zeros_like(lengths), lengths), 0),
+            documents=rows(np.repeat(np.arange(len(documents)), lengths), -1),
+            text_targets=rows(chain.from_iterable(document.text_targets for document in documents), IGNORE),
+            end_targets=rows(chain.from_iterable(document.end_targets for document in documents), IGNORE),
+            latents={name: _gather(spans[name], dim, generator) for name, dim in self.latent_dims.items()},
+            seed=seed,
+        )
 
 
 def pack(
@@ -179,13 +197,32 @@ def _gather(spans: list[tuple[int, Span]], latent_dim: int, generator: torch.Gen
     if not spans:
         empty = torch.zeros(0, latent_dim)
         return LatentSpans(empty, empty, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool))
-    places = [torch.arange(start, start + len(span.latents)) for start, span in spans]
-    featured = [i for i, (_, span) in enumerate(spans) if span.latents.features is not None]
+    latents = [span.latents for _, span in spans]
+    sizes = np.array([len(each) for each in latents], np.int64)
+    index = _ranges([start for start, _ in spans], sizes)
+    features = [each.features for each in latents if each.features is not None]
+    featured = np.repeat([each.features is not None for each in latents], sizes)
+    means = torch.cat([each.mean for each in latents])
     return LatentSpans(
-        values=torch.cat([span.latents.sample(generator) for _, span in spans]).float(),
-        means=torch.cat([span.latents.mean for _, span in spans]).float(),
-        index=torch.cat(places),
-        target=torch.cat([torch.full((len(span.latents),), span.target) for _, span in spans]),
-        features=torch.cat([spans[i][1].latents.features for i in featured]).float() if featured else None,
-        feature_index=torch.cat([places[i] for i in featured]) if featured else None,
+        values=_draw(latents, means, sizes, generator).float(),
+        means=means.float(),
+        index=torch.from_numpy(index),
+        target=torch.from_numpy(np.repeat([span.target for _, span in spans], sizes)),
+        features=torch.cat(features).float() if features else None,
+        feature_index=torch.from_numpy(index[featured]) if features else None,
     )
+
+
+def _ranges(starts: Sequence[int] | np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, … for so many numbers, of each range, one after the other: (sum of lengths,) int64."""
+    ends = lengths.cumsum()
+    return np.arange(lengths.sum()) + np.repeat(np.asarray(starts, np.int64) - ends + lengths, lengths)
+
+
+def _draw(latents: list[Latents], means: Tensor, sizes: np.ndarray, generator: torch.Generator | None) -> Tensor:
+    """`Latents.sample` of each, one after the other (N, C); of one tokenizer, as they are but in tests, in one draw."""
+    if {each.posterior for each in latents} != {"sigma"}:
+        return torch.cat([each.sample(generator) for each in latents])
+    noise = torch.randn(means.shape, generator=generator)
+    scales = torch.stack([each.std for each in latents]) * torch.randn(len(latents), generator=generator)
+    return means + scales.repeat_interleave(torch.from_numpy(sizes))[:, None] * noise

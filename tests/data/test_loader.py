@@ -108,6 +108,25 @@ def test_conditions_are_dropped_at_the_rate_asked_for_and_only_before_latents(to
     assert all(bod["image"] not in b.ids[b.positions == 0].tolist() for b in source.next_step())
 
 
+def test_the_chance_of_an_item_belongs_to_its_place_in_the_stream():
+    def chances(taken: int) -> list[float]:
+        mixture = Mixture([range(7)], [1.0], seed=4, stream=1, num_streams=2)
+        mixture.counts = [taken]  # as a resumed run has it
+        found = []
+        for _ in range(2500 - taken):
+            found.append(mixture.chance())
+            assert mixture.chance() == found[-1]
+            mixture.take(0)
+        return found
+
+    whole = chances(0)
+    assert chances(1500) == whole[1500:]
+    assert len(set(whole)) == 2500
+    assert 0.45 < sum(whole) / 2500 < 0.55
+    other = Mixture([range(7)], [1.0], seed=4, stream=0, num_streams=2)
+    assert other.chance() != whole[0]
+
+
 def test_no_document_is_lost_between_batches(tokenizers):
     source = loader(tokenizers, num_streams=1, dropout=0.0)
     mixture = source.streams[0]

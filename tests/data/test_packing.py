@@ -1,5 +1,7 @@
 """Sequences and packing: the layout, every target where it belongs, and rows that keep documents apart."""
 
+import dataclasses
+
 import pytest
 import torch
 from small import random_latents
@@ -108,6 +110,33 @@ def test_latents_are_drawn_anew_from_their_posterior(encoder):
     assert not torch.equal(one.latents["image"].values, two.latents["image"].values)
     assert torch.equal(one.latents["image"].means, two.latents["image"].means)
     assert torch.equal(_draw(document, 1).latents["image"].values, one.latents["image"].values)
+
+
+def test_one_deviation_is_drawn_for_each_picture_of_a_batch_and_its_own_scale_is_kept(encoder):
+    """PAPER §1.7: σ ~ N(0, C_σ) is one number for a whole example, not for a batch and not for a latent."""
+    scales = torch.linspace(0.5, 2.0, 60)
+    packer = Packer(60, 40, DIMS)
+    for seed, std in enumerate(scales):
+        latents = dataclasses.replace(random_latents(30, 6, seed, "sigma"), std=std)
+        assert packer.add(encoder(Document((Image(latents),))))
+    spans = packer.batch(torch.Generator().manual_seed(0)).latents["image"]
+    noise = ((spans.values - spans.means).view(60, 180) / scales[:, None]).double()
+    drawn = noise.square().mean(1).sqrt()  # |n| of every picture, n ~ N(0, 1)
+    assert drawn.min() < 0.1
+    assert drawn.max() > 1.8
+    assert drawn.square().mean() == pytest.approx(1, abs=0.45)  # three deviations of a mean over 60
+    unit = noise / drawn[:, None]
+    assert unit.mean().abs() < 0.05
+    assert unit.pow(4).mean() == pytest.approx(3, abs=0.15)
+
+
+def test_latents_without_a_posterior_are_their_means_also_beside_others(encoder):
+    packer = Packer(1, 40, DIMS)
+    for posterior in ("none", "sigma", "none"):
+        packer.add(encoder(Document((Image(random_latents(4, 6, posterior=posterior)),))))
+    spans = packer.batch(torch.Generator().manual_seed(0)).latents["image"]
+    same = (spans.values == spans.means).view(3, -1).all(1)
+    assert same.tolist() == [True, False, True]
 
 
 def _draw(document, seed):

@@ -1,9 +1,11 @@
+import itertools
+
 import pytest
 import torch
 from tiny_run import TinyModel
 from torch import nn
 
-from latentlm.training.ema import EMA
+from latentlm.training.ema import EMA, EVERY_STEP, PERIOD
 
 
 def test_warm_up_then_decay():
@@ -24,6 +26,24 @@ def test_average_is_the_recursion():
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
         assert ema.tensors()["weight"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_of_many_steps_every_fourth_enters_and_the_average_is_nearly_the_same():
+    model = nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.99)
+    with torch.no_grad():
+        ema.average[0].fill_(0.0)
+        expected, seen = 0.0, []
+        for step in range(EVERY_STEP + 400):
+            model.weight.fill_(step)
+            ema.update(model)
+            decay = min(0.99, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * step
+            seen.append(ema.tensors()["weight"].item())
+    changes = [after != before for before, after in itertools.pairwise(seen)]
+    assert all(changes[: EVERY_STEP - 1])
+    assert sum(changes[EVERY_STEP - 1 :]) == 400 // PERIOD
+    assert seen[-1] == pytest.approx(expected, abs=PERIOD)  # an average that trails by fewer steps than a period
 
 
 def test_names_under_compile_are_clean_and_the_average_moves():
@@ -64,8 +84,9 @@ def test_half_precision_weights_are_averaged_in_fp32():
     with torch.no_grad():
         model.weight.fill_(1.0)
         ema.average[0].fill_(0.5)
-    ema.update(model)
-    torch.testing.assert_close(ema.average[0], torch.full((4, 4), 0.5005))
+    for _ in range(PERIOD):
+        ema.update(model)
+    torch.testing.assert_close(ema.average[0], torch.full((4, 4), 1 - 0.5 * 0.999**PERIOD))
 
 
 def test_frozen_parameters_are_left_out():

@@ -205,7 +205,7 @@ def adapted_model() -> LatentLM:
 
 
 def real_loader(num_streams: int, world: World | None = None) -> DocumentLoader:
-    """Few rows of one document each: most micro-batches lack a modality."""
+    """Few rows of one document each: most micro-batches lack a modality; by this seed, so do two of the first steps."""
     world = world or World()
     g = torch.Generator().manual_seed(0)
     images, speech = (
@@ -221,7 +221,7 @@ def real_loader(num_streams: int, world: World | None = None) -> DocumentLoader:
         config,
         DocumentEncoder(TextTokenizer()),
         {"image": 4, "speech": 5},
-        seed=0,
+        seed=10,
         num_streams=num_streams,
         rank=world.rank,
         world=world.size,
