@@ -12,10 +12,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from ..config import SourceConfig
+from ..config.base import did_you_mean
 from ..types import Audio, Document
 from .embedded.tasks import EMBEDDED
 from .manifest import Manifest
-from .task_source import ALL, SPLITS, Source, SourceInfo, check_split, nearest
+from .task_source import ALL, SPLITS, Source, SourceInfo, check_split
 from .warp import with_warped_copies
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def open_source(config: SourceConfig) -> Source | ManifestSource:
 def get_source(name: str) -> Source:
     """An embedded source by name. Raises ValueError, with the nearest known name."""
     if name not in EMBEDDED:
-        raise ValueError(f"no data source {name!r}{nearest(name, tuple(EMBEDDED))}")
+        raise ValueError(f"no data source {name!r}{did_you_mean(name, EMBEDDED)}")
     return EMBEDDED[name]
 
 

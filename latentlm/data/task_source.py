@@ -5,13 +5,13 @@ Place in the flow: 2, filled in by `embedded.tasks`, reached through `sources`.
 
 from __future__ import annotations
 
-import difflib
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from ..config.base import did_you_mean
 from ..types import Audio, Document
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Source:
         """
         check_split(split)
         if task != ALL and task not in self.table:
-            raise ValueError(f"source {self.name!r} has no task {task!r}{nearest(task, (ALL, *self.tasks))}")
+            raise ValueError(f"source {self.name!r} has no task {task!r}{did_you_mean(task, (ALL, *self.tasks))}")
         chosen = self.tasks if task == ALL else (task,)
         parts = []
         for name in chosen:
@@ -133,11 +133,6 @@ class Concatenated(Sequence):
 def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}, known: {', '.join(SPLITS)}")
-
-
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return (f", did you mean {close[0]!r}?" if close else "") + f" (known: {', '.join(known)})"
 
 
 def _document_getter(task: Task, items: Sequence) -> Callable[[int], Document]:

@@ -6,13 +6,13 @@ A checkpoint directory is self-contained: `config.json`, `model.safetensors`, `e
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
+from ..config.base import did_you_mean
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
 from ..data.script import Script
@@ -194,9 +194,7 @@ class Pipeline:
 
     def _check(self, request: Request) -> None:
         if request.to not in TARGETS:
-            close = difflib.get_close_matches(request.to, TARGETS, n=1)
-            hint = f", did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown target {request.to!r}{hint} (known: {', '.join(TARGETS)})")
+            raise ValueError(f"unknown target {request.to!r}{did_you_mean(request.to, TARGETS)}")
         if request.to not in ("text", "auto") and request.to not in self.model.modalities:
             raise ValueError(f"this model has no {request.to}; it has text, {', '.join(self.model.modalities)}")
         if request.to in ("text", "auto") and self.tokenizers["text"].is_classes:
