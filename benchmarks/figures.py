@@ -57,8 +57,18 @@ def hardware() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "bf16_native": multiplies_bf16(),
+        "instructions": instructions(),
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def instructions() -> list[str]:
+    """What bf16 products may run on, as torch names it; oneDNN, which computes them, obeys ONEDNN_MAX_CPU_ISA."""
+    import torch
+
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    native = [name for name, has in torch.cpu.get_capabilities().items() if has is True and "bf16" in name]
+    return native + ([f"at most {limit}"] if limit else [])
 
 
 def processor_name() -> str:
@@ -78,7 +88,7 @@ def table(figures: list[Figure]) -> str:
 
 
 def describe(machine: dict[str, Any]) -> str:
-    bf16 = "native" if machine["bf16_native"] else "emulated, slower than fp32"
+    bf16 = f"native ({', '.join(machine['instructions'])})" if machine["bf16_native"] else "emulated, slower than fp32"
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; torch {machine['torch']}, "
         f"{machine['threads']} threads; bf16 is {bf16}; load average at the start {machine['load_average']}"

@@ -2,6 +2,7 @@
 
     python benchmarks/spine.py --out spine.json            all but the demo's memory, which takes as long as the demo
     python benchmarks/spine.py --only generation --threads 1
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/spine.py --only generation --threads 1     without AMX
     python benchmarks/spine.py --only demo
 
 Prints a table (what, measured, required) under a line of hardware, and writes the same with every detail as JSON.

@@ -18,7 +18,7 @@ import commands  # noqa: E402
 import generation_speed  # noqa: E402
 import long_form  # noqa: E402
 import spine  # noqa: E402
-from figures import Figure  # noqa: E402
+from figures import Figure, instructions  # noqa: E402
 from floor import step_flops  # noqa: E402
 from products import Products  # noqa: E402
 
@@ -65,6 +65,14 @@ def test_every_part_of_a_step_is_counted():
 @pytest.mark.parametrize(("required", "met"), [("< 1", False), ("<= 1", True), (">= 1", True), ("", None)])
 def test_a_figure_knows_whether_its_requirement_is_met(required, met):
     assert Figure("a", "a", 1.0, "s", required).met is met
+
+
+def test_the_instructions_of_bf16_are_named_with_what_limits_them(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": True, "amx_bf16": False})
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert instructions() == ["avx512_bf16"]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert instructions() == ["avx512_bf16", "at most AVX512_CORE"]
 
 
 def test_peak_memory_covers_the_process_tree():
