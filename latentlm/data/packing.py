@@ -121,8 +121,8 @@ class DocumentEncoder:
         if not isinstance(segment.content, Latents):
             raise ValueError(f"{segment.modality} segment holds {type(segment.content).__name__}; encode it first")
         name, length = segment.modality, len(segment.content)
-        given = segment.content.features is not None and not segment.loss
-        latents = replace(segment.content, features=None) if given else segment.content
+        bare = segment.loss or segment.content.features is None
+        latents = segment.content if bare else replace(segment.content, features=None)
         if not self._ends_with_class(out):
             self._next(out, self.special.bod[name], segment.loss)
             self._token(out, self.special.bod[name])
@@ -220,9 +220,10 @@ def _ranges(starts: Sequence[int] | np.ndarray, lengths: np.ndarray) -> np.ndarr
 
 
 def _draw(latents: list[Latents], means: Tensor, sizes: np.ndarray, generator: torch.Generator | None) -> Tensor:
-    """`Latents.sample` of each, one after the other (N, C); of one tokenizer, as they are but in tests, in one draw."""
+    """`Latents.sample` of each, one after the other: (N, C). Those of a σ-VAE are drawn at once."""
     if {each.posterior for each in latents} != {"sigma"}:
         return torch.cat([each.sample(generator) for each in latents])
-    noise = torch.randn(means.shape, generator=generator)
-    scales = torch.stack([each.std for each in latents]) * torch.randn(len(latents), generator=generator)
-    return means + scales.repeat_interleave(torch.from_numpy(sizes))[:, None] * noise
+    noise = torch.randn(means.shape, generator=generator, device=means.device)
+    scales = torch.randn(len(latents), generator=generator, device=means.device)
+    scales = scales * torch.stack([each.std.reshape(()) for each in latents])
+    return means + scales.repeat_interleave(torch.from_numpy(sizes).to(means.device))[:, None] * noise
