@@ -17,7 +17,8 @@ from products import Products
 
 from latentlm.config import DiffusionHeadConfig, ModelConfig, TransformerConfig
 from latentlm.data.packing import EncodedDocument
-from latentlm.generation.engine import Engine, Task
+from latentlm.generation.engine import Engine
+from latentlm.generation.task import Task
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
 

@@ -34,6 +34,7 @@ def run(
     """
     from .data.sources import documents
     from .evaluation.evaluate import evaluate
+    from .evaluation.page import write_report
     from .generation.pretrained import load
     from .training.distributed import num_cores
     from .training.run import train
@@ -60,7 +61,7 @@ def run(
         train=trained - ready,
         total=setup_seconds + time.perf_counter() - started,
     )
-    report.save(folder, train_log=folder / "train.jsonl")
+    write_report(report, folder, train_log=folder / "train.jsonl")
     return folder / "report.html"
 
 

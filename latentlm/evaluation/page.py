@@ -20,7 +20,7 @@ import numpy as np
 
 from ..types import Audio
 from .curves import loss_curve, read_losses, waveform
-from .report import Exhibit, Figure, Gallery, Report
+from .report import Exhibit, Figure, Gallery, Report, write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -44,6 +44,14 @@ CARDS = {
 _THIN = "\u202f"  # a narrow space where no line breaks
 _MOST_DIGITS = 12  # more than a difference of figures can need
 _PERCENT = ("accuracy", "top1", "top1_all", "rate", "colour", "shape", "place", "accuracy_real", "wer")
+
+
+def write_report(report: Report, folder: str | Path, train_log: str | Path | None = None) -> None:
+    """report.json and report.html into `folder`; the page has loss curves where `train_log` is a train.jsonl."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    report.save_json(folder / "report.json")
+    write_text(folder / "report.html", render_page(report, train_log))
 
 
 def render_page(report: Report, train_log: str | Path | None = None) -> str:

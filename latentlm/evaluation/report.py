@@ -158,15 +158,6 @@ class Report:
         """Write the flat object, atomically. ValueError names a path that cannot be written."""
         write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
-    def save(self, folder: str | Path, train_log: str | Path | None = None) -> None:
-        """report.json and report.html into `folder`; the page has loss curves where `train_log` is a train.jsonl."""
-        from .page import render_page
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save_json(folder / "report.json")
-        write_text(folder / "report.html", render_page(self, train_log))
-
 
 def read_report(path: str | Path) -> Mapping[str, float | str | None]:
     """The flat object of a report.json."""

@@ -19,8 +19,9 @@ from ..data.script import Script
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
-from .engine import Engine, Event, Task
+from .engine import Engine
 from .prompts import make_prompt
+from .task import Event, Task
 
 TARGETS = ("text", "image", "speech", "auto")
 

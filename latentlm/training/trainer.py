@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from .ema import EMA, clean_name
 from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import full_tensor, parallelize, resolve_precision
+from .state import TrainingResult, TrainingState, Window, count_of
 
 _DROPOUT_SEED = 0x5EED
 """Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
@@ -59,49 +60,6 @@ class Loader(Protocol):
 
 class NonFiniteLoss(RuntimeError):
     """A loss or the gradient is NaN or infinite. The message names step, stream and loss; checkpoints are as before."""
-
-
-@dataclass
-class Window:
-    """Sums since the last log line: a logged loss is the mean over all targets of these steps."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    gradient_norm: float = 0.0
-    tokens: float = 0.0
-    seconds: float = 0.0
-    num_steps: int = 0
-
-    def add(self, sums: Mapping[str, float], counts: Mapping[str, float], norm: float, tokens: float) -> None:
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0.0) + count_of(name, counts)
-        self.gradient_norm += norm
-        self.tokens += tokens
-        self.num_steps += 1
-
-    def losses(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in sorted(self.sums.items()) if self.counts[name]}
-
-
-@dataclass
-class TrainingState:
-    """Where the run is. `seconds` of wall clock over all its sessions, as rank 0 counts them; `tokens` seen."""
-
-    step: int = 0
-    seconds: float = 0.0
-    tokens: float = 0.0
-    window: Window = field(default_factory=Window)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How `fit` ended: `finished` is False where a signal stopped it (it saved and can be resumed)."""
-
-    step: int
-    seconds: float
-    finished: bool
-    losses: dict[str, float]
 
 
 class Trainer:
@@ -382,15 +340,6 @@ class Trainer:
             if self.world.is_main:
                 weights[clean_name(name)] = whole.to("cpu", value.dtype)
         self.world.on_main(lambda: self.write(path, weights))
-
-
-def count_of(name: str, counts: Mapping[str, float]) -> float:
-    """The number of targets that divides loss `name`: its own, or the examples."""
-    if name in counts:
-        return counts[name]
-    if "examples" in counts:
-        return counts["examples"]
-    raise ValueError(f"loss {name!r} has no target count; the batch counts {', '.join(sorted(counts))}")
 
 
 def _check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:

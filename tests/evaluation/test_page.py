@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from latentlm.evaluation.curves import loss_curve, read_losses, waveform
 from latentlm.evaluation.evaluate import evaluate
-from latentlm.evaluation.page import render_page, wav_bytes
+from latentlm.evaluation.page import render_page, wav_bytes, write_report
 from latentlm.evaluation.report import Exhibit, Gallery, Report
 from latentlm.types import Audio
 
@@ -100,7 +100,7 @@ def test_waveform_of_nothing_and_of_something():
 
 def test_a_whole_evaluation_renders(tmp_path):
     report = evaluate(FakePipeline(wrong=0.3), tasks=["digits", "shapes"], quick=True)
-    report.save(tmp_path)
+    write_report(report, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png") >= 100 + 24 + 40
     for gallery in report.galleries:

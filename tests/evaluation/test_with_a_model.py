@@ -14,6 +14,7 @@ from latentlm.config import (
 )
 from latentlm.data.embedded import digits
 from latentlm.evaluation import evaluate as module
+from latentlm.evaluation.page import write_report
 from latentlm.evaluation.protocol import QUICK
 from latentlm.generation.generate import Pipeline
 from latentlm.generation.pretrained import modality_specs
@@ -62,5 +63,5 @@ def test_an_untrained_model_is_measured_and_knows_nothing(pipeline, monkeypatch,
     assert values["digits.prompt_accuracy"] <= 0.4
     assert values["digits.frechet_ratio"] > 1.5
     assert values["text.bits_per_byte"] == pytest.approx(values["text.bits_per_byte_uniform"], rel=0.1)
-    report.save(tmp_path)
+    write_report(report, tmp_path)
     assert "digits drawn right" in (tmp_path / "report.html").read_text(encoding="utf-8")
