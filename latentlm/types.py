@@ -1,11 +1,12 @@
 """The records that cross module borders: media, latents, documents, packed batches.
 
-Place in the flow: every room of the package speaks in these records; nothing here computes.
+Place in the flow: every room of the package speaks in these records; what they compute is a draw from a posterior.
 Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -63,12 +64,20 @@ class Latents:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw z (N, C) from the posterior; the generator must be on the device of `mean`."""
-        if self.posterior == "none":
-            return self.mean
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        if self.posterior == "sigma":
-            noise = noise * torch.randn((), generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.std * noise
+        return draw([self], generator)
+
+
+def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -> Tensor:
+    """A draw z from the posterior of each of `latents`, one after the other: (sum of N, C)."""
+    means = torch.cat([each.mean for each in latents])
+    stds = torch.cat([each.std.expand_as(each.mean) for each in latents])
+    noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
+    one_each = torch.randn(len(latents), generator=generator, device=means.device).tolist()
+    fixed = {"learned": 1.0, "none": 0.0}
+    levels = [fixed.get(each.posterior, n) for each, n in zip(latents, one_each, strict=True)]
+    sizes = torch.tensor([len(each) for each in latents])
+    spread = torch.tensor(levels, dtype=means.dtype).repeat_interleave(sizes)[:, None].to(means.device)
+    return means + spread * stds * noise
 
 
 @dataclass(frozen=True, kw_only=True)

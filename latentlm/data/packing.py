@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..tokenizers.text import TextTokenizer
-from ..types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text
+from ..types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text, draw
 
 VARIABLE_LENGTH = frozenset({"speech"})
 """Modalities whose spans the model ends by itself."""
@@ -204,7 +204,7 @@ def _gather(spans: list[tuple[int, Span]], latent_dim: int, generator: torch.Gen
     featured = np.repeat([each.features is not None for each in latents], sizes)
     means = torch.cat([each.mean for each in latents])
     return LatentSpans(
-        values=_draw(latents, means, sizes, generator).float(),
+        values=draw(latents, generator).float(),
         means=means.float(),
         index=torch.from_numpy(index),
         target=torch.from_numpy(np.repeat([span.target for _, span in spans], sizes)),
@@ -217,13 +217,3 @@ def _ranges(starts: Sequence[int] | np.ndarray, lengths: np.ndarray) -> np.ndarr
     """start, start + 1, … for so many numbers, of each range, one after the other: (sum of lengths,) int64."""
     ends = lengths.cumsum()
     return np.arange(lengths.sum()) + np.repeat(np.asarray(starts, np.int64) - ends + lengths, lengths)
-
-
-def _draw(latents: list[Latents], means: Tensor, sizes: np.ndarray, generator: torch.Generator | None) -> Tensor:
-    """`Latents.sample` of each, one after the other: (N, C). Those of a σ-VAE are drawn at once."""
-    if {each.posterior for each in latents} != {"sigma"}:
-        return torch.cat([each.sample(generator) for each in latents])
-    noise = torch.randn(means.shape, generator=generator, device=means.device)
-    scales = torch.randn(len(latents), generator=generator, device=means.device)
-    scales = scales * torch.stack([each.std.reshape(()) for each in latents])
-    return means + scales.repeat_interleave(torch.from_numpy(sizes).to(means.device))[:, None] * noise
