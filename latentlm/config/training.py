@@ -18,6 +18,9 @@ class SourceConfig(Config):
     weight: float = Field(1.0, gt=0)
     limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
     warped_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
+    noise: float = Field(
+        1.0, ge=0, description="its latents are drawn with so many times the standard deviation of their posterior"
+    )
 
     @model_validator(mode="after")
     def _one(self):

@@ -35,34 +35,21 @@ class LatentCache:
     def prepare(self, documents: Iterable[Document], name: str | None = None) -> None:
         """Encode all media of `documents` that are not known yet; with a name, through `folder`/name.safetensors."""
         pending: dict[str, dict[int, object]] = {}
-        featured: dict[str, dict[int, object]] = {}
         for document in documents:
             for segment in document.segments:
-                if self._is_ready(segment):
-                    continue
-                second = FEATURES.get(segment.modality)
-                if isinstance(segment.content, Latents):
-                    if segment.loss and second in self.tokenizers and segment.content.features is None:
-                        raise ValueError(f"latents of {segment.modality} to learn come without {second} features")
-                    continue
-                key = id(segment.content)
-                if key not in self._known:
-                    pending.setdefault(segment.modality, {})[key] = segment.content
-                if segment.loss and second in self.tokenizers and not self._has_features(key):
-                    featured.setdefault(second, {})[key] = segment.content
-        for modality, media in pending.items():
-            items = list(media.values())
+                for modality in self._missing(segment):
+                    pending.setdefault(modality, {})[id(segment.content)] = segment.content
+        for modality in sorted(pending, key=lambda name: name in FEATURES.values()):  # features go beside latents
+            items = list(pending[modality].values())
             for item, latents in zip(items, self._encode(modality, items, name), strict=True):
+                if modality in FEATURES.values():
+                    known = self._known[id(item)][1]
+                    latents = replace(known, features=_beside(known, latents, modality))
                 self._known[id(item)] = (item, latents)
-        for second, media in featured.items():
-            items = list(media.values())
-            for item, features in zip(items, self._encode(second, items, name), strict=True):
-                latents = self._known[id(item)][1]
-                self._known[id(item)] = (item, replace(latents, features=_beside(latents, features, second)))
 
     def resolve(self, document: Document) -> Document:
         """`document` with every medium replaced by its latents; unknown media are encoded now."""
-        if not all(map(self._is_ready, document.segments)):
+        if any(map(self._missing, document.segments)):
             self.prepare([document])
         segments = tuple(
             segment
@@ -72,17 +59,18 @@ class LatentCache:
         )
         return Document(segments)
 
-    def _is_ready(self, segment: Segment) -> bool:
-        """Whether `segment` is text, or a medium whose latents, and the features it needs, are known."""
+    def _missing(self, segment: Segment) -> list[str]:
+        """The tokenizers that still have to read `segment`. ValueError where given latents lack features to learn."""
         if isinstance(segment, Text):
-            return True
-        if isinstance(segment.content, Latents) or id(segment.content) not in self._known:
-            return False
-        needs = segment.loss and FEATURES.get(segment.modality) in self.tokenizers
-        return not needs or self._has_features(id(segment.content))
-
-    def _has_features(self, key: int) -> bool:
-        return key in self._known and self._known[key][1].features is not None
+            return []
+        second = FEATURES.get(segment.modality)
+        needs_features = segment.loss and second in self.tokenizers
+        given = isinstance(segment.content, Latents)
+        latents = segment.content if given else self._known.get(id(segment.content), (None, None))[1]
+        lacks_features = needs_features and (latents is None or latents.features is None)
+        if given and lacks_features:
+            raise ValueError(f"latents of {segment.modality} to learn come without {second} features")
+        return [segment.modality] * (latents is None) + [second] * lacks_features
 
     def _encode(self, modality: str, items: list, name: str | None) -> list[Latents]:
         if modality not in self.tokenizers:
@@ -110,17 +98,29 @@ class LatentCache:
 
 
 class ResolvedDocuments(Sequence):
-    """A document source seen through a cache."""
+    """A document source seen through a cache, its posteriors `noise` times as wide.
 
-    def __init__(self, documents: Sequence[Document], cache: LatentCache):
+    Wider than the tokenizer's, they teach to go on from latents as far off as a model's own may be (docs/numerics.md).
+    """
+
+    def __init__(self, documents: Sequence[Document], cache: LatentCache, noise: float = 1.0):
         self.documents = documents
         self.cache = cache
+        self.noise = noise
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def __getitem__(self, index: int) -> Document:
-        return self.cache.resolve(self.documents[index])
+        document = self.cache.resolve(self.documents[index])
+        if self.noise == 1:
+            return document
+        return document.with_segments(tuple(self._wider(segment) for segment in document.segments))
+
+    def _wider(self, segment: Segment) -> Segment:
+        if isinstance(segment, Text):
+            return segment
+        return replace(segment, content=replace(segment.content, std=segment.content.std * self.noise))
 
 
 def write_latents(path: Path, latents: Sequence[Latents], identity: dict[str, str]) -> None:

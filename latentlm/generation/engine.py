@@ -20,11 +20,8 @@ from torch import Tensor
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from .latent import DEFAULT_SOLVER, LatentSampler, cached_plan
-from .task import Event, Heard, Task
-from .text import forbidden_tokens, pick_token
-
-GROWTH = 128
-"""Room beyond the prompt that a cache begins with, where only the model decides on the length; then it doubles."""
+from .task import Event, Heard, Task, check_length, expected_length
+from .text import free_text_bias, pick_token
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,16 @@ class Engine:
         self._assign_rows(list(range(len(tasks))))
         limit = model.config.transformer.context_length
         for task in tasks:
-            self._check_length(task, limit)
+            check_length(task, limit, model.modalities.get(task.to))
         self.limit = limit
-        capacity = min(limit, max(self._expected_length(task) for task in tasks))
+        capacity = min(limit, max(expected_length(task, model.modalities.get(task.to)) for task in tasks))
         self.cache = model.transformer.new_cache(len(tasks) + len(self.guidance_row), capacity)
         self.samplers: dict[tuple, LatentSampler] = {}
-        self.free_text = {to: self._token_bias(to == "auto") for to in {task.to for task in tasks}}
+        vocabulary = model.text_head.out_features
+        self.free_text = {
+            to: free_text_bias(self.special, vocabulary, switching=to == "auto").to(self.device)
+            for to in {task.to for task in tasks}
+        }
 
     @torch.inference_mode()
     def run(self) -> Iterator[Event]:
@@ -310,24 +311,3 @@ class Engine:
         self._assign_rows(alive)
         if alive:
             self.cache.keep(keep)
-
-    def _expected_length(self, task: Task) -> int:
-        """Positions that the cache begins with: of speech with a limit all that it can need."""
-        speech = task.to in self.model.modalities and self.model.modalities[task.to].num_latents is None
-        return len(task.prompt) + (task.max_latents if speech and task.max_latents else GROWTH)
-
-    def _check_length(self, task: Task, limit: int) -> None:
-        """ValueError for a prompt past the context, or one that leaves no room for a whole image."""
-        prompt = len(task.prompt)
-        if prompt > limit:
-            raise ValueError(f"the prompt has {prompt} positions, the context is {limit}")
-        spec = self.model.modalities.get(task.to)
-        if spec is not None and spec.num_latents and prompt + spec.num_latents - 1 > limit:
-            raise ValueError(
-                f"the prompt has {prompt} positions and the {task.to} {spec.num_latents}, the context is {limit}"
-            )
-
-    def _token_bias(self, switching: bool) -> Tensor:
-        bias = torch.zeros(self.model.text_head.out_features, device=self.device)
-        bias[forbidden_tokens(self.special, switching)] = -torch.inf
-        return bias

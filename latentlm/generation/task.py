@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from ..data.packing import EncodedDocument
+from ..model.latentlm import ModalitySpec
 from ..tokenizers.streaming import FeatureStream
+
+GROWTH = 128
+"""Room beyond the prompt that a cache begins with, where only the model decides on the length; then it doubles."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,20 @@ class Event:
     task: int
     kind: str
     value: object
+
+
+def expected_length(task: Task, spec: ModalitySpec | None) -> int:
+    """Positions that the cache begins with: of speech with a limit all that it can need."""
+    lasts = spec is not None and spec.num_latents is None
+    return len(task.prompt) + (task.max_latents if lasts and task.max_latents else GROWTH)
+
+
+def check_length(task: Task, limit: int, spec: ModalitySpec | None) -> None:
+    """ValueError for a prompt past the context, or one that leaves no room for a whole image."""
+    prompt = len(task.prompt)
+    if prompt > limit:
+        raise ValueError(f"the prompt has {prompt} positions, the context is {limit}")
+    if spec is not None and spec.num_latents and prompt + spec.num_latents - 1 > limit:
+        raise ValueError(
+            f"the prompt has {prompt} positions and the {task.to} {spec.num_latents}, the context is {limit}"
+        )

@@ -22,6 +22,13 @@ def forbidden_tokens(special: SpecialTokens, switching: bool) -> list[int]:
     return layout if switching else layout + list(special.bod.values())
 
 
+def free_text_bias(special: SpecialTokens, vocabulary: int, *, switching: bool) -> Tensor:
+    """What is added to logits (V,): -inf for the forbidden tokens, 0 for all others."""
+    bias = torch.zeros(vocabulary)
+    bias[forbidden_tokens(special, switching)] = -torch.inf
+    return bias
+
+
 def pick_token(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
     """One token of logits (V,): the most likely at temperature 0, else drawn from softmax(logits / temperature)."""
     if temperature == 0:

@@ -55,16 +55,17 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         names = (source.name or source.manifest for source in recipe.data.sources)
         sources = [VibeVoiceDocuments(source, name) for source, name in zip(sources, names, strict=True)]
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
+    configs = recipe.data.sources
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
     def prepare() -> None:
-        for config, source in zip(recipe.data.sources, sources, strict=True):
+        for config, source in zip(configs, sources, strict=True):
             cache.prepare((source[i] for i in range(len(source))), source_slug(config))
 
     world.on_main(prepare)
     if not world.is_main:
         prepare()
-    resolved = [ResolvedDocuments(source, cache) for source in sources]
+    resolved = [ResolvedDocuments(source, cache, c.noise) for c, source in zip(configs, sources, strict=True)]
     encoder = DocumentEncoder(tokenizers["text"])
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)

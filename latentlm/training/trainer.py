@@ -12,9 +12,10 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,40 +23,17 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 from ..weights import save_weights
 from .checkpoint import Checkpoints, random_state, set_random_state
+from .contract import Batch, Loader
 from .distributed import NamedSum, World, on_signals, set_threads
-from .ema import EMA, clean_name
+from .ema import EMA
 from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
-from .parallelize import full_tensor, parallelize, resolve_precision
+from .parallelize import parallelize, resolve_precision
 from .state import TrainingResult, TrainingState, Window, count_of
+from .tensors import run_tensors, whole_weights
 
 _DROPOUT_SEED = 0x5EED
 """Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
-
-
-class Batch(Protocol):
-    """One micro-batch: PackedBatch or MediaBatch."""
-
-    seed: int
-
-    @property
-    def num_tokens(self) -> int: ...
-    def target_counts(self) -> dict[str, int]: ...
-    def to(self, device: torch.device | str) -> Batch: ...
-
-
-class Loader(Protocol):
-    """`num_streams` deterministic streams of micro-batches; rank r serves the streams m ≡ r modulo the world's size.
-
-    A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
-    rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
-    """
-
-    num_streams: int
-
-    def next_step(self) -> list[Batch]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class NonFiniteLoss(RuntimeError):
@@ -259,12 +237,9 @@ class Trainer:
         if self.world.is_main and self.on_sample:
             kept = random_state()
             self.model.eval()
-            with torch.no_grad():
-                if self.ema:
-                    with self.ema.applied(self.model):
-                        self.on_sample(self.model, self.state.step)
-                else:
-                    self.on_sample(self.model, self.state.step)
+            averaged = self.ema.applied(self.model) if self.ema else nullcontext()
+            with torch.no_grad(), averaged:
+                self.on_sample(self.model, self.state.step)
             self.model.train()
             set_random_state(kept)
         self.world.barrier()
@@ -287,7 +262,8 @@ class Trainer:
             "random": [part["random"] for part in parts],
             "metadata": self.metadata,
         }
-        return self.checkpoints.save(self.state.step, self._tensors(), record)
+        tensors = run_tensors(self.model, self.optimizers, self.ema)
+        return self.checkpoints.save(self.state.step, tensors, record)
 
     def _resume(self, wanted: bool) -> None:
         path = self.checkpoints.latest()
@@ -300,7 +276,7 @@ class Trainer:
             then, now = record["identity"].get(key), self.identity.get(key)
             if then != now:
                 raise ValueError(f"{path}: was made with {key} = {then!r}, this run has {now!r}; cannot resume")
-        self.checkpoints.load(path, self._tensors())
+        self.checkpoints.load(path, run_tensors(self.model, self.optimizers, self.ema))
         window = Window(**record["state"].pop("window"))
         self.state = TrainingState(**record["state"], window=window)
         if self.ema:
@@ -308,18 +284,6 @@ class Trainer:
         self.loader.load_state_dict(record["loader"])
         if self.world.rank < len(record["random"]):
             set_random_state(record["random"][self.world.rank])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """All tensors of the run that change, by unique name; tied weights once, frozen ones not at all."""
-        seen: set[int] = set()
-        tensors: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            frozen = isinstance(value, nn.Parameter) and not value.requires_grad
-            if id(value) not in seen and not frozen:
-                seen.add(id(value))
-                tensors[f"model.{clean_name(name)}"] = value.detach()
-        tensors |= {f"optimizer.{name}": value for name, value in self.optimizers.tensors().items()}
-        return tensors | {f"ema.{name}": value for name, value in (self.ema.tensors() if self.ema else {}).items()}
 
     def export(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `ema.safetensors` (full tensors, EMA in the model's dtypes), then call
@@ -333,12 +297,7 @@ class Trainer:
             self.world.on_main(lambda: self.on_export(folder))
 
     def _export_weights(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
-        by_id = {id(value): clean_name(name) for name, value in self.model.named_parameters()}
-        weights: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            whole = full_tensor(replaced.get(by_id.get(id(value), ""), value))
-            if self.world.is_main:
-                weights[clean_name(name)] = whole.to("cpu", value.dtype)
+        weights = whole_weights(self.model, replaced, keep=self.world.is_main)
         self.world.on_main(lambda: self.write(path, weights))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import clip, picture, small_tokenizers
 
-from latentlm.data.cache import LatentCache
+from latentlm.data.cache import LatentCache, ResolvedDocuments
 from latentlm.types import Document, Image, Latents, Speech, Text
 
 
@@ -65,3 +65,19 @@ def test_latents_of_other_media_are_refused(tokenizers, document, tmp_path):
 def test_a_modality_without_tokenizer_is_named(tokenizers, document):
     with pytest.raises(ValueError, match="no speech tokenizer"):
         LatentCache({"image": tokenizers["image"]}).resolve(document)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 2.5])
+def test_a_source_may_widen_its_posteriors_and_nothing_else(tokenizers, document, noise):
+    cache = LatentCache(continuous(tokenizers))
+    plain = cache.resolve(document)
+    wider = ResolvedDocuments([document], cache, noise)[0]
+    assert wider.segments[1] == document.segments[1]
+    for kept, segment in zip(plain.segments, wider.segments, strict=True):
+        if isinstance(segment, Text):
+            continue
+        assert torch.equal(segment.content.mean, kept.content.mean)
+        assert torch.equal(segment.content.std, noise * kept.content.std)
+        drawn, base = (s.content.sample(torch.Generator().manual_seed(0)) for s in (segment, kept))
+        torch.testing.assert_close(drawn - kept.content.mean, noise * (base - kept.content.mean))
+    assert cache.resolve(document).segments[0].content is plain.segments[0].content

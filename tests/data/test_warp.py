@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
+import latentlm.data.warp as warp_module
 from latentlm.config import SourceConfig
 from latentlm.data.sources import documents
 from latentlm.data.warp import warp, with_warped_copies
@@ -42,3 +44,26 @@ def test_a_copy_is_the_same_everywhere_and_like_its_original():
 def test_a_source_without_pictures_is_refused():
     with pytest.raises(ValueError, match="warped_copies: the source has no pictures"):
         with_warped_copies([Document((Text("one"),))], 1)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (32, 32), (13, 6)])
+def test_a_warp_by_nothing_gives_the_picture_back(monkeypatch, size):
+    for name in ("ANGLE", "SHIFT", "SCALE"):
+        monkeypatch.setattr(warp_module, name, 0.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(warp(PILImage.fromarray(pixels), np.random.default_rng(1))), pixels)
+
+
+def test_a_shift_moves_the_whole_picture_along_its_axes(monkeypatch):
+    for name in ("ANGLE", "SCALE"):
+        monkeypatch.setattr(warp_module, name, 0.0)
+    monkeypatch.setattr(warp_module, "SHIFT", 0.25)
+    pixels = np.zeros((16, 32), dtype=np.uint8)
+    pixels[4:8, 8:16] = 255
+    rng = np.random.default_rng(0)
+    rng.uniform(-1, 1, 2), rng.uniform(-1, 1, 2)  # turn and shear, scale
+    shift = rng.uniform(-0.25, 0.25, 2) * (32, 16)
+    moved = np.asarray(warp(PILImage.fromarray(pixels), np.random.default_rng(0)), dtype=float)
+    rows, columns = np.indices(moved.shape)
+    centre = np.array([(moved * columns).sum(), (moved * rows).sum()]) / moved.sum()
+    assert centre == pytest.approx(np.array([11.5, 5.5]) - shift, abs=0.1)

@@ -6,9 +6,11 @@ import pytest
 import torch
 import yaml
 
-from latentlm.config import RecipeError, parse_recipe
+from latentlm.config import RecipeError, load_recipe, parse_recipe
 from latentlm.tokenizers.media import save_audio
 from latentlm.training import run as module
+from latentlm.training.build import build_latentlm
+from latentlm.training.distributed import World
 from latentlm.training.run import STOPPED, ProcessFailed, train
 from latentlm.training.trainer import Trainer
 from latentlm.types import Audio
@@ -98,3 +100,14 @@ def test_processes_must_divide_the_micro_batches_before_anything_starts(tmp_path
     with pytest.raises(ValueError, match="accumulation 1 is not a multiple of the 2 processes"):
         train(recipe(), tmp_path / "run", processes=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_noise_of_a_source_is_its_own(tmp_path):
+    sources = [{"name": "digits", "task": task, "limit": 8} for task in ("text_to_image", "image_to_text")]
+    sources[0]["noise"] = 0.0
+    changes = {"data.sources": sources, "data.rows": 1, "tokenizers.speech": None}
+    run = build_latentlm(load_recipe("demo", changes), tmp_path, World())
+    spans = run.loader.next_step()[0].latents["image"]
+    drawn = (spans.values != spans.means).any(1)
+    assert torch.equal(drawn, ~spans.target)
+    assert 0 < spans.target.sum() < len(spans.target)

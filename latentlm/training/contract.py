@@ -1,0 +1,35 @@
+"""What the trainer asks of whoever feeds it: micro-batches, and a loader of them.
+
+Place in the flow: met by `PackedBatch` and `MediaBatch`, and by `data/loader.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+
+class Batch(Protocol):
+    """One micro-batch: PackedBatch or MediaBatch."""
+
+    seed: int
+
+    @property
+    def num_tokens(self) -> int: ...
+    def target_counts(self) -> dict[str, int]: ...
+    def to(self, device: torch.device | str) -> Batch: ...
+
+
+class Loader(Protocol):
+    """`num_streams` deterministic streams of micro-batches; rank r serves the streams m ≡ r modulo the world's size.
+
+    A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
+    rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
+    """
+
+    num_streams: int
+
+    def next_step(self) -> list[Batch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
