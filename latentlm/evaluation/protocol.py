@@ -12,7 +12,7 @@ from ..generation.generate import Pipeline, Request
 from ..types import Document, GenerationOutput, Image, Speech, Text
 
 TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction")
-GUIDANCE = {"digits": 1.1, "emoji": 2.0, "shapes": 2.0, "speech": 1.5}
+GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5}
 """Guidance scale a task, unless another is given."""
 MAX_ANSWER_TOKENS = 64
 WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
