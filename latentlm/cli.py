@@ -67,6 +67,7 @@ app.command(
     help_epilogue=examples(
         "latentlm evaluate tiny --out tiny.json",
         "latentlm evaluate runs/demo --out demo.html --quick",
+        "latentlm evaluate runs/demo --out guided.json --only digits --guidance 1.5",
     ),
 )
 app.command(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from ..config.base import did_you_mean
 
 
 def evaluate(
@@ -14,6 +17,9 @@ def evaluate(
     /,
     *,
     out: Path,
+    only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    guidance: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    steps: int = 20,
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -26,6 +32,13 @@ def evaluate(
         Checkpoint folder, run folder, hub id, or the packaged model "tiny".
     out
         File to write: .json for one flat object of figures, .html for a page with the samples.
+    only
+        Only this part: digits, emoji, shapes, speech, text or reconstruction; may be given several times.
+    guidance
+        A scale for all parts, or that of one as in digits=1.5; may be given several times. Digits 1, emoji 2, shapes 2,
+        speech 1.5 unless given.
+    steps
+        Of the solver, a latent.
     quick
         Fewer samples: to see that it runs.
     seed
@@ -35,6 +48,9 @@ def evaluate(
     """
     if out.suffix not in (".json", ".html"):
         raise ValueError(f"--out {out}: a report ends in .json or .html")
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    scales = _scales(guidance)
     from .. import load
     from ..config import parse_recipe
     from ..demo import trained_on
@@ -47,7 +63,18 @@ def evaluate(
     weights = "raw" if raw else "ema"
     pipeline, trained = load(model, weights=weights), read_metadata(model).get("recipe")
     known = trained_on(parse_recipe(trained, f"{model}: recipe")) if trained else {}
-    report = run(pipeline, seed=seed, weights=weights, **known, title=model, quick=quick, progress=_say)
+    report = run(
+        pipeline,
+        tasks=only or None,
+        guidance=scales,
+        steps=steps,
+        seed=seed,
+        weights=weights,
+        **known,
+        title=model,
+        quick=quick,
+        progress=_say,
+    )
     if out.suffix == ".json":
         report.save_json(out)
     else:
@@ -55,6 +82,23 @@ def evaluate(
     for name, figure in sorted(report.figures.items()):
         print(f"{name:36} {figure.value:.4g}")
     print(out)
+
+
+def _scales(items: Sequence[str]) -> dict[str, float]:
+    """Guidance by task, the later over the earlier: "digits=1.5" is of one task, a bare number of all."""
+    from ..evaluation.protocol import GUIDANCE
+
+    scales: dict[str, float] = {}
+    for item in items:
+        task, equals, value = item.rpartition("=")
+        try:
+            scale = float(value)
+        except ValueError:
+            raise ValueError(f"--guidance {item}: write a number, or TASK=NUMBER as in digits=1.5") from None
+        if equals and task not in GUIDANCE:
+            raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
+        scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)
+    return scales
 
 
 def _say(line: str) -> None:

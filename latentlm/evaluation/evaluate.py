@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 import torch
 
+from ..config.base import did_you_mean
 from ..generation.generate import Pipeline
 from ..generation.latent import DEFAULT_SOLVER
 from .image import evaluate_digits, evaluate_emoji
@@ -59,7 +60,7 @@ def evaluate(
         protocol = replace(protocol, counts=QUICK)
     for task in tasks or ():
         if task not in TASKS:
-            raise ValueError(f"unknown evaluation {task!r} (known: {', '.join(TASKS)})")
+            raise ValueError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
     report = Report(title)
     if not phrases:
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))

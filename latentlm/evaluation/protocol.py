@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ..config.base import did_you_mean
 from ..generation.generate import Pipeline, Request
 from ..types import Document, GenerationOutput, Image, Speech, Text
 
@@ -62,7 +63,7 @@ class Protocol:
             return replace(self, guidance=dict.fromkeys(GUIDANCE, float(guidance)))
         for task in guidance:
             if task not in GUIDANCE:
-                raise ValueError(f"guidance of unknown task {task!r} (known: {', '.join(GUIDANCE)})")
+                raise ValueError(f"guidance of unknown task {task!r}{did_you_mean(task, GUIDANCE)}")
         return replace(self, guidance=dict(self.guidance) | dict(guidance))
 
     def describe(self, samples: str, task: str | None = None) -> str:

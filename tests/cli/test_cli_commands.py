@@ -10,6 +10,9 @@ import yaml
 
 from latentlm import __version__, cli
 from latentlm.config import AdapterConfig
+from latentlm.evaluation import evaluate as evaluation
+from latentlm.evaluation.protocol import GUIDANCE
+from latentlm.evaluation.report import Report
 from latentlm.generation.pretrained import load, write_config
 from latentlm.model import adapter
 from latentlm.tokenizers.media import load_audio, load_image
@@ -166,18 +169,30 @@ def test_data_of_ones_own(tmp_path, checkpoint, capsys):
     assert capsys.readouterr().out == "1: [text 'a word'] image a.png 8×8\n"
 
 
-def test_evaluate_writes_figures_and_page(checkpoint, tmp_path, monkeypatch, capsys):
-    from latentlm.evaluation import evaluate
-
-    whole = evaluate.evaluate
-    monkeypatch.setattr(evaluate, "evaluate", lambda *args, **options: whole(*args, **options, tasks=["text"]))
-    cli.main(["evaluate", "small", "--out", "figures/small.json", "--quick"])
+def test_evaluate_writes_figures_and_page(checkpoint, tmp_path, capsys):
+    cli.main(["evaluate", "small", "--out", "figures/small.json", "--quick", "--only", "text"])
     figures = json.loads((tmp_path / "figures" / "small.json").read_text())
     assert 0 < figures["text.bits_per_byte"] < 100
     assert figures["digits.prompt_accuracy"] is None
     assert "text.bits_per_byte" in capsys.readouterr().out
-    cli.main(["evaluate", "small", "--out", "small.html", "--quick", "--raw"])
+    cli.main(["evaluate", "small", "--out", "small.html", "--quick", "--raw", "--only", "text"])
     assert "bits per byte" in (tmp_path / "small.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["1.5"], dict.fromkeys(GUIDANCE, 1.5)),
+        (["digits=1.5"], {"digits": 1.5}),
+        (["3", "emoji=2", "emoji=4"], dict.fromkeys(GUIDANCE, 3.0) | {"emoji": 4.0}),
+    ],
+)
+def test_evaluate_hands_on_how_to_sample(checkpoint, monkeypatch, given, expected):
+    asked = {}
+    report = Report("x")
+    monkeypatch.setattr(evaluation, "evaluate", lambda pipeline, **options: asked.update(options) or report)
+    cli.main(["evaluate", "small", "--out", "x.json", "--steps", "7", *[a for g in given for a in ("--guidance", g)]])
+    assert (asked["guidance"], asked["steps"], asked["tasks"]) == (expected, 7, None)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +202,7 @@ def test_evaluate_writes_figures_and_page(checkpoint, tmp_path, monkeypatch, cap
         (("demo",), ("--out", "--minutes", "--quick")),
         (("train",), ("RECIPE", "--set", "--processes", "--resume", "latentlm train demo")),
         (("generate",), ("MODEL", "PROMPT", "--to", "--guidance", "--voice", "--max-seconds", "Sampling")),
-        (("evaluate",), ("MODEL", "--out", "--quick")),
+        (("evaluate",), ("MODEL", "--out", "--only", "--guidance", "--steps", "--quick")),
         (("data",), ("list", "preview", "validate")),
     ],
 )

@@ -60,6 +60,16 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "x", "--to", "text", "--guidanc", "2"], "--guidanc"),
         (["evaluate", "nowhere", "--out", "x.json"], "no model 'nowhere'"),
         (["evaluate", "tiny", "--out", "x.txt"], "--out x.txt: a report ends in .json or .html"),
+        (
+            ["evaluate", "tiny", "--out", "x.json", "--guidance", "digit=2"],
+            "--guidance digit=2: no task 'digit', did you",
+        ),
+        (["evaluate", "tiny", "--out", "x.json", "--guidance", "high"], "--guidance high: write a number, or TASK="),
+        (["evaluate", "tiny", "--out", "x.json", "--steps", "0"], "--steps must be at least 1, got 0"),
+        (
+            ["evaluate", "tiny", "--out", "x.json", "--only", "digitz"],
+            "unknown evaluation 'digitz', did you mean 'digits'?",
+        ),
         (["data", "preview", "digitz"], "no data source 'digitz', did you mean 'digits'?"),
         (["data", "preview", "digits", "--num", "0"], "--num must be at least 1, got 0"),
         (["data", "validate", "nowhere.jsonl"], "nowhere.jsonl"),

@@ -61,7 +61,7 @@ def test_every_figure_has_its_protocol(right):
             assert "seed 0" in figure.protocol, name
             assert "QUICK" in figure.protocol, name
     drawn = right.figures["digits.prompt_accuracy"].protocol
-    for part in ("100 drawn", "guidance 1.1,", "20 steps of dpm++2m", "ema weights", "float32"):
+    for part in ("100 drawn", "guidance 1,", "20 steps of dpm++2m", "ema weights", "float32"):
         assert part in drawn
     assert "memory" in right.figures["emoji.top1"].protocol
 
