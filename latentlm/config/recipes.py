@@ -120,18 +120,22 @@ class SpeechReconstructionConfig(Config):
     waveform: float = 0.0
 
 
-def _check_tokenizer_training(training: TrainingConfig, losses: Config) -> None:
-    check_loss_weights(training, (*type(losses).model_fields, "prior"))
-    if training.adapter or training.freeze:
-        raise ValueError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
-
-
 class MediaConfig(Config):
     """Media for a tokenizer: sources as for the model; crops of `seconds` for speech."""
 
     sources: tuple[SourceConfig, ...]
     batch_size: int = 64
     seconds: float = Field(1.0, gt=0, description="speech only: length of a training crop")
+
+
+def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe) -> None:
+    """ValueError for keys of what the recipes share that mean nothing to a tokenizer."""
+    training = recipe.training
+    check_loss_weights(training, (*type(recipe.losses).model_fields, "prior"))
+    if training.adapter or training.freeze:
+        raise ValueError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
+    if any(source.noise != 1 for source in recipe.data.sources):
+        raise ValueError("data.sources.noise is for language models; a tokenizer's is tokenizer.posterior")
 
 
 class ImageTokenizerRecipe(Config):
@@ -144,7 +148,7 @@ class ImageTokenizerRecipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        _check_tokenizer_training(self.training, self.losses)
+        _check_tokenizer_recipe(self)
         return self
 
 
@@ -158,7 +162,7 @@ class SpeechTokenizerRecipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        _check_tokenizer_training(self.training, self.losses)
+        _check_tokenizer_recipe(self)
         return self
 
 

@@ -96,6 +96,11 @@ def test_keys_that_mean_nothing_to_a_tokenizer_are_named(changes, message):
         recipe(**changes)
 
 
+def test_the_noise_of_a_tokenizer_is_not_a_source_s():
+    with pytest.raises(RecipeError, match=r"data.sources.noise is for language models"):
+        load_recipe("tiny_image", {"data.sources": [{"name": "digits", "noise": 2.0}]})
+
+
 def test_processes_must_divide_the_micro_batches_before_anything_starts(tmp_path):
     with pytest.raises(ValueError, match="accumulation 1 is not a multiple of the 2 processes"):
         train(recipe(), tmp_path / "run", processes=2)
