@@ -64,20 +64,23 @@ class Latents:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw z (N, C) from the posterior; the generator must be on the device of `mean`."""
-        return draw([self], generator)
+        return draw([self], generator)[1]
 
 
-def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -> Tensor:
-    """A draw z from the posterior of each of `latents`, one after the other: (sum of N, C)."""
+_LEVEL = {"sigma": (1.0, 0.0), "learned": (0.0, 1.0), "none": (0.0, 0.0)}
+"""(a, b) by posterior: an example's noise is a·n + b standard deviations strong, n ~ N(0, 1)."""
+
+
+def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """The means of `latents`, one after the other, and a draw z from the posterior of each: (sum of N, C) both."""
     means = torch.cat([each.mean for each in latents])
     stds = torch.cat([each.std.expand_as(each.mean) for each in latents])
     noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
-    one_each = torch.randn(len(latents), generator=generator, device=means.device).tolist()
-    fixed = {"learned": 1.0, "none": 0.0}
-    levels = [fixed.get(each.posterior, n) for each, n in zip(latents, one_each, strict=True)]
-    sizes = torch.tensor([len(each) for each in latents])
-    spread = torch.tensor(levels, dtype=means.dtype).repeat_interleave(sizes)[:, None].to(means.device)
-    return means + spread * stds * noise
+    n = torch.randn(len(latents), generator=generator, device=means.device, dtype=means.dtype)
+    a, b = torch.tensor([_LEVEL[each.posterior] for each in latents], dtype=means.dtype).to(means.device).unbind(1)
+    sizes = torch.tensor([len(each) for each in latents]).to(means.device)
+    levels = (a * n + b).repeat_interleave(sizes, output_size=len(means))[:, None]
+    return means, means + levels * stds * noise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,9 +202,9 @@ def _gather(spans: list[tuple[int, Span]], latent_dim: int, generator: torch.Gen
     index = _ranges([start for start, _ in spans], sizes)
     features = [each.features for each in latents if each.features is not None]
     featured = np.repeat([each.features is not None for each in latents], sizes)
-    means = torch.cat([each.mean for each in latents])
+    means, values = draw(latents, generator)
     return LatentSpans(
-        values=draw(latents, generator).float(),
+        values=values.float(),
         means=means.float(),
         index=torch.from_numpy(index),
         target=torch.from_numpy(np.repeat([span.target for _, span in spans], sizes)),
