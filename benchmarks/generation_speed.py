@@ -18,12 +18,15 @@ from products import Products
 from latentlm.config import DiffusionHeadConfig, ModelConfig, TransformerConfig
 from latentlm.data.packing import EncodedDocument
 from latentlm.generation.engine import Engine
+from latentlm.generation.packed import PATIENCE
 from latentlm.generation.task import Task
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
 
 PROMPT = "red apple"
 GUIDANCE = 2.0
+WARM_UP = PATIENCE + 1
+"""Positions before any is timed."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -116,10 +119,10 @@ def floor_figure(setting: Setting, name: str, requests: int, required: str) -> F
     rate = MatrixRate(occurring_shapes(model.config, 2 * requests, setting.steps), dtype, setting.square)
     stepper = Stepper(new_engine(model, setting, requests))
     shares, shares_square, shares_products, speeds = [], [], [], []
-    stepper.advance(1)  # prefill, and the head laid out
+    stepper.advance(WARM_UP)  # prefill, and the matrices laid out
     products = Products(lambda: stepper.advance(1))
     rate_before = rate.probe()
-    for _ in range((setting.num_latents - 2) // setting.chunk):
+    for _ in range((setting.num_latents - WARM_UP - 1) // setting.chunk):
         seconds = stepper.advance(setting.chunk)
         rate_after = rate.probe()
         flops = chunk_flops(model.config, setting, requests, stepper.context)
@@ -176,9 +179,9 @@ def position_figure(setting: Setting, name: str, requests: int, near: int, far: 
 
 
 def filled(model: LatentLM, setting: Setting, requests: int, position: int) -> Stepper:
-    """An engine that has just produced a latent, its cache then filled with noise up to `position`."""
+    """An engine that has produced latents, its cache then filled with noise up to `position`."""
     stepper = Stepper(new_engine(model, setting, requests))
-    stepper.advance(1)
+    stepper.advance(WARM_UP)
     cache = stepper.engine.cache
     cache.reserve(position + setting.num_latents, model.config.transformer.context_length)
     with torch.inference_mode():

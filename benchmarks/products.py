@@ -2,7 +2,7 @@
 
 The floor asks for the rate of a large product. What the engine multiplies is another thing: a few rows by each of many
 matrices, one after the other, which together are larger than a core's own cache. So the products are also timed as they
-occur: the same modules with the same weights in the same order, on inputs of the same shapes, and nothing between.
+occur: the same operators with the same weights in the same order, on inputs of the same shapes, and nothing between.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from collections.abc import Callable
 
 import torch
 from figures import seconds_of
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentlm.generation.packed import PackedLinear
+PRODUCTS = {"aten::linear", "aten::mm", "aten::addmm", "mkl::_mkl_linear", "mkldnn::_linear_pointwise"}
 
 
-class Products:
+class Products(TorchDispatchMode):
     """The products within `position()`, recorded once and repeated at will."""
 
     def __init__(self, position: Callable[[], object]):
-        self.calls: list[tuple[nn.Module, Tensor]] = []
-        hook = register_module_forward_pre_hook(self._record)
-        try:
+        super().__init__()
+        self.calls: list[tuple[Callable, tuple, dict]] = []
+        self.flops = 0
+        with self:
             position()
-        finally:
-            hook.remove()
 
-    def _record(self, module: nn.Module, arguments: tuple) -> None:
-        if isinstance(module, nn.Linear | PackedLinear):
-            self.calls.append((module, torch.randn_like(arguments[0])))
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.name().partition(".")[0] in PRODUCTS:
+            self.calls.append((function, args, kwargs or {}))
+            x = args[1] if "addmm" in function.name() else args[0]  # (..., K), multiplied into (..., N)
+            self.flops += 2 * x.numel() * result.shape[-1]
+        return result
 
     @torch.inference_mode()
     def seconds(self) -> float:
         """All of them, once."""
-        return seconds_of(lambda: [module(x) for module, x in self.calls])
+        return seconds_of(lambda: [function(*args, **kwargs) for function, args, kwargs in self.calls])

@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, bf16_native: bool) -> Iterator[Figure]:
     parts = set(options.only or PARTS[:-1]) | ({"demo"} if options.demo else set())
     setting = Setting()
     if options.smoke:
-        setting = Setting(width=32, num_layers=2, num_heads=2, num_latents=8, steps=3, chunk=2, square=64)
+        setting = Setting(width=32, num_layers=2, num_heads=2, num_latents=12, steps=3, chunk=2, square=64)
     if "import" in parts:
         yield from import_figures(1 if options.smoke else 5)
     if "generate" in parts:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from .latent import DEFAULT_SOLVER, LatentSampler, cached_plan
+from .packed import Packing
 from .task import Event, Heard, Task, check_length, expected_length
 from .text import free_text_bias, pick_token
 
@@ -65,6 +66,7 @@ class Engine:
         self.limit = limit
         capacity = min(limit, max(expected_length(task, model.modalities.get(task.to)) for task in tasks))
         self.cache = model.transformer.new_cache(len(tasks) + len(self.guidance_row), capacity)
+        self.transformer = Packing(model.transformer)
         self.samplers: dict[tuple, LatentSampler] = {}
         vocabulary = model.text_head.out_features
         self.free_text = {
@@ -121,7 +123,8 @@ class Engine:
         x = self._embed([self.tasks[i].pending for i in self.active])  # (A, D)
         x = torch.cat((x, self._null_inputs(take(x, [place[i] for i in nulls]), nulls)))[:, None]  # (R, 1, D)
         whole = rows == list(range(self.cache.num_rows))
-        hidden = self.model.transformer.extend(x, self.cache.open(1, None if whole else rows))[:, 0]  # (R, D)
+        transformer = self.transformer(len(rows))
+        hidden = transformer.extend(x, self.cache.open(1, None if whole else rows))[:, 0]  # (R, D)
         for row in rows:
             self.cache.lengths[row] += 1
         state = States(hidden, place, {i: len(self.active) + number for number, i in enumerate(nulls)})

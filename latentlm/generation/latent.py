@@ -6,7 +6,6 @@ Legend: `M` requests, `G` guided ones, `C` latent channels, `D` backbone width, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -15,11 +14,9 @@ from torch import Tensor
 from ..diffusion.schedule import Process
 from ..diffusion.solvers import Plan, make_plan, sample
 from ..model.heads import DiffusionHead
-from .packed import pack_head
+from .denoiser import Denoiser
 
 DEFAULT_SOLVER = {"ddpm": "dpm++2m", "flow": "dpm++2m"}
-MODULATION_ROWS = 512
-"""Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""
 
 
 class LatentSampler:
@@ -30,7 +27,7 @@ class LatentSampler:
         self.plan = plan
         times = torch.tensor(plan.times, dtype=torch.float32, device=head.latent_in.weight.device)
         self.embeddings = head.timestep(times)[:, None]  # (evaluations, 1, W)
-        self.rows, self.packed = 0, head
+        self.rows, self.denoiser = 0, None
 
     def __call__(
         self, hidden: Tensor, noise: Tensor, null_hidden: Tensor | None, guided: Tensor | None, scale: Tensor | None
@@ -43,10 +40,10 @@ class LatentSampler:
         head, M = self.head, len(hidden)
         states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
         condition = head.condition(states)  # (M + G, W)
-        modulations = self._modulations(condition)
         if len(states) != self.rows:
-            self.rows, self.packed = len(states), pack_head(head, len(states))
-        denoise = self.packed.predict
+            self.rows, self.denoiser = len(states), Denoiser(head, len(states), len(self.embeddings))
+        denoise = self.denoiser.predict
+        modulations = self.denoiser.modulations(condition, self.embeddings)
 
         def predict(noisy: Tensor, t: float) -> Tensor:
             x = head.latent_in(noisy.to(condition.dtype))  # (M, W)
@@ -59,11 +56,6 @@ class LatentSampler:
             return c.index_copy(0, guided, torch.lerp(u, c[guided], scale))
 
         return sample(self.plan, predict, noise.float())
-
-    def _modulations(self, condition: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The head's modulations at every evaluation of the plan, in order; several evaluations a product."""
-        for embeddings in self.embeddings.split(max(1, MODULATION_ROWS // len(condition))):
-            yield from zip(*self.head.modulations(condition + embeddings), strict=True)  # (several, M + G, W)
 
 
 @lru_cache(maxsize=64)

@@ -1,11 +1,10 @@
-"""The diffusion head with its large matrices laid out once for the number of rows that sampling multiplies them by.
+"""Modules with their matrices laid out once for the number of rows that decoding multiplies them by.
 
-Place in the flow: 4, between a model's head and `latent.py`. On CPU, `torch.nn.functional.linear` rearranges the whole
-weight inside every product; with few rows that costs as much as multiplying. A sampler uses the same weights with the
-same few rows for every step of every latent, so it rearranges them once, by the operators that torch's own compiler
-uses for frozen weights: MKL's in fp32, oneDNN's in bf16 where the CPU multiplies it natively. Values agree with
-`linear` to rounding.
-Legend: `M` rows, `W` head width.
+Place in the flow: 4, between the model and `engine.py`, `denoiser.py`. On CPU, `torch.nn.functional.linear` rearranges
+the whole weight inside every product; with few rows that costs as much as multiplying. Decoding uses the same weights
+with the same few rows again and again, so it rearranges them once, by the operators that torch's own compiler uses for
+frozen weights: MKL's in fp32, oneDNN's in bf16 where the CPU multiplies it natively. Values agree with `linear` to
+rounding.
 """
 
 from __future__ import annotations
@@ -16,19 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from ..hardware import multiplies_bf16
-from ..model.heads import DiffusionHead
 
 FEWEST_ROWS = 4
 """Below, a product is a read through the weight, in whatever order it lies."""
+MOST_BYTES = 256 * 2**20
+"""A module with larger matrices in all is left alone by `Packing`: it would be in memory twice."""
+PATIENCE = 8
+"""Steps with one number of rows before `Packing` lays matrices out for it, which takes about as long as one step."""
 
 
 class PackedLinear(nn.Module):
-    """`linear` without bias for inputs of (rows, in): in fp32 exactly so many rows, in bf16 best with as many."""
+    """`linear` for inputs of (..., in): in fp32 fast for exactly so many `rows` in all, in bf16 best with as many."""
 
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
         self.rows = rows
         self.weight = linear.weight.detach()
+        self.bias = None if linear.bias is None else linear.bias.detach()
         if self.weight.dtype == torch.bfloat16:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
         else:
@@ -36,37 +39,45 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dtype == torch.bfloat16:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether this machine has an operator for products with a `weight` laid out beforehand."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def packed(layer: nn.Module, rows: int) -> nn.Module:
+    """`layer` laid out for `rows` rows, or as it is where this machine cannot or the layer is more than one matrix."""
+    return PackedLinear(layer, rows) if type(layer) is nn.Linear and can_pack(layer.weight, rows) else layer
+
+
+def can_pack(weight: Tensor, rows: int) -> bool:
+    """Whether this machine has an operator for products with a `weight` laid out beforehand, and it pays."""
+    if rows < FEWEST_ROWS or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return multiplies_bf16()
     return weight.dtype == torch.float32 and torch.backends.mkl.is_available()
 
 
-def pack_head(head: DiffusionHead, rows: int) -> DiffusionHead:
-    """`head`, or where the machine can, a twin for inference with `rows` rows: its FFNs packed, all else shared.
+class Packing:
+    """A module for inference in steps of any number of rows: with a packed twin once a number has come to stay."""
 
-    A head that is being adapted stays as it is: its layers are more than one matrix.
-    """
-    adapted = any(type(layer) is not nn.Linear for block in head.blocks for layer in (block.ffn.up, block.ffn.down))
-    if adapted or rows < FEWEST_ROWS or not can_pack(head.latent_in.weight):
-        return head
-    twin = _shallow(head)
-    twin.blocks = nn.ModuleList(_shallow(block) for block in head.blocks)
-    for block in twin.blocks:
-        block.ffn = _shallow(block.ffn)
-        block.ffn.up, block.ffn.down = PackedLinear(block.ffn.up, rows), PackedLinear(block.ffn.down, rows)
-    return twin
+    def __init__(self, module: nn.Module):
+        self.module = module
+        matrices = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
+        self.pays = sum(weight.numel() * weight.element_size() for weight in matrices) <= MOST_BYTES
+        self.rows, self.steps, self.twin = 0, 0, module
+
+    def __call__(self, rows: int) -> nn.Module:
+        """The module to use for a step of `rows` rows: the same values, to rounding."""
+        if rows != self.rows:
+            self.rows, self.steps, self.twin = rows, 0, self.module
+        self.steps += 1
+        if self.steps == PATIENCE and self.pays:
+            self.twin = packed_twin(self.module, rows)
+        return self.twin
 
 
-def _shallow(module: nn.Module) -> nn.Module:
-    """A module with the same parameters and children, whose children may be exchanged."""
+def packed_twin(module: nn.Module, rows: int) -> nn.Module:
+    """A module with the same parameters whose linear layers are packed; all else is shared."""
     twin = copy.copy(module)
-    twin._modules = dict(module._modules)
+    twin._modules = {name: packed_twin(packed(child, rows), rows) for name, child in module._modules.items()}
     return twin

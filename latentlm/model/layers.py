@@ -65,20 +65,21 @@ def ffn_width(width: int) -> int:
     return -(-width * 8 // 3 // 64) * 64
 
 
-def rotary(
-    positions: Tensor, head_dim: int, base: float, scaling: RopeScalingConfig | None = None, *, closed: bool = False
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of the RoPE angles, fp32: positions (B, T) -> two of (B, 1, T, E/2). There is no table to outgrow.
+def rotary(positions: Tensor, head_dim: int, config: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of the RoPE angles for `rotate`, fp32: positions (B, T) -> two of (B, 1, T, E).
 
-    Exponents are 0, 2/E, 4/E … or, `closed`, as many from 0 to 1 with 1 included.
+    Exponents are 0, 2/E, 4/E … or, `rope_closed`, as many from 0 to 1 with 1 included. There is no table to outgrow.
     """
-    last = head_dim - 2 if closed else head_dim
+    last = head_dim - 2 if config.rope_closed else head_dim
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / last
-    frequencies = base**-exponent  # (E/2,)
-    if scaling is not None:
-        frequencies = frequencies * slowed(frequencies, scaling)
+    frequencies = config.rope_base**-exponent  # (E/2,)
+    if config.rope_scaling is not None:
+        frequencies = frequencies * slowed(frequencies, config.rope_scaling)
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, E/2)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    if config.rope_interleaved:
+        return cos.repeat_interleave(2, dim=-1), torch.stack((-sin, sin), dim=-1).flatten(-2)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def slowed(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
@@ -89,13 +90,13 @@ def slowed(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the pairs of x (B, H, T, E): (0, E/2), (1, E/2+1) … or, interleaved, (0, 1), (2, 3) …"""
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    if interleaved:
-        first, second = x[..., 0::2], x[..., 1::2]
-        return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Rotate the pairs of x (B, H, T, E): (0, E/2), (1, E/2+1) … or, interleaved, (0, 1), (2, 3) …
+
+    Of a pair (a, b) becomes (a·cos − b·sin, b·cos + a·sin): x·cos + partner·sin, the sign lies in `sin`.
+    """
+    half = x.shape[-1] // 2
+    partner = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2) if interleaved else x.roll(half, dims=-1)
+    return torch.addcmul(x * cos.to(x.dtype), partner, sin.to(x.dtype))
 
 
 class Attention(nn.Module):
@@ -111,16 +112,17 @@ class Attention(nn.Module):
         heads = self.num_heads + 2 * self.num_kv_heads
         self.qkv = nn.Linear(config.width, heads * self.head_dim, bias=config.qkv_bias)
         self.out = nn.Linear(self.num_heads * self.head_dim, config.width, bias=False)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x (B, T, D); mask (B, 1, T, S) bool or None for plain causal; with a cache, keys of the past are attended."""
         B, T, _ = x.shape
         H, K, E = self.num_heads, self.num_kv_heads, self.head_dim
-        q, k, v = self.qkv(x).view(B, T, H + 2 * K, E).transpose(1, 2).split((H, K, K), dim=1)
-        q = rotate(self.q_norm(q), *rope, self.interleaved)  # (B, H, T, E)
-        k = rotate(self.k_norm(k), *rope, self.interleaved)  # (B, K, T, E)
+        qk, v = self.qkv(x).view(B, T, H + 2 * K, E).transpose(1, 2).split((H + K, K), dim=1)
+        if self.q_norm is not None:
+            qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), dim=1)
+        q, k = rotate(qk, *rope, self.interleaved).split((H, K), dim=1)  # (B, H or K, T, E)
         if cache is not None:
             k, v = cache.update(k, v)  # (B, K, S, E)
         y = F.scaled_dot_product_attention(

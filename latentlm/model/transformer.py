@@ -62,8 +62,7 @@ class Transformer(nn.Module):
         )
 
     def _layers(self, x: Tensor, positions: Tensor, mask: Tensor | None, view: CachePass | None = None) -> Tensor:
-        c = self.config
-        rope = rotary(positions, self.head_dim, c.rope_base, c.rope_scaling, closed=c.rope_closed)
+        rope = rotary(positions, self.head_dim, self.config)
         for index, block in enumerate(self.blocks):
             x = block(x, rope, mask, view.layer(index) if view else None)
         return self.norm(x)

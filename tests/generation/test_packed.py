@@ -1,23 +1,14 @@
-"""The packed twin of a diffusion head: the same values, the same weights, for the rows it was packed for and others."""
+"""Packed modules: the same values, the same weights, for the rows they were packed for and for others."""
 
 import pytest
 import torch
+from torch import nn
 
-from latentlm.config import DiffusionHeadConfig
-from latentlm.generation.packed import FEWEST_ROWS, PackedLinear, pack_head
+from latentlm.config import TransformerConfig
+from latentlm.generation import packed as module
+from latentlm.generation.packed import FEWEST_ROWS, PATIENCE, PackedLinear, Packing, packed, packed_twin
 from latentlm.hardware import multiplies_bf16
-from latentlm.model.heads import DiffusionHead
-
-
-@pytest.fixture
-def head() -> DiffusionHead:
-    torch.manual_seed(0)
-    head = DiffusionHead(24, 6, DiffusionHeadConfig(num_layers=2, width=32))
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.normal_(std=0.2)
-    return head.eval()
-
+from latentlm.model.transformer import Transformer
 
 packs = pytest.mark.skipif(
     not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="torch without MKL"
@@ -27,34 +18,65 @@ native_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="bf16 is emulated
 
 @packs
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=native_bf16)])
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [FEWEST_ROWS, 16, 64])
 @torch.inference_mode()
-def test_packed_equals_plain(head, rows, dtype):
-    head = head.to(dtype)
-    twin = pack_head(head, rows)
-    assert isinstance(twin.blocks[0].ffn.up, PackedLinear)
-    for M in (rows, rows + 3):
-        noisy, conditioning = torch.randn(M, 6).to(dtype), torch.randn(M, 32).to(dtype)
-        torch.testing.assert_close(twin.denoise(noisy, conditioning), head.denoise(noisy, conditioning))
+def test_packed_equals_plain(rows, bias, dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40, bias=bias).to(dtype)
+    twin = packed(layer, rows)
+    assert isinstance(twin, PackedLinear)
+    for shape in ((rows, 24), (rows, 1, 24), (rows + 3, 24), (2, 5, 24)):
+        x = torch.randn(shape).to(dtype)
+        torch.testing.assert_close(twin(x), layer(x))
 
 
 @packs
-def test_packing_leaves_the_head_alone(head):
-    before = {name: value.clone() for name, value in head.state_dict().items()}
-    twin = pack_head(head, 16)
-    assert not any(isinstance(module, PackedLinear) for module in head.modules())
-    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    assert twin.latent_in is head.latent_in
-    assert twin.blocks[1].modulation.weight is head.blocks[1].modulation.weight
+@torch.inference_mode()
+def test_a_packed_transformer_decodes_as_the_plain_one():
+    torch.manual_seed(0)
+    plain = Transformer(TransformerConfig(width=32, num_layers=2, num_heads=4, qkv_bias=True, qk_norm=True)).eval()
+    twin = packed_twin(plain, 6)
+    assert sum(isinstance(part, PackedLinear) for part in twin.modules()) == 8
+    assert not any(isinstance(part, PackedLinear) for part in plain.modules())
+    assert twin.norm.weight is plain.norm.weight
+    assert twin.blocks[1].attention.qkv.weight.data_ptr() == plain.blocks[1].attention.qkv.weight.data_ptr()
+    caches = [plain.new_cache(6, 8), twin.new_cache(6, 8)]
+    for width in (3, 1, 1):
+        x = torch.randn(6, width, 32)
+        a, b = (model.extend(x, cache.open(width)) for model, cache in zip((plain, twin), caches, strict=True))
+        torch.testing.assert_close(a, b)
+        for cache in caches:
+            cache.lengths = [length + width for length in cache.lengths]
 
 
-def test_few_rows_and_other_precisions_stay_plain(head):
-    assert pack_head(head, FEWEST_ROWS - 1) is head
-    double = head.double()
-    assert pack_head(double, 64) is double
+@packs
+def test_a_twin_is_made_once_a_number_of_rows_has_come_to_stay():
+    layers = nn.Sequential(nn.Linear(8, 8))
+    packing = Packing(layers)
+    assert all(packing(16) is layers for _ in range(PATIENCE - 1))
+    twin = packing(16)
+    assert isinstance(twin[0], PackedLinear)
+    assert packing(16) is twin
+    assert packing(12) is layers
 
 
-def test_emulated_bf16_stays_plain(head, monkeypatch):
-    monkeypatch.setattr("latentlm.generation.packed.multiplies_bf16", lambda: False)
-    half = head.bfloat16()
-    assert pack_head(half, 64) is half
+@packs
+def test_what_would_take_much_memory_twice_stays_plain(monkeypatch):
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    monkeypatch.setattr(module, "MOST_BYTES", 2 * 8 * 8 * 4 - 1)
+    packing = Packing(layers)
+    assert all(packing(16) is layers for _ in range(2 * PATIENCE))
+
+
+def test_few_rows_and_other_precisions_stay_plain():
+    layer = nn.Linear(8, 8)
+    assert packed(layer, FEWEST_ROWS - 1) is layer
+    double = layer.double()
+    assert packed(double, 64) is double
+
+
+def test_emulated_bf16_stays_plain(monkeypatch):
+    monkeypatch.setattr(module, "multiplies_bf16", lambda: False)
+    half = nn.Linear(8, 8).bfloat16()
+    assert packed(half, 64) is half

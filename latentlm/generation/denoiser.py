@@ -1,0 +1,83 @@
+"""The diffusion head as sampling runs it: the same function, in as few operations as it takes.
+
+Place in the flow: 4, between a model's head and `latent.py`. A latent takes tens of evaluations of a few rows, so what
+lies between the matrix products counts as much as they do: scales are completed and the modulations taken apart for
+many evaluations at once, matrices lie ready (`packed.py`), and RMSNorm shares its pass with the modulation.
+Legend: `M` rows, `W` head width, `n` evaluations, `C` latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.heads import DiffusionHead, FinalLayer, HeadBlock
+from .packed import packed
+
+MODULATION_ROWS = 512
+"""Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""
+
+Modulation = tuple[Tensor, ...]
+"""shift, 1 + scale and, of a block, gate: each (M, W)."""
+
+
+class Denoiser:
+    """`head` for inference with `rows` rows, with modulations of up to `num_evaluations` to come. Weights are shared.
+
+    A head that is being adapted keeps its FFNs and last layer, which are more than one matrix each.
+    """
+
+    def __init__(self, head: DiffusionHead, rows: int, num_evaluations: int):
+        self.layers: list[HeadBlock | FinalLayer] = [*head.blocks, head.final]
+        self.ffns = [(packed(block.ffn.up, rows), packed(block.ffn.down, rows)) for block in head.blocks]
+        self.out = packed(head.final.out, rows)
+        weight = head.final.out.weight
+        W, self.eps = weight.shape[1], head.final.norm.eps
+        self.by_hand = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self.floor = torch.tensor((W * self.eps) ** 0.5, device=weight.device)  # √(W·eps)
+        self.several = max(1, min(num_evaluations, MODULATION_ROWS // rows))
+        self.buffers = [weight.new_empty(self.several, rows, parts * W) for parts in [3] * len(head.blocks) + [2]]
+        views = [zip(*(part.unbind() for part in buffer.split(W, -1)), strict=True) for buffer in self.buffers]
+        self.views: list[tuple[Modulation, ...]] = list(zip(*views, strict=True))  # of every evaluation, every layer's
+
+    def modulations(self, condition: Tensor, embeddings: Tensor) -> Iterator[tuple[Modulation, ...]]:
+        """condition (M, W), timestep embeddings (n, 1, W) -> of every evaluation in turn, those of every layer.
+
+        What was given for one evaluation may be overwritten once the next is asked for.
+        """
+        for some in embeddings.split(self.several):
+            c = F.silu(condition + some, inplace=True)  # (several, M, W)
+            for layer, buffer in zip(self.layers, self.buffers, strict=True):
+                modulation = buffer[: len(some)]
+                _multiply(layer.modulation, c.flatten(0, 1), out=modulation.flatten(0, 1))
+                scale = modulation.split(c.shape[-1], dim=-1)[1].add_(1)
+                if layer.norm.weight is not None:
+                    scale.mul_(layer.norm.weight)
+            yield from self.views[: len(some)]
+
+    def predict(self, x: Tensor, modulations: tuple[Modulation, ...]) -> Tensor:
+        """x = latent_in(noisy latent) (M, W) -> prediction (M, C)."""
+        *blocks, (shift, scale) = modulations
+        for (up, down), (block_shift, block_scale, gate) in zip(self.ffns, blocks, strict=True):
+            opened, value = up(self._modulated(x, block_shift, block_scale)).chunk(2, dim=-1)
+            x = torch.addcmul(x, gate, down(F.silu(opened).mul_(value)))
+        return self.out(self._modulated(x, shift, scale))
+
+    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """RMSNorm(x)·scale + shift. torch's norm is one operation on a GPU, and six in fp32 on a CPU; here it is two:
+        x / √(mean x² + eps) = √W·x / hypot(‖x‖, √(W·eps))."""
+        if not self.by_hand:
+            return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), scale)
+        norm = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
+        return torch.addcdiv(shift, x * scale, norm, value=x.shape[-1] ** 0.5)
+
+
+def _multiply(layer: nn.Module, x: Tensor, out: Tensor) -> None:
+    """out = layer(x), into memory that is there: megabytes at a time would be mapped and returned for every latent."""
+    if type(layer) is nn.Linear:
+        torch.mm(x, layer.weight.t(), out=out)
+    else:
+        out.copy_(layer(x))
