@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ def evaluate(
         raise ValueError(f"--out {out}: a report ends in .json or .html")
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
+    from ..evaluation.protocol import check_tasks
+
+    check_tasks(only)
     scales = _scales(guidance)
     from .. import load
     from ..config import parse_recipe
@@ -94,7 +98,9 @@ def _scales(items: Sequence[str]) -> dict[str, float]:
         try:
             scale = float(value)
         except ValueError:
-            raise ValueError(f"--guidance {item}: write a number, or TASK=NUMBER as in digits=1.5") from None
+            scale = math.nan
+        if not math.isfinite(scale):
+            raise ValueError(f"--guidance {item}: write a number, or TASK=NUMBER as in digits=1.5")
         if equals and task not in GUIDANCE:
             raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
         scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)

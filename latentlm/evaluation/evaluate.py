@@ -13,12 +13,11 @@ from importlib.util import find_spec
 
 import torch
 
-from ..config.base import did_you_mean
 from ..generation.generate import Pipeline
 from ..generation.latent import DEFAULT_SOLVER
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
-from .protocol import QUICK, TASKS, Protocol
+from .protocol import QUICK, Protocol, check_tasks
 from .reconstruction import evaluate_images
 from .reconstruction import evaluate_speech as evaluate_speech_reconstruction
 from .report import Report
@@ -58,9 +57,7 @@ def evaluate(
     ).with_guidance(guidance)
     if quick:
         protocol = replace(protocol, counts=QUICK)
-    for task in tasks or ():
-        if task not in TASKS:
-            raise ValueError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
+    check_tasks(tasks or ())
     report = Report(title)
     if not phrases:
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))

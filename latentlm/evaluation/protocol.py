@@ -73,6 +73,13 @@ class Protocol:
         return f"{samples}; {drawn}{self.weights} weights, {self.dtype}, seed {self.seed}{quick}"
 
 
+def check_tasks(tasks: Sequence[str]) -> None:
+    """ValueError for the first of `tasks` that there is not."""
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
+
+
 def before_answer(document: Document) -> Document:
     """A training document as a question: everything but its last segment, which the model is to give."""
     return Document(tuple(replace(segment, condition=True, loss=False) for segment in document.segments[:-1]))

@@ -6,6 +6,7 @@ A checkpoint directory is self-contained: `config.json`, `model.safetensors`, `e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -205,8 +206,10 @@ class Pipeline:
                 raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
         if request.to == "text" and request.guidance != 1.0:
             raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
-        if request.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {request.temperature}")
+        if not math.isfinite(request.guidance):
+            raise ValueError(f"guidance must be a number, got {request.guidance}")
+        if not 0 <= request.temperature < math.inf:
+            raise ValueError(f"temperature must be a number from 0 on, got {request.temperature}")
 
     def _decode(self, collected: list[list[Part]], targets: list[str]) -> list[list[Segment]]:
         """Latents of all requests ──▶ media, each modality in one go; what the engine decoded is there already."""

@@ -65,9 +65,10 @@ def refused(capsys, tmp_path, monkeypatch):
             "--guidance digit=2: no task 'digit', did you",
         ),
         (["evaluate", "tiny", "--out", "x.json", "--guidance", "high"], "--guidance high: write a number, or TASK="),
+        (["evaluate", "tiny", "--out", "x.json", "--guidance", "digits=nan"], "--guidance digits=nan: write a number"),
         (["evaluate", "tiny", "--out", "x.json", "--steps", "0"], "--steps must be at least 1, got 0"),
         (
-            ["evaluate", "tiny", "--out", "x.json", "--only", "digitz"],
+            ["evaluate", "nowhere", "--out", "x.json", "--only", "digitz"],  # said before a model is looked for
             "unknown evaluation 'digitz', did you mean 'digits'?",
         ),
         (["data", "preview", "digitz"], "no data source 'digitz', did you mean 'digits'?"),

@@ -185,7 +185,9 @@ def test_score_counts_the_targets(pipeline):
     [
         ({"to": "imag"}, "unknown target 'imag', did you mean 'image'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"temperature": -1.0}, "temperature must be a number from 0 on, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must be a number from 0 on, got nan"),
+        ({"guidance": float("inf")}, "guidance must be a number, got inf"),
         ({"prompt": text("x" * 2000)}, "the prompt has 2002 positions, the context is 1024"),
         ({"prompt": text("x" * 1020)}, "the prompt has 1022 positions and the image 4, the context is 1024"),
         ({"to": "text", "guidance": 2.0}, "guidance 2.0 has no meaning for text"),
