@@ -2,7 +2,7 @@
 
 Place in the flow: 4, between a model's head and `latent.py`. A latent takes tens of evaluations of a few rows, so what
 lies between the matrix products counts as much as they do: scales are completed and the modulations taken apart for
-many evaluations at once, matrices lie ready (`packed.py`), and RMSNorm shares its pass with the modulation.
+many evaluations at once, into memory that stays, and matrices lie ready (`packed.py`).
 Legend: `M` rows, `W` head width, `n` evaluations, `C` latent channels.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.heads import DiffusionHead, FinalLayer, HeadBlock
+from ..model.heads import DiffusionHead
 from .packed import packed
 
 MODULATION_ROWS = 512
@@ -31,15 +31,14 @@ class Denoiser:
     """
 
     def __init__(self, head: DiffusionHead, rows: int, num_evaluations: int):
-        self.layers: list[HeadBlock | FinalLayer] = [*head.blocks, head.final]
+        self.modulation_of = [layer.modulation for layer in (*head.blocks, head.final)]
+        self.norms, self.final_norm = [block.norm for block in head.blocks], head.final.norm
         self.ffns = [(packed(block.ffn.up, rows), packed(block.ffn.down, rows)) for block in head.blocks]
         self.out = packed(head.final.out, rows)
-        weight = head.final.out.weight
-        W, self.eps = weight.shape[1], head.final.norm.eps
-        self.by_hand = weight.device.type == "cpu" and weight.dtype == torch.float32
-        self.floor = torch.tensor((W * self.eps) ** 0.5, device=weight.device)  # √(W·eps)
         self.several = max(1, min(num_evaluations, MODULATION_ROWS // rows))
-        self.buffers = [weight.new_empty(self.several, rows, parts * W) for parts in [3] * len(head.blocks) + [2]]
+        W, parts = head.latent_in.out_features, [3] * len(head.blocks) + [2]
+        weight = head.latent_in.weight
+        self.buffers = [weight.new_empty(self.several, rows, count * W) for count in parts]
         views = [zip(*(part.unbind() for part in buffer.split(W, -1)), strict=True) for buffer in self.buffers]
         self.views: list[tuple[Modulation, ...]] = list(zip(*views, strict=True))  # of every evaluation, every layer's
 
@@ -50,29 +49,19 @@ class Denoiser:
         """
         for some in embeddings.split(self.several):
             c = F.silu(condition + some, inplace=True)  # (several, M, W)
-            for layer, buffer in zip(self.layers, self.buffers, strict=True):
+            for layer, buffer in zip(self.modulation_of, self.buffers, strict=True):
                 modulation = buffer[: len(some)]
-                _multiply(layer.modulation, c.flatten(0, 1), out=modulation.flatten(0, 1))
-                scale = modulation.split(c.shape[-1], dim=-1)[1].add_(1)
-                if layer.norm.weight is not None:
-                    scale.mul_(layer.norm.weight)
+                _multiply(layer, c.flatten(0, 1), out=modulation.flatten(0, 1))
+                modulation.split(c.shape[-1], dim=-1)[1].add_(1)
             yield from self.views[: len(some)]
 
     def predict(self, x: Tensor, modulations: tuple[Modulation, ...]) -> Tensor:
         """x = latent_in(noisy latent) (M, W) -> prediction (M, C)."""
         *blocks, (shift, scale) = modulations
-        for (up, down), (block_shift, block_scale, gate) in zip(self.ffns, blocks, strict=True):
-            opened, value = up(self._modulated(x, block_shift, block_scale)).chunk(2, dim=-1)
+        for norm, (up, down), (block_shift, block_scale, gate) in zip(self.norms, self.ffns, blocks, strict=True):
+            opened, value = up(torch.addcmul(block_shift, norm(x), block_scale)).chunk(2, dim=-1)
             x = torch.addcmul(x, gate, down(F.silu(opened).mul_(value)))
-        return self.out(self._modulated(x, shift, scale))
-
-    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """RMSNorm(x)·scale + shift. torch's norm is one operation on a GPU, and six in fp32 on a CPU; here it is two:
-        x / √(mean x² + eps) = √W·x / hypot(‖x‖, √(W·eps))."""
-        if not self.by_hand:
-            return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), scale)
-        norm = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
-        return torch.addcdiv(shift, x * scale, norm, value=x.shape[-1] ** 0.5)
+        return self.out(torch.addcmul(shift, self.final_norm(x), scale))
 
 
 def _multiply(layer: nn.Module, x: Tensor, out: Tensor) -> None:

@@ -30,7 +30,35 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if weight else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        if not (x.is_cpu and x.dtype is torch.float32):
+            return F.rms_norm(x, self.shape, self.weight, self.eps)
+        y = UnitRMS.apply(x, self.eps) if x.requires_grad else x * inverse_rms(x, self.eps)
+        return y if self.weight is None else y * self.weight
+
+
+class UnitRMS(torch.autograd.Function):
+    """x / √(mean x² + eps) over the last dimension. torch's own is one kernel on a GPU; on a CPU it passes over x six
+    times, and more often backward: a twentieth of a small model's training step."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        inverse = inverse_rms(x, eps)
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        """(g − y·mean(g·y)) / rms."""
+        y, inverse = ctx.saved_tensors
+        along = (gradient * y).mean(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, y, along, value=-1).mul_(inverse), None
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / √(mean x² + eps) over the last dimension: (..., W) -> (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 class SwiGLU(nn.Module):

@@ -63,6 +63,7 @@ class Transformer(nn.Module):
 
     def _layers(self, x: Tensor, positions: Tensor, mask: Tensor | None, view: CachePass | None = None) -> Tensor:
         rope = rotary(positions, self.head_dim, self.config)
+        mask = None if mask is None else additive(mask, x)
         for index, block in enumerate(self.blocks):
             x = block(x, rope, mask, view.layer(index) if view else None)
         return self.norm(x)
@@ -73,3 +74,13 @@ def document_mask(documents: Tensor) -> Tensor:
     T = documents.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
     return (documents[:, None, :, None] == documents[:, None, None, :]) & causal
+
+
+def additive(mask: Tensor, x: Tensor) -> Tensor:
+    """A bool mask as what attention adds to its logits, 0 or -inf, in the dtype that x is computed in.
+
+    Attention would do so itself, in every layer, forward and backward, and keep one copy a layer for the latter.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
