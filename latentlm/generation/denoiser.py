@@ -2,7 +2,7 @@
 
 Place in the flow: 4, between a model's head and `latent.py`. A latent takes tens of evaluations of a few rows, so what
 lies between the matrix products counts as much as they do: scales are completed and the modulations taken apart for
-many evaluations at once, into memory that stays, and matrices lie ready (`packed.py`).
+many evaluations at once, into memory that stays; matrices lie ready (`packed.py`); norm and modulation are one.
 Legend: `M` rows, `W` head width, `n` evaluations, `C` latent channels.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.heads import DiffusionHead
+from ..model.heads import DiffusionHead, FinalLayer, HeadBlock
 from .packed import packed
 
 MODULATION_ROWS = 512
@@ -31,14 +31,14 @@ class Denoiser:
     """
 
     def __init__(self, head: DiffusionHead, rows: int, num_evaluations: int):
-        self.modulation_of = [layer.modulation for layer in (*head.blocks, head.final)]
-        self.norms, self.final_norm = [block.norm for block in head.blocks], head.final.norm
+        self.layers: list[HeadBlock | FinalLayer] = [*head.blocks, head.final]
         self.ffns = [(packed(block.ffn.up, rows), packed(block.ffn.down, rows)) for block in head.blocks]
         self.out = packed(head.final.out, rows)
         self.several = max(1, min(num_evaluations, MODULATION_ROWS // rows))
-        W, parts = head.latent_in.out_features, [3] * len(head.blocks) + [2]
-        weight = head.latent_in.weight
-        self.buffers = [weight.new_empty(self.several, rows, count * W) for count in parts]
+        W, weight, self.eps = head.latent_in.out_features, head.latent_in.weight, head.final.norm.eps
+        self.by_hand = weight.is_cpu and weight.dtype is torch.float32
+        self.floor = torch.tensor((W * self.eps) ** 0.5, device=weight.device)  # √(W·eps)
+        self.buffers = [weight.new_empty(self.several, rows, parts * W) for parts in [3] * len(head.blocks) + [2]]
         views = [zip(*(part.unbind() for part in buffer.split(W, -1)), strict=True) for buffer in self.buffers]
         self.views: list[tuple[Modulation, ...]] = list(zip(*views, strict=True))  # of every evaluation, every layer's
 
@@ -49,19 +49,28 @@ class Denoiser:
         """
         for some in embeddings.split(self.several):
             c = F.silu(condition + some, inplace=True)  # (several, M, W)
-            for layer, buffer in zip(self.modulation_of, self.buffers, strict=True):
+            for layer, buffer in zip(self.layers, self.buffers, strict=True):
                 modulation = buffer[: len(some)]
-                _multiply(layer, c.flatten(0, 1), out=modulation.flatten(0, 1))
-                modulation.split(c.shape[-1], dim=-1)[1].add_(1)
+                _multiply(layer.modulation, c.flatten(0, 1), out=modulation.flatten(0, 1))
+                scale = modulation.split(c.shape[-1], dim=-1)[1].add_(1)
+                if layer.norm.weight is not None:
+                    scale.mul_(layer.norm.weight)
             yield from self.views[: len(some)]
 
     def predict(self, x: Tensor, modulations: tuple[Modulation, ...]) -> Tensor:
         """x = latent_in(noisy latent) (M, W) -> prediction (M, C)."""
         *blocks, (shift, scale) = modulations
-        for norm, (up, down), (block_shift, block_scale, gate) in zip(self.norms, self.ffns, blocks, strict=True):
-            opened, value = up(torch.addcmul(block_shift, norm(x), block_scale)).chunk(2, dim=-1)
+        for (up, down), (block_shift, block_scale, gate) in zip(self.ffns, blocks, strict=True):
+            opened, value = up(self._modulated(x, block_shift, block_scale)).chunk(2, dim=-1)
             x = torch.addcmul(x, gate, down(F.silu(opened).mul_(value)))
-        return self.out(torch.addcmul(shift, self.final_norm(x), scale))
+        return self.out(self._modulated(x, shift, scale))
+
+    def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """RMSNorm(x)·scale + shift. In fp32 on a CPU in the fewest operations: √W·x·scale / hypot(‖x‖, √(W·eps))."""
+        if not self.by_hand:
+            return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), scale)
+        norm = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
+        return torch.addcdiv(shift, x * scale, norm, value=x.shape[-1] ** 0.5)
 
 
 def _multiply(layer: nn.Module, x: Tensor, out: Tensor) -> None:

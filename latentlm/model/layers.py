@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (x.is_cpu and x.dtype is torch.float32):
             return F.rms_norm(x, self.shape, self.weight, self.eps)
-        y = UnitRMS.apply(x, self.eps) if x.requires_grad else x * inverse_rms(x, self.eps)
+        y = UnitRMS.apply(x, self.eps) if x.requires_grad else x / rms(x, self.eps)
         return y if self.weight is None else y * self.weight
 
 
@@ -42,23 +42,24 @@ class UnitRMS(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        inverse = inverse_rms(x, eps)
-        y = x * inverse
-        ctx.save_for_backward(y, inverse)
+        scale = rms(x, eps)
+        y = x / scale
+        ctx.save_for_backward(y, scale)
         return y
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         """(g − y·mean(g·y)) / rms."""
-        y, inverse = ctx.saved_tensors
+        y, scale = ctx.saved_tensors
         along = (gradient * y).mean(dim=-1, keepdim=True)
-        return torch.addcmul(gradient, y, along, value=-1).mul_(inverse), None
+        return torch.addcmul(gradient, y, along, value=-1).div_(scale), None
 
 
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / √(mean x² + eps) over the last dimension: (..., W) -> (..., 1)."""
+def rms(x: Tensor, eps: float) -> Tensor:
+    """√(mean x² + eps) over the last dimension: (..., W) -> (..., 1)."""
+    W = x.shape[-1]
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.hypot(norm, norm.new_full((), (W * eps) ** 0.5)).mul_(W**-0.5)
 
 
 class SwiGLU(nn.Module):
