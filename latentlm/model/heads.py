@@ -94,7 +94,7 @@ class DiffusionHead(nn.Module):
     def modulations(self, conditioning: Tensor) -> list[Tensor]:
         """AdaLN of every block (..., 3·W) and of the final layer (..., 2·W), from condition + timestep embedding.
 
-        They do not depend on the noisy latent, so a sampler asks for many denoising steps in one product.
+        They do not depend on the noisy latent: `generation/denoiser.py` makes those of many steps in one product.
         """
         c = F.silu(conditioning)
         return [layer.modulation(c) for layer in (*self.blocks, self.final)]
