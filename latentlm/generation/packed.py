@@ -62,8 +62,8 @@ class Packing:
 
     def __init__(self, module: nn.Module):
         self.module = module
-        matrices = [part.weight for part in module.modules() if isinstance(part, nn.Linear)]
-        self.pays = sum(weight.numel() * weight.element_size() for weight in matrices) <= MOST_BYTES
+        self.matrices = [part.weight for part in module.modules() if type(part) is nn.Linear]
+        self.fits = sum(weight.numel() * weight.element_size() for weight in self.matrices) <= MOST_BYTES
         self.rows, self.steps, self.twin = 0, 0, module
 
     def __call__(self, rows: int) -> nn.Module:
@@ -71,7 +71,7 @@ class Packing:
         if rows != self.rows:
             self.rows, self.steps, self.twin = rows, 0, self.module
         self.steps += 1
-        if self.steps == PATIENCE and self.pays:
+        if self.steps == PATIENCE and self.fits and any(can_pack(weight, rows) for weight in self.matrices):
             self.twin = packed_twin(self.module, rows)
         return self.twin
 

@@ -69,6 +69,12 @@ def test_what_would_take_much_memory_twice_stays_plain(monkeypatch):
     assert all(packing(16) is layers for _ in range(2 * PATIENCE))
 
 
+@pytest.mark.parametrize(("layers", "rows"), [(nn.Linear(8, 8), FEWEST_ROWS - 1), (nn.Linear(8, 8).double(), 16)])
+def test_no_twin_is_made_where_nothing_can_be_packed(layers, rows):
+    packing = Packing(nn.Sequential(layers))
+    assert all(packing(rows) is packing.module for _ in range(2 * PATIENCE))
+
+
 def test_few_rows_and_other_precisions_stay_plain():
     layer = nn.Linear(8, 8)
     assert packed(layer, FEWEST_ROWS - 1) is layer
