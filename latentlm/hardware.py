@@ -20,3 +20,9 @@ def multiplies_bf16(device: torch.device | str = "cpu") -> bool:
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(name, False) for name in _CPU_BF16)
     return False
+
+
+def mkl_is_at_home() -> bool:
+    """Whether MKL has its fast kernels for this CPU; AMD's get others, in fp32 slower than oneDNN's
+    (docs/log.md, 2026-11-26)."""
+    return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")

@@ -3,8 +3,8 @@
 Place in the flow: 4, between the model and `engine.py`, `denoiser.py`. On CPU, `torch.nn.functional.linear` rearranges
 the whole weight inside every product; with few rows that costs as much as multiplying. Decoding uses the same weights
 with the same few rows again and again, so it rearranges them once, by the operators that torch's own compiler uses for
-frozen weights: MKL's in fp32, oneDNN's in bf16 where the CPU multiplies it natively. Values agree with `linear` to
-rounding.
+frozen weights: oneDNN's, in bf16 where the CPU multiplies it natively, but MKL's for fp32 on the CPUs that it is made
+for. Values agree with `linear` to rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..hardware import multiplies_bf16
+from ..hardware import mkl_is_at_home, multiplies_bf16
 
 FEWEST_ROWS = 4
 """Below, a product is a read through the weight, in whatever order it lies."""
@@ -25,22 +25,21 @@ PATIENCE = 8
 
 
 class PackedLinear(nn.Module):
-    """`linear` for inputs of (..., in): in fp32 fast for exactly so many `rows` in all, in bf16 best with as many."""
+    """`linear` for inputs of (..., in): by MKL fast for exactly so many `rows` in all, by oneDNN best with as many."""
 
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
         self.rows = rows
         self.weight = linear.weight.detach()
         self.bias = None if linear.bias is None else linear.bias.detach()
-        if self.weight.dtype == torch.bfloat16:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
-        else:
-            self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+        self.by_mkl = self.weight.dtype == torch.float32 and mkl_is_at_home()
+        reorder = torch.ops.mkl._mkl_reorder_linear_weight if self.by_mkl else torch.ops.mkldnn._reorder_linear_weight
+        self.packed = reorder(self.weight, rows)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dtype == torch.bfloat16:
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
+        if self.by_mkl:
+            return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, self.bias, self.rows)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 def packed(layer: nn.Module, rows: int) -> nn.Module:

@@ -20,12 +20,15 @@ native_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="bf16 is emulated
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=native_bf16)])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [FEWEST_ROWS, 16, 64])
+@pytest.mark.parametrize("at_home", [True, False])
 @torch.inference_mode()
-def test_packed_equals_plain(rows, bias, dtype):
+def test_packed_equals_plain(at_home, rows, bias, dtype, monkeypatch):
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: at_home)
     torch.manual_seed(0)
     layer = nn.Linear(24, 40, bias=bias).to(dtype)
     twin = packed(layer, rows)
     assert isinstance(twin, PackedLinear)
+    assert twin.by_mkl == (at_home and dtype == torch.float32)
     for shape in ((rows, 24), (rows, 1, 24), (rows + 3, 24), (2, 5, 24)):
         x = torch.randn(shape).to(dtype)
         torch.testing.assert_close(twin(x), layer(x))
