@@ -46,7 +46,10 @@ def _warped(segment, rng: np.random.Generator):
 
 
 def warp(picture: PILImage, rng: np.random.Generator) -> PILImage:
-    """One warped copy of the same size and mode; what comes in from outside repeats the edge."""
+    """One warped copy of the same size and mode; what comes in from outside repeats the edge.
+
+    Bicubic: bilinear interpolation blurs a small picture, and what is read later is sharp (docs/log.md, 2026-11-26).
+    """
     from PIL import Image as Pillow
 
     width, height = picture.size
@@ -60,4 +63,4 @@ def warp(picture: PILImage, rng: np.random.Generator) -> PILImage:
     offset = margin + centre - rows @ centre + rng.uniform(-SHIFT, SHIFT, 2) * (width, height)
     matrix = (*rows[0], offset[0], *rows[1], offset[1])
     method = Pillow.Transform.AFFINE
-    return Pillow.fromarray(padded).transform(picture.size, method, matrix, resample=Pillow.Resampling.BILINEAR)
+    return Pillow.fromarray(padded).transform(picture.size, method, matrix, resample=Pillow.Resampling.BICUBIC)

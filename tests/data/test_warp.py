@@ -67,3 +67,17 @@ def test_a_shift_moves_the_whole_picture_along_its_axes(monkeypatch):
     rows, columns = np.indices(moved.shape)
     centre = np.array([(moved * columns).sum(), (moved * rows).sum()]) / moved.sum()
     assert centre == pytest.approx(np.array([11.5, 5.5]) - shift, abs=0.1)
+
+
+def test_copies_of_small_pictures_are_as_sharp_as_what_is_read_later():
+    pictures = [
+        picture_of(document) for document in documents(SourceConfig(name="digits", task="image_to_text", limit=200))
+    ]
+    copies = [warp(picture, np.random.default_rng(number)) for number, picture in enumerate(pictures)]
+    assert _variation(copies) > 0.9 * _variation(pictures), "bilinear interpolation leaves 0.80"
+
+
+def _variation(pictures) -> float:
+    """Mean step between neighbouring pixels."""
+    pixels = np.stack([np.asarray(picture, dtype=float) for picture in pictures])
+    return sum(np.abs(np.diff(pixels, axis=axis)).mean() for axis in (1, 2))
