@@ -254,7 +254,7 @@ class Engine:
         nulls = scale = places = None
         if guided:
             nulls = state.null_of([members[place] for place in guided])
-            scale = torch.tensor([[tasks[place].guidance] for place in guided], device=self.device)
+            scale = torch.tensor([[tasks[place].guidance] for place in guided], dtype=torch.float32, device=self.device)
             places = None if len(guided) == len(members) else torch.tensor(guided, device=self.device)
         return self._sampler(key)(state.of(members), noise.to(self.device), nulls, places, scale)
 

@@ -97,6 +97,11 @@ def test_guidance_and_steps_change_the_result(pipeline):
     assert not np.array_equal(base, np.asarray(pipeline.generate("a", "image", steps=9)[0]))
 
 
+def test_guidance_may_be_a_whole_number(pipeline):
+    whole, same = (pipeline.generate("a", "image", steps=3, guidance=scale)[0] for scale in (2, 2.0))
+    assert np.array_equal(np.asarray(whole), np.asarray(same))
+
+
 def test_the_prompt_reaches_the_picture(pipeline):
     one, two = (np.asarray(pipeline.generate(prompt, "image", steps=3)[0]) for prompt in ("a", "b"))
     assert not np.array_equal(one, two)
