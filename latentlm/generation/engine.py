@@ -70,7 +70,7 @@ class Engine:
         self.samplers: dict[tuple, LatentSampler] = {}
         vocabulary = model.text_head.out_features
         self.free_text = {
-            to: free_text_bias(self.special, vocabulary, switching=to == "auto").to(self.device)
+            to: free_text_bias(self.special, vocabulary, model.modalities if to == "auto" else ()).to(self.device)
             for to in {task.to for task in tasks}
         }
 
@@ -160,10 +160,14 @@ class Engine:
     def _text_step(self, indices: list[int], state: States) -> Iterator[Event]:
         if not indices:
             return
-        logits = self.model.text_logits(state.of(indices))  # (M, V)
-        for row, index in zip(logits, indices, strict=True):
+        rows = self.model.text_logits(state.of(indices))  # (M, V)
+        for row, index in zip(rows, indices, strict=True):
             task = self.tasks[index]
-            token = pick_token(row + self.free_text[task.to], task.temperature, task.generator)
+            logits = row + self.free_text[task.to]
+            without_room = self._without_room(self.cache.lengths[state.place[index]])
+            if without_room:
+                logits[without_room] = -torch.inf
+            token = pick_token(logits, task.temperature, task.generator)
             if token == self.special.eos:
                 task.finish_reason = "stop"
                 continue
@@ -176,6 +180,11 @@ class Engine:
             if task.num_tokens >= task.max_tokens:
                 task.finish_reason = "length"
             yield Event(index, "token", token)
+
+    def _without_room(self, length: int) -> list[int]:
+        """<BOD> of the pictures that do not fit whole behind `length` positions."""
+        sizes = {name: spec.num_latents or 0 for name, spec in self.model.modalities.items()}
+        return [self.special.bod[name] for name, size in sizes.items() if length + size > self.limit]
 
     def _span_step(self, indices: list[int], state: States) -> Iterator[Event]:
         """Each span either ends, or gets its next latent; tasks of one modality, solver and step count go together."""

@@ -20,9 +20,10 @@ from ..data.script import Script
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
+from .answer import Part, answer, collect
 from .engine import Engine
 from .prompts import make_prompt
-from .task import Event, Task
+from .task import Task
 
 TARGETS = ("text", "image", "speech", "auto")
 
@@ -106,6 +107,7 @@ class Pipeline:
         prompt: a string, a Document, a Script, or a list of strings, PIL images, Audio and segments, in order. voice: a
         clip of the voice that the speech should have; voices: of each speaker of a script. guidance: 1 is off. steps:
         of the solver, a latent. max_latents: as in `Request`.
+        With `to` "auto", each answer is the list of its segments, empty where the model ends at once.
         Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for.
         """
         document = self.prompt(prompt, to, voice, voices)
@@ -115,7 +117,7 @@ class Pipeline:
         outputs = self.generate_batch(requests)
         if to == "auto":
             return [list(output.segments) for output in outputs]
-        return [_answer(output) for output in outputs]
+        return [answer(output) for output in outputs]
 
     def generate_batch(self, requests: Sequence[Request]) -> list[GenerationOutput]:
         """All requests at once; each answer is what the request would get alone."""
@@ -124,7 +126,7 @@ class Pipeline:
         tasks = self._tasks(requests)
         collected: list[list[Part]] = [[] for _ in tasks]
         for event in Engine(self.model, tasks, self._streams).run():
-            _collect(collected[event.task], event)
+            collect(collected[event.task], event)
         segments = self._decode(collected, [request.to for request in requests])
         return [
             GenerationOutput(tuple(parts), task.finish_reason, task.num_tokens + task.num_latents)
@@ -216,7 +218,7 @@ class Pipeline:
         results: list[list[Segment]] = [[] for _ in collected]
         waiting: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
         for number, (parts, to) in enumerate(zip(collected, targets, strict=True)):
-            for part in parts or [Part(to)]:
+            for part in parts or [Part(to)] * (to != "auto"):
                 place, name = len(results[number]), part.modality
                 if name == "text":
                     results[number].append(Text(self.tokenizers["text"].decode(part.values)))
@@ -268,34 +270,3 @@ def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[],
         streams[name] = partial(FeatureStream, tokenizers[name], second)
         streams[name]()  # says now what does not fit
     return streams
-
-
-def _answer(output: GenerationOutput):
-    """The one medium that was asked for; speech in several spans is one clip."""
-    first = output.segments[0]
-    if isinstance(first, Speech) and len(output.segments) > 1:
-        clips = [segment.content for segment in output.segments]
-        return Audio(torch.cat([clip.samples for clip in clips]), clips[0].sample_rate)
-    return first.text if isinstance(first, Text) else first.content
-
-
-@dataclass
-class Part:
-    """One run of an answer: tokens or latents, and the sound of latents that the engine decoded itself."""
-
-    modality: str
-    values: list = field(default_factory=list)
-    sounds: list[torch.Tensor] = field(default_factory=list)
-
-
-def _collect(parts: list[Part], event: Event) -> None:
-    if event.kind == "open":
-        parts.append(Part(event.value))
-    elif event.kind == "latent":
-        parts[-1].values.append(event.value)
-    elif event.kind == "sound":
-        parts[-1].sounds.append(event.value.cpu())
-    elif event.kind == "token":
-        if not parts or parts[-1].modality != "text":
-            parts.append(Part("text"))
-        parts[-1].values.append(event.value)

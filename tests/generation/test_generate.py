@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from small import clip, picture
+from small import clip, picture, small_model
 
 from latentlm.diffusion.solvers import make_plan, sample
-from latentlm.generation.generate import Request
+from latentlm.generation.generate import Pipeline, Request
 from latentlm.generation.prompts import as_prompt
 from latentlm.types import Audio, Document, Image, Speech, Text
 
@@ -172,6 +172,50 @@ def test_streamed_equals_whole(endless):
 
     request = Request(text("hi"), "text", max_tokens=9, temperature=2.0)
     assert "".join(pipeline.stream(request)) == pipeline.generate_batch([request])[0].segments[0].text
+
+
+@pytest.fixture
+def choosing(monkeypatch):
+    """Lets a test choose what is picked: what it lists, one a pick, then and where that is forbidden the letter a."""
+
+    def choose(*wanted: int) -> None:
+        left = list(wanted)
+
+        def pick(logits, temperature, generator):
+            token = left.pop(0) if left else ord("a")
+            return token if logits[token] > -torch.inf else ord("a")
+
+        monkeypatch.setattr("latentlm.generation.engine.pick_token", pick)
+
+    return choose
+
+
+def test_a_model_that_ends_at_once_answers_nothing(pipeline, choosing):
+    choosing(pipeline.model.special.eos)
+    output, other = pipeline.generate_batch([Request(text("a"), "auto"), Request(text("a"), "image", steps=2)])
+    assert (output.segments, output.finish_reason) == ((), "stop")
+    assert other.segments[0].modality == "image"
+    choosing(pipeline.model.special.eos)
+    assert pipeline.generate("a", "auto") == [[]]
+
+
+@pytest.mark.parametrize(("left", "opened"), [(5, True), (4, True), (3, False), (1, False)])
+def test_a_picture_without_room_is_not_begun(pipeline, choosing, left, opened):
+    """`left` positions are behind the prompt; <BOD> and all four latents but the last need one each."""
+    context = pipeline.model.config.transformer.context_length
+    choosing(pipeline.model.special.bod["image"])
+    requests = [Request(text("x" * (context - 1 - left)), "auto", steps=2), Request(text("a"), "image", steps=2)]
+    output, other = pipeline.generate_batch(requests)
+    assert output.finish_reason == "length"
+    assert (output.segments[0].modality == "image") == opened
+    assert other.finish_reason == "stop"
+
+
+def test_spans_that_a_model_lacks_are_not_begun(tokenizers, choosing):
+    mute = Pipeline(small_model({name: tokenizers[name] for name in ("text", "image")}).eval(), dict(tokenizers))
+    choosing(mute.model.special.bod["speech"])
+    (segments,) = mute.generate("a", "auto", max_tokens=1)
+    assert all(isinstance(segment, Text) for segment in segments)
 
 
 def test_score_counts_the_targets(pipeline):
