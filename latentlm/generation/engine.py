@@ -80,7 +80,7 @@ class Engine:
         yield from self._prefill()
         while self.active:
             yield from self._step()
-            self._retire()
+            yield from self._retire()
 
     # ------------------------------------------------------------------ prefill
 
@@ -310,11 +310,15 @@ class Engine:
         self.active_rows = list(range(len(alive)))
         self.guidance_row = {i: len(alive) + place for place, i in enumerate(guided)}
 
-    def _retire(self) -> None:
-        """Give the cache rows of finished tasks back; a task that fills the context is finished."""
+    def _retire(self) -> Iterator[Event]:
+        """Give the cache rows of finished tasks back; a task that fills the context is finished, and with its last
+        latent a picture is whole."""
         for row, index in zip(self.active_rows, self.active, strict=True):
+            task = self.tasks[index]
             if self.cache.lengths[row] >= self.limit:
-                self.tasks[index].finish_reason = self.tasks[index].finish_reason or "length"
+                if task.is_open and task.span_length == self.model.modalities[task.mode].num_latents:
+                    yield self._close(index)
+                task.finish_reason = task.finish_reason or "length"
         keep = [place for place, i in enumerate(self.active) if self.tasks[i].finish_reason is None]
         if len(keep) == len(self.active):
             return

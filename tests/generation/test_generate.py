@@ -218,6 +218,19 @@ def test_spans_that_a_model_lacks_are_not_begun(tokenizers, choosing):
     assert all(isinstance(segment, Text) for segment in segments)
 
 
+@pytest.mark.parametrize("to", ["image", "auto"])
+def test_a_picture_that_fills_the_context_is_streamed(pipeline, choosing, to):
+    room = pipeline.model.config.transformer.context_length - 4
+    request = Request(text("x" * (room - 1)), to, steps=2)  # <BOS>, text, <BOD> and three of four latents
+    choosing(pipeline.model.special.bod["image"])
+    (output,) = pipeline.generate_batch([request])
+    (whole,) = output.segments
+    choosing(pipeline.model.special.bod["image"])
+    (piece,) = pipeline.stream(request)
+    assert same(piece, whole)
+    assert output.finish_reason == {"image": "stop", "auto": "length"}[to]
+
+
 def test_score_counts_the_targets(pipeline):
     scores = pipeline.score(Document((Text("abcd"),)))
     assert scores.num_text_bytes == 4
