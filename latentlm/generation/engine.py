@@ -199,11 +199,12 @@ class Engine:
                 groups.setdefault((task.mode, task.solver, task.steps), []).append(index)
             elif token == self.special.eod:
                 task.num_tokens += self._lasts(task)
-                yield self._close(index)
+                yield from self._close(index)
             elif token == self.special.eos:
                 task.finish_reason = "stop"
             else:
                 task.num_tokens += 1
+                yield from self._close(index)
                 yield self._begin(index, task.mode)
         for key, members in groups.items():
             for index, latent in zip(members, self._sample(key, members, state), strict=True):
@@ -291,15 +292,18 @@ class Engine:
         self.tasks[index].pending = self.special.bod[name]
         return self._open(index, name)
 
-    def _close(self, index: int) -> Event:
-        """Leave a span: an answer of one span is complete; otherwise <EOD> is fed and the text head goes on."""
+    def _close(self, index: int) -> Iterator[Event]:
+        """Leave a span: an answer of one span is complete; otherwise <EOD> is fed and the text head goes on. An answer
+        that lasts may stand between spans, where nothing is open."""
         task = self.tasks[index]
-        name, task.is_open, task.pending = task.mode, False, self.special.eod
+        name, was_open = task.mode, task.is_open
+        task.is_open, task.pending = False, self.special.eod
         if not self._lasts(task):
             task.mode = "text"
             if task.to != "auto":
                 task.finish_reason = task.finish_reason or "stop"
-        return Event(index, "close", name)
+        if was_open:
+            yield Event(index, "close", name)
 
     # --------------------------------------------------------------------- rows
 
@@ -317,7 +321,7 @@ class Engine:
             task = self.tasks[index]
             if self.cache.lengths[row] >= self.limit:
                 if task.is_open and task.span_length == self.model.modalities[task.mode].num_latents:
-                    yield self._close(index)
+                    yield from self._close(index)
                 task.finish_reason = task.finish_reason or "length"
         keep = [place for place, i in enumerate(self.active) if self.tasks[i].finish_reason is None]
         if len(keep) == len(self.active):

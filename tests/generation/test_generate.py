@@ -231,6 +231,24 @@ def test_a_picture_that_fills_the_context_is_streamed(pipeline, choosing, to):
     assert output.finish_reason == {"image": "stop", "auto": "length"}[to]
 
 
+def test_an_answer_that_lasts_closes_only_what_is_open(tokenizers, choosing):
+    """<EOD> and <BOD> at any place of an answer in several spans: what is streamed is what is decoded as a whole."""
+    model = small_model(tokenizers)
+    model.config = model.config.model_copy(update={"answer": "document"})
+    lasting = Pipeline(model.eval(), tokenizers)
+    go_on, end, begin, stop = range(4)  # of what a position chooses from
+    for choices in ([go_on, end, end, go_on, go_on, begin, go_on, end, stop], [go_on, end, end, end, end, go_on]):
+        choosing(*choices)
+        request = Request(text("a"), "speech", steps=2, max_latents=9 if stop in choices else 4)
+        (output,) = lasting.generate_batch([request])
+        assert output.finish_reason == ("stop" if stop in choices else "length")
+        choosing(*choices)
+        pieces = list(lasting.stream(request))
+        assert all(isinstance(piece, Audio) for piece in pieces)
+        whole = torch.cat([segment.content.samples for segment in output.segments])
+        torch.testing.assert_close(torch.cat([piece.samples for piece in pieces]), whole, atol=1e-5, rtol=1e-4)
+
+
 def test_score_counts_the_targets(pipeline):
     scores = pipeline.score(Document((Text("abcd"),)))
     assert scores.num_text_bytes == 4
