@@ -117,14 +117,17 @@ def check_out(out: Path | None, to: str) -> None:
 
 
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
-    """A word of the command line as prompt: what ends like a picture, a sound or a text is one, and must exist."""
+    """A word of the command line as prompt: what ends like a picture, a sound or a text is one, and must exist.
+
+    The line ends at a text's end, which editors write, are no part of it.
+    """
     from ..data.script import read_script, read_text
     from ..tokenizers.media import load_audio, load_image
 
     if Path(item).suffix.lower() in SOUNDS:
         return load_audio(item)
     if Path(item).suffix.lower() == ".txt":
-        return read_script(item) if to == "speech" else read_text(item)
+        return read_script(item) if to == "speech" else read_text(item).rstrip("\n")
     return load_image(item) if Path(item).suffix.lower() in PICTURES else item
 
 

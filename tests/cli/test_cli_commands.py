@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from latentlm import __version__, cli
+from latentlm.commands.generate import read_part
 from latentlm.config import AdapterConfig
 from latentlm.evaluation import evaluate as evaluation
 from latentlm.evaluation.protocol import GUIDANCE
@@ -75,6 +76,11 @@ def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, ca
     assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5)[0] + "\n"
     cli.main([*command, "--out", "answer.txt"])
     assert (tmp_path / "answer.txt").read_text(encoding="utf-8") == printed
+
+
+def test_the_line_end_of_a_text_file_is_not_asked(checkpoint, tmp_path):
+    (tmp_path / "words.txt").write_bytes(b"two\nlines\r\n\n")
+    assert read_part("words.txt", "image") == "two\nlines"
 
 
 def test_an_adapter_is_used_merged_and_refused(checkpoint, tmp_path):
