@@ -5,6 +5,7 @@ Place in the flow: on top; `speak.py` writes the sound, as it is made.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma", ".mp4", ".mov")
+"""Suffixes that nobody means as words, though no such file is read."""
 WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
 """Suffixes a result may be written to; the first is the one to recommend."""
 
@@ -119,16 +122,21 @@ def check_out(out: Path | None, to: str) -> None:
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
     """A word of the command line as prompt: what ends like a picture, a sound or a text is one, and must exist.
 
-    The line ends at a text's end, which editors write, are no part of it.
+    The line ends at a text's end, which editors write, are no part of it. Raises ValueError for a file of another kind.
     """
     from ..data.script import read_script, read_text
     from ..tokenizers.media import load_audio, load_image
 
-    if Path(item).suffix.lower() in SOUNDS:
+    suffix = Path(item).suffix.lower()
+    if suffix in SOUNDS:
         return load_audio(item)
-    if Path(item).suffix.lower() == ".txt":
+    if suffix in PICTURES:
+        return load_image(item)
+    if suffix == ".txt":
         return read_script(item) if to == "speech" else read_text(item).rstrip("\n")
-    return load_image(item) if Path(item).suffix.lower() in PICTURES else item
+    if (suffix in OTHERS and " " not in item) or (suffix and os.path.isfile(item)):
+        raise ValueError(f"{item}: files of this kind are not read, only {', '.join((*PICTURES, *SOUNDS, '.txt'))}")
+    return item
 
 
 def write(made: Text | Image, out: Path | None) -> None:

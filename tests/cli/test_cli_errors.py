@@ -6,6 +6,7 @@ import json
 import pytest
 
 from latentlm import cli
+from latentlm.commands.generate import read_part
 from latentlm.generation.pretrained import write_config
 from latentlm.weights import save_weights
 
@@ -84,6 +85,20 @@ def test_a_wrong_argument(refused, arguments, expected):
 def test_a_corrupt_file_is_named(refused, tmp_path, name):
     (tmp_path / name).write_bytes(b"this is neither")
     assert f"{name}: not a readable" in refused("generate", "tiny", name, "--to", "text")
+
+
+@pytest.mark.parametrize("name", ["picture.heic", "My clip.m4a", "notes.rst", "CLIP.OPUS"])
+def test_a_file_of_a_kind_that_is_not_read_is_no_prompt(refused, tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    line = refused("generate", "tiny", name, "--to", "text")
+    assert f"{name}: files of this kind are not read, only .png, " in line
+
+
+def test_words_are_no_files(refused, tmp_path):
+    assert "nowhere.heic: files of this kind" in refused("generate", "tiny", "nowhere.heic", "--to", "text")
+    (tmp_path / "seven").write_bytes(b"")
+    for words in ("seven", "It is at 5.30", "St. Petersburg", "No. 7.heic or another", "word. " * 2000):
+        assert read_part(words, "image") == words
 
 
 def test_an_option_without_meaning_is_not_ignored(refused, checkpoint):
