@@ -55,6 +55,8 @@ def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
     if name.endswith(".jsonl") or Path(name).is_file():
+        if out is not None:
+            raise ValueError(f"--out {out}: the pictures and sounds of a manifest are files already")
         print("\n".join(preview_manifest(name, num)))
         return
     tasks = get_source(name).tasks

@@ -51,6 +51,8 @@ def evaluate(
         raise ValueError(f"--out {out}: a report ends in .json or .html")
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
+    if abs(seed) >= 10**12:
+        raise ValueError(f"--seed must have at most 12 digits, got {seed}")
     from ..evaluation.protocol import check_tasks
 
     check_tasks(only)

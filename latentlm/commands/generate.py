@@ -5,6 +5,7 @@ Place in the flow: on top; `speak.py` writes the sound, as it is made.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,6 +25,14 @@ OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".
 WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
 """Suffixes a result may be written to; the first is the one to recommend."""
 
+MEANINGLESS = {
+    "text": ("steps", "voice", "max-seconds"),
+    "image": ("temperature", "voice", "max-tokens", "max-seconds"),
+    "speech": ("max-tokens",),
+}
+"""Options that no result of a kind depends on."""
+MAX_TOKENS = 256
+
 SAMPLING = Group("Sampling", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
 
@@ -42,7 +51,7 @@ def generate(
     temperature: Annotated[float, Parameter(group=SAMPLING)] = 0.0,
     voice: Annotated[tuple[str, ...], Parameter(group=SAMPLING, negative=(), show_default=False)] = (),
     raw: Annotated[bool, Parameter(group=SAMPLING, negative=(), show_default=False)] = False,
-    max_tokens: Annotated[int, Parameter(group=LIMITS)] = 256,
+    max_tokens: Annotated[int, Parameter(group=LIMITS)] = MAX_TOKENS,
     max_seconds: Annotated[float | None, Parameter(group=LIMITS)] = None,
 ) -> None:
     """Write, draw or say what follows a prompt.
@@ -79,11 +88,16 @@ def generate(
     """
     from .. import load
     from ..generation.generate import Request
-    from .speak import clips_by_speaker, speak
+    from .speak import clips_by_speaker, say, speak
 
     check_out(out, to)
-    if max_seconds is not None and max_seconds <= 0:
-        raise ValueError(f"--max-seconds must be above 0, got {max_seconds}")
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise ValueError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
+    given = {"steps": steps, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
+    given["max-tokens"] = max_tokens != MAX_TOKENS
+    for name in MEANINGLESS[to]:
+        if given[name]:
+            raise ValueError(f"--{name} has no meaning for --to {to}")
     parts = [read_part(item, to) for item in prompt]
     clips = clips_by_speaker(voice)
 
@@ -107,6 +121,9 @@ def generate(
     else:
         (output,) = pipeline.generate_batch([request])
         write(output.segments[0], out)
+        if output.finish_reason == "length":
+            cause = "--max-tokens" if output.num_steps >= max_tokens else "the end of the model's context"
+            say(f"cut after {output.num_steps} tokens by {cause}, before the text ended by itself")
 
 
 def check_out(out: Path | None, to: str) -> None:

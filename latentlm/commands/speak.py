@@ -51,13 +51,15 @@ def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | 
             with _bar(max_seconds) as show:
                 reason = _record(pipeline.stream(request), recording, show)
         except KeyboardInterrupt:
-            _say(f"stopped; {out} holds {recording.seconds:.1f} s" if recording.seconds else "stopped; nothing written")
+            say(f"stopped; {out} holds {recording.seconds:.1f} s" if recording.seconds else "stopped; nothing written")
             raise
     if not recording.seconds:
         raise ValueError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
     if reason == "length":
-        cause = "--max-seconds" if max_seconds else "the longest that this model can say"
-        _say(f"{out}: cut after {recording.seconds:.1f} s by {cause}, before the speech ended by itself")
+        latent = 1 / pipeline.tokenizers["speech"].rate
+        asked = max_seconds is not None and recording.seconds > max_seconds - latent
+        cause = "--max-seconds" if asked else "the longest that this model can say"
+        say(f"{out}: cut after {recording.seconds:.1f} s by {cause}, before the speech ended by itself")
     print(out)
 
 
@@ -86,5 +88,6 @@ def _bar(limit: float | None) -> Iterator[Callable[[float], None]]:
         yield lambda seconds: progress.update(task, completed=seconds)
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """A line to the user, beside the result."""
     print(f"latentlm: {message}", file=sys.stderr)

@@ -206,6 +206,8 @@ class Pipeline:
         for name in ("steps", "max_tokens", "max_latents"):
             if getattr(request, name) is not None and getattr(request, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
+        if not -(2**63) <= request.seed < 2**64:
+            raise ValueError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
         if request.to == "text" and request.guidance != 1.0:
             raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
         if not math.isfinite(request.guidance):

@@ -71,7 +71,8 @@ def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, ca
     capsys.readouterr()
     command = ["generate", "small", "a.png", "what is it? ", "--to", "text", "--max-tokens", "5"]
     cli.main(command)
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert said == "latentlm: cut after 5 tokens by --max-tokens, before the text ended by itself\n"
     picture = load_image("a.png")
     assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5)[0] + "\n"
     cli.main([*command, "--out", "answer.txt"])

@@ -57,6 +57,11 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "nowhere.wav", "--to", "text"], "nowhere.wav: no such file"),
         (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--voice", "me.wav"], "me.wav: no such file"),
         (["generate", "tiny", "x", "--to", "text", "--max-seconds", "0"], "--max-seconds must be above 0"),
+        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--max-seconds", "inf"], "have an end, got inf"),
+        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--max-seconds", "nan"], "have an end, got nan"),
+        (["generate", "tiny", "x", "--to", "text", "--max-seconds", "1"], "--max-seconds has no meaning for --to text"),
+        (["generate", "tiny", "x", "--to", "text", "--voice", "a.wav"], "--voice has no meaning for --to text"),
+        (["generate", "tiny", "x", "--to", "text", "--steps", "5"], "--steps has no meaning for --to text"),
         (["generate", "nowhere", "x", "--to", "text"], "no model 'nowhere'"),
         (["generate", "tiny", "x", "--to", "text", "--guidanc", "2"], "--guidanc"),
         (["evaluate", "nowhere", "--out", "x.json"], "no model 'nowhere'"),
@@ -67,6 +72,7 @@ def refused(capsys, tmp_path, monkeypatch):
         ),
         (["evaluate", "tiny", "--out", "x.json", "--guidance", "high"], "--guidance high: write a number, or TASK="),
         (["evaluate", "tiny", "--out", "x.json", "--guidance", "digits=nan"], "--guidance digits=nan: write a number"),
+        (["evaluate", "tiny", "--out", "x.json", "--seed", "1" * 13], "--seed must have at most 12 digits, got 111"),
         (["evaluate", "tiny", "--out", "x.json", "--steps", "0"], "--steps must be at least 1, got 0"),
         (
             ["evaluate", "nowhere", "--out", "x.json", "--only", "digitz"],  # said before a model is looked for
@@ -85,6 +91,33 @@ def test_a_wrong_argument(refused, arguments, expected):
 def test_a_corrupt_file_is_named(refused, tmp_path, name):
     (tmp_path / name).write_bytes(b"this is neither")
     assert f"{name}: not a readable" in refused("generate", "tiny", name, "--to", "text")
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "value"),
+    [
+        ("image", "temperature", "1"),
+        ("image", "voice", "a.wav"),
+        ("image", "max-tokens", "5"),
+        ("image", "max-seconds", "1"),
+        ("speech", "max-tokens", "5"),
+    ],
+)
+def test_an_option_that_a_result_does_not_depend_on(refused, to, name, value):
+    out = {"image": "x.png", "speech": "x.wav"}[to]
+    line = refused("generate", "tiny", "x", "--to", to, "--out", out, f"--{name}", value)
+    assert line == f"latentlm: --{name} has no meaning for --to {to}\n"
+
+
+def test_a_seed_that_no_generator_takes(refused, checkpoint):
+    line = refused("generate", checkpoint, "x", "--to", "text", "--seed", 10**30)
+    assert "seed must be at least -2**63 and below 2**64, got 1000" in line
+
+
+def test_a_preview_of_a_manifest_writes_no_files(refused, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"segments": [{"text": "a"}]}) + "\n")
+    line = refused("data", "preview", "mine.jsonl", "--out", "look")
+    assert "--out look: the pictures and sounds of a manifest are files already" in line
 
 
 @pytest.mark.parametrize("name", ["picture.heic", "My clip.m4a", "notes.rst", "CLIP.OPUS"])

@@ -118,6 +118,17 @@ def first_hidden(talker) -> torch.Tensor:
     return talker.model.transformer(talker.model.embed_tokens(torch.tensor([prompt.ids])), places, places * 0)[0, -1]
 
 
+def test_speech_that_the_context_ends_was_not_cut_by_the_limit(folder, capsys):
+    small = build(400, width=16)
+    write_config(folder / "short", small.model, small.tokenizers)
+    save_weights(folder / "short" / "model.safetensors", small.model.state_dict())
+    arguments = ["generate", "short", "Hello.", "--to", "speech", "--steps", "1", "--out", "a.wav"]
+    cli.main([*arguments, "--max-seconds", "60"])
+    said = capsys.readouterr().err
+    assert "s by the longest that this model can say, before the speech ended by itself" in said
+    assert "--max-seconds" not in said
+
+
 def test_without_a_limit_a_script_fills_the_context(talker):
     small = build(400, width=16)
     request = Request(small.prompt("Hello.", "speech"), "speech", steps=1)
