@@ -242,9 +242,15 @@ class Pipeline:
 
     @torch.inference_mode()
     def score(self, document: Document, seed: int = 0) -> Scores:
-        """Log-likelihood of the text that counts as target, and the diffusion losses, of one document."""
+        """Log-likelihood of the text that counts as target, and the diffusion losses, of one document.
+
+        Raises ValueError for a document that is longer than the context.
+        """
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         encoded = self.encoder(cache.resolve(document))
+        limit = self.model.config.transformer.context_length
+        if len(encoded) > limit:
+            raise ValueError(f"the document has {len(encoded)} positions, the context is {limit}")
         dims = {name: m.latent_dim for name, m in self.model.modalities.items()}
         batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(self.model.embed_tokens.weight.device)
         sums = self.model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))

@@ -260,6 +260,12 @@ def test_score_counts_the_targets(pipeline):
     assert both.num_text_bytes == 0
 
 
+def test_a_document_past_the_context_has_no_score(pipeline):
+    assert pipeline.score(Document((Text("x" * 1023),))).num_text_tokens == 1024
+    with pytest.raises(ValueError, match="the document has 1025 positions, the context is 1024"):
+        pipeline.score(Document((Text("x" * 1024),)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
