@@ -103,14 +103,11 @@ def generate(
 
     pipeline = load(model, adapter=adapter, weights="raw" if raw else "ema")
     tokenizer = pipeline.tokenizers.get("speech")
-    own = pipeline.model.config.sampling
-    if guidance is None:
-        guidance = 1.0 if to == "text" else own.guidance
     request = Request(
         pipeline.prompt(parts, to, clips.pop("", None), clips),
         to,
         guidance=guidance,
-        steps=own.steps if steps is None else steps,
+        steps=steps,
         seed=seed,
         temperature=temperature,
         max_tokens=max_tokens,

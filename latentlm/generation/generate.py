@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -35,14 +35,15 @@ USUAL_LIMIT = 512
 class Request:
     """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document.
 
+    guidance, steps: None is the model's own, `config.sampling`; text has no guidance.
     max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
     that is given is also the size that the cache has from the start.
     """
 
     prompt: Document
     to: str
-    guidance: float = 1.0
-    steps: int = 20
+    guidance: float | None = None
+    steps: int | None = None
     seed: int = 0
     temperature: float = 0.0
     max_tokens: int = 256
@@ -91,8 +92,8 @@ class Pipeline:
         prompt: str | Sequence | Document | Script,
         to: str = "text",
         *,
-        guidance: float = 1.0,
-        steps: int = 20,
+        guidance: float | None = None,
+        steps: int | None = None,
         seed: int = 0,
         temperature: float = 0.0,
         voice: Audio | None = None,
@@ -106,7 +107,7 @@ class Pipeline:
 
         prompt: a string, a Document, a Script, or a list of strings, PIL images, Audio and segments, in order. voice: a
         clip of the voice that the speech should have; voices: of each speaker of a script. guidance: 1 is off. steps:
-        of the solver, a latent. max_latents: as in `Request`.
+        of the solver, a latent; both are the model's own unless given. max_latents: as in `Request`.
         With `to` "auto", each answer is the list of its segments, empty where the model ends at once.
         Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for.
         """
@@ -176,6 +177,7 @@ class Pipeline:
 
     def _tasks(self, requests: Sequence[Request]) -> list[Task]:
         """Requests as the engine wants them; their media are encoded together."""
+        requests = [self._settled(request) for request in requests]
         for request in requests:
             self._check(request)
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
@@ -194,6 +196,16 @@ class Pipeline:
             max_tokens=request.max_tokens,
             max_latents=request.max_latents or usual,
             generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(request.seed),
+        )
+
+    def _settled(self, request: Request) -> Request:
+        """`request` with the model's own sampling where it says nothing."""
+        own = self.model.config.sampling
+        guidance = 1.0 if request.to == "text" else own.guidance
+        return replace(
+            request,
+            guidance=guidance if request.guidance is None else request.guidance,
+            steps=own.steps if request.steps is None else request.steps,
         )
 
     def _check(self, request: Request) -> None:

@@ -102,6 +102,20 @@ def test_guidance_may_be_a_whole_number(pipeline):
     assert np.array_equal(np.asarray(whole), np.asarray(same))
 
 
+@pytest.mark.parametrize("to", ["image", "speech", "auto"])
+def test_a_model_is_sampled_as_its_config_says_unless_told_otherwise(tokenizers, to, monkeypatch):
+    model = small_model(tokenizers)
+    own = model.config.sampling.model_copy(update={"guidance": 3.0, "steps": 4})
+    model.config = model.config.model_copy(update={"sampling": own})
+    built, tasks = Pipeline(model.eval(), tokenizers), []
+    make = built._tasks
+    monkeypatch.setattr(built, "_tasks", lambda requests: tasks.extend(made := make(requests)) or made)
+    for options in ({}, {"guidance": 1.5, "steps": 2}):
+        built.generate("a", to, max_latents=2, max_tokens=2, **options)
+    built.generate("a", "text", max_tokens=2)
+    assert [(task.guidance, task.steps) for task in tasks] == [(3.0, 4), (1.5, 2), (1.0, 4)]
+
+
 def test_the_prompt_reaches_the_picture(pipeline):
     one, two = (np.asarray(pipeline.generate(prompt, "image", steps=3)[0]) for prompt in ("a", "b"))
     assert not np.array_equal(one, two)
