@@ -81,10 +81,11 @@ def training_minutes(recipe: LatentLMRecipe, seconds_before: float) -> float:
 
 
 def trained_on(recipe: LatentLMRecipe) -> dict[str, Any]:
-    """What `evaluate` must know of a recipe: the emoji it trains on (None: none or all), and whether it has phrases."""
+    """What `evaluate` must know of a recipe: the emoji it trains on (None: all of them), and whether it has phrases."""
     from .data.embedded import emoji
 
     limits = [source.limit for source in recipe.data.sources if source.name == "emoji"]
-    names = None if not limits or None in limits else [item.name for item in emoji.subset(max(limits))]
+    most = min(max((limit for limit in limits if limit is not None), default=0), len(emoji.load()))
+    names = None if None in limits else [item.name for item in emoji.subset(most)] if most else []
     phrases = any(source.manifest or source.name in ("spoken_phrases", "speech") for source in recipe.data.sources)
     return {"emoji_names": names, "phrases": phrases}

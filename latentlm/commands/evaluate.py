@@ -87,6 +87,8 @@ def evaluate(
         write_text(out, render_page(report))
     for name, figure in sorted(report.figures.items()):
         print(f"{name:36} {figure.value:.4g}")
+    for note in report.notes:
+        print(note)
     print(out)
 
 

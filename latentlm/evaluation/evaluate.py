@@ -43,9 +43,9 @@ def evaluate(
     """Run every evaluation that the model allows; about two minutes for a small model on two cores.
 
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
-    for the record. emoji_names: those trained on, None for all. phrases: whether it was trained on any; if not, they
-    are left out and the report says so. tasks: only some of `protocol.TASKS`. quick: fewer samples. progress is told
-    what begins. Raises ValueError for an unknown task, emoji or guidance key.
+    for the record. emoji_names: those trained on, None for all. phrases: whether it was trained on any. What a model
+    was not trained on is left out, and the report says so. tasks: only some of `protocol.TASKS`. quick: fewer samples.
+    progress is told what begins. Raises ValueError for an unknown task, emoji or guidance key.
     """
     parameter = next(pipeline.model.parameters())
     protocol = Protocol(
@@ -61,13 +61,12 @@ def evaluate(
     report = Report(title)
     if not phrases:
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))
-        report.notes.append("phrases of speech: not measured, the model was trained on words alone.")
     for task, run in _runs(pipeline, protocol, report, emoji_names).items():
         if tasks is not None and task not in tasks:
             continue
-        reason = _obstacle(task, pipeline)
+        reason = _obstacle(task, pipeline, emoji_names)
         if reason:
-            report.notes.append(f"{task}: not measured, {reason}.")
+            report.leave_out(task, reason)
             continue
         if progress:
             progress(f"evaluating {task}")
@@ -93,19 +92,30 @@ def _runs(
 
 
 def _reconstruct(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    if "image" in pipeline.tokenizers:
-        evaluate_images(pipeline, protocol, report)
-    if "speech" in pipeline.tokenizers and find_spec("espeakng_loader"):
-        evaluate_speech_reconstruction(pipeline, protocol, report)
+    runs = {"image": (evaluate_images, ()), "speech": (evaluate_speech_reconstruction, ("espeakng_loader",))}
+    for modality, (run, packages) in runs.items():
+        reason = _lack(pipeline, modality, packages)
+        if reason:
+            report.leave_out(f"reconstruction.{modality}", reason)
+        else:
+            run(pipeline, protocol, report)
 
 
-def _obstacle(task: str, pipeline: Pipeline) -> str | None:
+def _obstacle(task: str, pipeline: Pipeline, emoji_names: Sequence[str] | None) -> str | None:
     """Why `task` cannot run with this model here, or None."""
-    needs = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
-    if needs is not None and needs not in pipeline.tokenizers:
-        return f"the model has no {needs}"
-    if task == "speech":
-        missing = [name for name in ("espeakng_loader", "pocketsphinx") if find_spec(name) is None]
-        if missing:
-            return f"{' and '.join(missing)} not installed (extra demo)"
-    return None
+    if task == "reconstruction":
+        return None
+    if pipeline.tokenizers["text"].is_classes:
+        return "the model makes pictures of classes and knows no text"
+    if task == "emoji" and emoji_names is not None and not emoji_names:
+        return "the model was not trained on any"
+    modality = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
+    return _lack(pipeline, modality, ("espeakng_loader", "pocketsphinx") if task == "speech" else ())
+
+
+def _lack(pipeline: Pipeline, modality: str | None, packages: Sequence[str]) -> str | None:
+    """What is missing of a modality and of packages, or None."""
+    if modality is not None and modality not in pipeline.tokenizers:
+        return f"the model has no {modality}"
+    missing = [name for name in packages if find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed (extra demo)" if missing else None

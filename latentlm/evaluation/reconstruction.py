@@ -61,7 +61,7 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
     for name, metric in (("stoi", stoi), ("pesq", pesq)):
         package = {"stoi": "pystoi", "pesq": "pesq"}[name]
         if importlib.util.find_spec(package) is None:
-            report.notes.append(f"reconstruction.speech_{name}: not measured, {package} is not installed (extra eval).")
+            report.leave_out(f"reconstruction.speech_{name}", f"{package} is not installed (extra eval)")
             continue
         values = [metric(a, b) for a, b in zip(spoken, decoded, strict=True)]
         report.add(
@@ -81,6 +81,8 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
             reference=float(np.mean([item.right for item in words])),
             reference_name="the clips themselves",
         )
+    else:
+        report.leave_out("reconstruction.speech_word_accuracy", "pocketsphinx is not installed (extra demo)")
 
 
 def through(tokenizer, clips: Sequence[Audio]) -> list[Audio]:

@@ -109,6 +109,7 @@ class Report:
     figures: dict[str, Figure] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def add(
         self,
@@ -125,6 +126,11 @@ class Report:
         required = required or REQUIRED.get(name)
         self.figures[name] = Figure(name, float(value), protocol, reference, reference_name, required, error)
 
+    def leave_out(self, name: str, reason: str) -> None:
+        """Say why a figure, or all those whose names begin with `name`, was not measured: here and in the remarks."""
+        self.left_out[name] = f"not measured, {reason}"
+        self.notes.append(f"{name}: not measured, {reason}.")
+
     def add_seconds(self, **seconds: float) -> None:
         """Wall-clock times, e.g. setup=…, train=…, total=…, as figures "seconds.<name>"."""
         for name, value in seconds.items():
@@ -136,15 +142,19 @@ class Report:
         return all(figure.passed is not False for figure in self.figures.values())
 
     def to_dict(self) -> dict[str, float | str | None]:
-        """One flat object: the numbers under their names, then "reference.", "required." and "protocol." + name."""
+        """One flat object: the numbers under their names, then "reference.", "required." and "protocol." + name.
+
+        The protocol of what was left out is the reason.
+        """
         flat: dict[str, float | str | None] = {
             name: _finite(figure.value) for name, figure in sorted(self.figures.items())
         }
-        protocols: dict[str, float | str | None] = {}
+        protocols: dict[str, float | str | None] = {f"protocol.{name}": why for name, why in self.left_out.items()}
         for name in NAMES:
             if name not in self.figures:
+                reasons = (why for start, why in self.left_out.items() if name.startswith(start))
                 flat[name] = None
-                protocols[f"protocol.{name}"] = "not measured in this evaluation"
+                protocols[f"protocol.{name}"] = next(reasons, "not measured in this evaluation")
         for name, figure in sorted(self.figures.items()):
             if figure.reference is not None:
                 protocols[f"reference.{name}"] = _finite(figure.reference)

@@ -50,6 +50,8 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
     _say_words(pipeline, protocol, report)
     if protocol.counts.phrases:
         _say_phrases(pipeline, protocol, report)
+    else:
+        report.leave_out("speech.phrase", "the model was trained on words alone, not on phrases")
     _write_down(pipeline, protocol, report)
 
 

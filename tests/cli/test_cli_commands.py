@@ -202,6 +202,14 @@ def test_evaluate_hands_on_how_to_sample(checkpoint, monkeypatch, given, expecte
     assert (asked["guidance"], asked["steps"], asked["tasks"]) == (expected, 7, None)
 
 
+def test_evaluate_says_what_was_left_out(checkpoint, monkeypatch, capsys):
+    report = Report("x")
+    report.leave_out("speech", "the model has no speech")
+    monkeypatch.setattr(evaluation, "evaluate", lambda pipeline, **options: report)
+    cli.main(["evaluate", "small", "--out", "x.json"])
+    assert capsys.readouterr().out == "speech: not measured, the model has no speech.\nx.json\n"
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -1,16 +1,20 @@
 """The whole evaluation on a pipeline that answers from the data: right answers score high, wrong ones low."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_pipeline import FakePipeline
 from PIL import Image as PILImage
 
+from latentlm.config import parse_recipe
 from latentlm.data.embedded import emoji
+from latentlm.demo import trained_on
+from latentlm.evaluation import evaluate as module
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.image import nearest, to_pixels
-from latentlm.evaluation.protocol import QUICK, Protocol
+from latentlm.evaluation.protocol import QUICK, TASKS, Protocol
 from latentlm.evaluation.reconstruction import psnr
 from latentlm.evaluation.report import NAMES, Figure, Report, interval, read_report
 
@@ -124,7 +128,44 @@ def test_reconstruction_psnr_is_that_of_the_noise():
 def test_a_model_without_speech_says_so():
     report = evaluate(FakePipeline(), tasks=["speech"], quick=True)
     assert report.notes == ["speech: not measured, the model has no speech."]
-    assert report.to_dict()["speech.word_ratio"] is None
+    flat = report.to_dict()
+    assert flat["speech.word_ratio"] is None
+    assert flat["protocol.speech"] == flat["protocol.speech.word_ratio"] == "not measured, the model has no speech"
+    assert flat["protocol.digits.prompt_accuracy"] == "not measured in this evaluation"
+
+
+@pytest.mark.parametrize("missing", ["espeakng_loader", "pocketsphinx"])
+def test_what_is_not_installed_is_said_of_every_figure_that_needs_it(monkeypatch, missing):
+    pipeline = FakePipeline(clips={"one": []})
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == missing else object())
+    flat = evaluate(pipeline, tasks=["speech"], quick=True).to_dict()
+    assert flat["protocol.speech.stop_rate"] == f"not measured, {missing} not installed (extra demo)"
+
+
+def test_a_model_of_classes_is_measured_as_far_as_it_goes():
+    pipeline = FakePipeline()
+    pipeline.tokenizers["text"] = SimpleNamespace(is_classes=True)
+    report = evaluate(pipeline, quick=True)
+    assert "reconstruction.digits_psnr" in report.figures
+    reason = "not measured, the model makes pictures of classes and knows no text"
+    flat = report.to_dict()
+    assert {flat[f"protocol.{task}"] for task in TASKS if task != "reconstruction"} == {reason}
+    assert flat["protocol.reconstruction.speech"] == "not measured, the model has no speech"
+
+
+def test_a_model_without_emoji_remembers_none():
+    report = evaluate(FakePipeline(), tasks=["emoji"], quick=True, emoji_names=[])
+    assert report.notes == ["emoji: not measured, the model was not trained on any."]
+    assert report.to_dict()["protocol.emoji.top1"] == "not measured, the model was not trained on any"
+
+
+@pytest.mark.parametrize(("limits", "num"), [([], 0), ([3], 3), ([3, 7], 7), ([5000], 1362), ([3, None], None)])
+def test_a_recipe_tells_which_emoji_it_trains_on(limits, num):
+    emoji_sources = [{"name": "emoji", "task": "text_to_image", "limit": limit} for limit in limits]
+    sources = [{"name": "digits", "task": "text_to_image"}, *emoji_sources]
+    recipe = parse_recipe({"kind": "latentlm", "tokenizers": {"image": "tiny"}, "data": {"sources": sources}})
+    names = trained_on(recipe)["emoji_names"]
+    assert (names if names is None else len(names)) == num
 
 
 def test_wrong_arguments_are_named():
