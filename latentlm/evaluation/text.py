@@ -42,7 +42,9 @@ def corpora(num_documents: int) -> dict[str, dict[str, list[str]]]:
 
 def evaluate_text(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     """Bits per byte of both corpora and of all, with their references; and a few continuations."""
-    found = corpora(protocol.counts.text_documents)
+    found = _that_fit(pipeline, corpora(protocol.counts.text_documents), report)
+    if not found:
+        return
     model: dict[str, tuple[float, int]] = {}
     train = [text for texts in found.values() for text in texts["train"]]
     counts = count_ngrams(train, 2)
@@ -74,6 +76,22 @@ def evaluate_text(pipeline: Pipeline, protocol: Protocol, report: Report) -> Non
     uniform = uniform_bits(pipeline.tokenizers["text"], held_out) / num_bytes
     report.add("text.bits_per_byte_uniform", uniform, f"every token equally likely, as before training; {how}")
     report.galleries.append(_continuations(pipeline, protocol))
+
+
+def _that_fit(pipeline: Pipeline, found: dict[str, dict[str, list[str]]], report: Report) -> dict:
+    """`found` without held-out documents longer than the context, which have no score; the report says how many."""
+    limit = pipeline.model.config.transformer.context_length
+    kept = {}
+    for name, texts in found.items():
+        fitting = [text for text in texts["held_out"] if len(pipeline.tokenizers["text"].encode(text)) < limit]
+        left_out = len(texts["held_out"]) - len(fitting)
+        if left_out:
+            report.notes.append(f"text.{name}_bits_per_byte: without {left_out} documents longer than the context.")
+        if fitting:
+            kept[name] = texts | {"held_out": fitting}
+    if not kept:
+        report.leave_out("text", "every document is longer than the context")
+    return kept
 
 
 def _score(pipeline: Pipeline, texts: Sequence[str], seed: int) -> tuple[float, int]:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from latentlm.config import DiffusionConfig
+from latentlm.config import DiffusionConfig, TransformerConfig
 from latentlm.data.embedded import digits, emoji, shapes
 from latentlm.generation.generate import Request, Scores
 from latentlm.tokenizers.text import TextTokenizer
@@ -20,7 +20,7 @@ class FakeModel(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(diffusion=DiffusionConfig())
+        self.config = SimpleNamespace(diffusion=DiffusionConfig(), transformer=TransformerConfig())
 
 
 class FakeTokenizer:

@@ -8,7 +8,7 @@ import torch
 from fake_pipeline import FakePipeline
 from PIL import Image as PILImage
 
-from latentlm.config import parse_recipe
+from latentlm.config import TransformerConfig, parse_recipe
 from latentlm.data.embedded import emoji
 from latentlm.demo import trained_on
 from latentlm.evaluation import evaluate as module
@@ -111,6 +111,17 @@ def test_text_has_its_references():
     assert bits["text.bits_per_byte"] == pytest.approx(2.0)
     assert bits["text.bits_per_byte_ngram2"] < bits["text.bits_per_byte_ngram0"] < bits["text.bits_per_byte_uniform"]
     assert report.figures["text.bits_per_byte"].reference == bits["text.bits_per_byte_ngram2"]
+
+
+@pytest.mark.parametrize(("context", "named"), [(300, {"prose", "shapes"}), (70, {"shapes"}), (8, set())])
+def test_documents_longer_than_the_context_are_left_out(context, named):
+    pipeline = FakePipeline()
+    pipeline.model.config.transformer = TransformerConfig(context_length=context)
+    report = evaluate(pipeline, tasks=["text"], quick=True)
+    found = {name.split(".")[1].split("_")[0] for name in report.figures if name.endswith("_bits_per_byte")}
+    assert found == named
+    assert [note for note in report.notes if "longer than the context" in note]
+    assert (report.to_dict()["text.bits_per_byte"] is None) == (not named)
 
 
 def test_reconstruction_psnr_is_that_of_the_noise():
