@@ -12,7 +12,6 @@ Legend: `A` active requests, `R` cache rows of a step, `M` requests sampling a l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,30 +20,9 @@ from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from .latent import DEFAULT_SOLVER, LatentSampler, cached_plan
 from .packed import Packing
+from .states import States, take
 from .task import Event, Heard, Task, check_length, expected_length
 from .text import free_text_bias, pick_token
-
-
-@dataclass(frozen=True)
-class States:
-    """Hidden states (R, D) of one step, and in which row each task's condition and guidance branch lies."""
-
-    hidden: Tensor
-    place: dict[int, int]
-    null_place: dict[int, int]
-
-    def of(self, tasks: list[int]) -> Tensor:
-        return take(self.hidden, [self.place[i] for i in tasks])
-
-    def null_of(self, tasks: list[int]) -> Tensor:
-        return take(self.hidden, [self.null_place[i] for i in tasks])
-
-
-def take(x: Tensor, rows: list[int]) -> Tensor:
-    """Rows of x, without a copy where they lie side by side."""
-    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
-        return x[rows[0] : rows[0] + len(rows)]
-    return x[torch.tensor(rows, dtype=torch.int64, device=x.device)]
 
 
 class Engine:
