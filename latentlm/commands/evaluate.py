@@ -49,6 +49,8 @@ def evaluate(
     """
     if out.suffix not in (".json", ".html"):
         raise ValueError(f"--out {out}: a report ends in .json or .html")
+    if out.is_dir():
+        raise ValueError(f"--out {out}: is a folder, write a file's name")
     if steps < 1:
         raise ValueError(f"--steps must be at least 1, got {steps}")
     if abs(seed) >= 10**12:

@@ -109,6 +109,11 @@ def test_an_option_that_a_result_does_not_depend_on(refused, to, name, value):
     assert line == f"latentlm: --{name} has no meaning for --to {to}\n"
 
 
+def test_a_report_into_a_folder_is_refused_before_the_work(refused, tmp_path):
+    (tmp_path / "x.json").mkdir()
+    assert "--out x.json: is a folder" in refused("evaluate", "nowhere", "--out", "x.json")
+
+
 def test_a_seed_that_no_generator_takes(refused, checkpoint):
     line = refused("generate", checkpoint, "x", "--to", "text", "--seed", 10**30)
     assert "seed must be at least -2**63 and below 2**64, got 1000" in line
