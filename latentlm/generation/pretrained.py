@@ -58,7 +58,12 @@ def load(
 
 
 def resolve(name: str | Path) -> Path:
-    """The local folder of a checkpoint: a path, a packaged name, or a hub id (fetched by huggingface_hub)."""
+    """The local folder of a checkpoint: a path, a packaged name, or a hub id (fetched by huggingface_hub).
+
+    Raises ValueError where there is none, and for an empty name, which as a path would be the working directory.
+    """
+    if not str(name).strip():
+        raise ValueError("the name of the model is empty")
     folder = Path(name)
     if folder.is_dir():
         return latest_export(folder)

@@ -62,6 +62,8 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "x", "--to", "text", "--max-seconds", "1"], "--max-seconds has no meaning for --to text"),
         (["generate", "tiny", "x", "--to", "text", "--voice", "a.wav"], "--voice has no meaning for --to text"),
         (["generate", "tiny", "x", "--to", "text", "--steps", "5"], "--steps has no meaning for --to text"),
+        (["generate", "", "x", "--to", "text"], "the name of the model is empty"),
+        (["evaluate", "", "--out", "x.json"], "the name of the model is empty"),
         (["generate", "nowhere", "x", "--to", "text"], "no model 'nowhere'"),
         (["generate", "tiny", "x", "--to", "text", "--guidanc", "2"], "--guidanc"),
         (["evaluate", "nowhere", "--out", "x.json"], "no model 'nowhere'"),
