@@ -160,8 +160,8 @@ class Engine:
             yield Event(index, "token", token)
 
     def _without_room(self, length: int) -> list[int]:
-        """<BOD> of the pictures that do not fit whole behind `length` positions."""
-        sizes = {name: spec.num_latents or 0 for name, spec in self.model.modalities.items()}
+        """<BOD> of the spans that do not fit behind `length` positions: pictures fit whole, speech with one latent."""
+        sizes = {name: spec.num_latents or 1 for name, spec in self.model.modalities.items()}
         return [self.special.bod[name] for name, size in sizes.items() if length + size > self.limit]
 
     def _span_step(self, indices: list[int], state: States) -> Iterator[Event]:

@@ -213,15 +213,18 @@ def test_a_model_that_ends_at_once_answers_nothing(pipeline, choosing):
     assert pipeline.generate("a", "auto") == [[]]
 
 
-@pytest.mark.parametrize(("left", "opened"), [(5, True), (4, True), (3, False), (1, False)])
-def test_a_picture_without_room_is_not_begun(pipeline, choosing, left, opened):
+@pytest.mark.parametrize(
+    ("name", "left", "opened"),
+    [("image", 5, True), ("image", 4, True), ("image", 3, False), ("image", 0, False), ("speech", 0, False)],
+)
+def test_a_span_without_room_is_not_begun(pipeline, choosing, name, left, opened):
     """`left` positions are behind the prompt; <BOD> and all four latents but the last need one each."""
     context = pipeline.model.config.transformer.context_length
-    choosing(pipeline.model.special.bod["image"])
+    choosing(pipeline.model.special.bod[name])
     requests = [Request(text("x" * (context - 1 - left)), "auto", steps=2), Request(text("a"), "image", steps=2)]
     output, other = pipeline.generate_batch(requests)
     assert output.finish_reason == "length"
-    assert (output.segments[0].modality == "image") == opened
+    assert (output.segments[0].modality == name) == opened
     assert other.finish_reason == "stop"
 
 
