@@ -91,7 +91,8 @@ class Trainer:
         self.state = TrainingState()
         self.last_losses: dict[str, float] = {}
         self._sum_counts, self._sum_losses = NamedSum(self.world), NamedSum(self.world)
-        self._stop = False
+        self._asked = False  # this process has had a signal
+        self._stop = False  # one of the processes has: known by all, at the end of a step
 
     # ------------------------------------------------------------------ the loop
 
@@ -99,8 +100,8 @@ class Trainer:
         """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
 
         Raises NonFiniteLoss, CheckpointError, and ValueError where the checkpoint does not belong to this run or
-        `resume` is False and the folder already has one. The first SIGINT or SIGTERM ends the run after its step, with
-        a checkpoint.
+        `resume` is False and the folder already has one. The first SIGINT or SIGTERM, in whichever process, ends the
+        run with a checkpoint: after its step, or after the next one where it comes while a step is logged or sampled.
         """
         set_threads(self.config.threads, self.world)
         self._resume(resume)
@@ -115,11 +116,12 @@ class Trainer:
                     self.save()
                 if self.config.sample_every and step % self.config.sample_every == 0:
                     self._sample()
-            if self._stop:
+            finished = self.progress >= 1
+            if not finished:
                 log.say(f"stopped at step {self.state.step}; checkpoint saved in {self.checkpoints.folder}")
         if self.state.step:
             self.export(self.folder / "model")
-        return TrainingResult(self.state.step, self.state.seconds, not self._stop, self.last_losses)
+        return TrainingResult(self.state.step, self.state.seconds, finished, self.last_losses)
 
     @property
     def progress(self) -> float:
@@ -179,12 +181,12 @@ class Trainer:
         values = iter(torch.stack([*flat, norm.float()]).tolist())
         local = [{name: next(values) for name in micro} for micro in sums]
         norm_value = next(values)
-        totals: dict[str, float] = {"_seconds": clock() if self.world.is_main else 0.0, "_stop": float(self._stop)}
+        totals: dict[str, float] = {"_seconds": clock() if self.world.is_main else 0.0, "_asked": float(self._asked)}
         for micro in local:
             for name, value in micro.items():
                 totals[name] = totals.get(name, 0.0) + value
         totals = self._sum_losses(totals)
-        seconds, self._stop = totals.pop("_seconds"), totals.pop("_stop") > 0
+        seconds, self._stop = totals.pop("_seconds"), totals.pop("_asked") > 0
         if not all(map(math.isfinite, [*totals.values(), norm_value])):
             raise NonFiniteLoss(self._blame(local, norm_value))
         self.state.window.seconds += seconds - self.state.seconds
@@ -245,7 +247,7 @@ class Trainer:
         self.world.barrier()
 
     def _request_stop(self, number: int) -> None:
-        self._stop = True
+        self._asked = True
 
     # -------------------------------------------------------------- state in and out
 

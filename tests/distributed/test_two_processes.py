@@ -53,6 +53,7 @@ def runs(tmp_path_factory):
         ["full", "full=1", "parallel=shard"],
         ["muon", "parallel=shard", "optimizer.kind=muon"],
         ["odd", "accumulation=3"],
+        ["signalled", "signal=1", "sample_every=3", "save_every=100"],
     ]
     argv = [str(SCRIPT)]
     for name, *extra in arguments:
@@ -127,6 +128,11 @@ def test_a_nan_on_one_rank_stops_all_with_the_same_words(runs):
 def test_a_full_disk_on_one_rank_stops_all(runs):
     assert "No space left on device; there is none before it" in errors(runs, "full")
     assert list((runs / "full/checkpoints").iterdir()) == []
+
+
+def test_a_signal_to_one_rank_outside_a_step_stops_all_after_the_next(runs):
+    assert read_log(runs / "signalled/train.jsonl")[-1]["step"] == 4
+    assert [path.name for path in (runs / "signalled/checkpoints").iterdir()] == ["step-00000004"]
 
 
 def test_what_cannot_run_on_two_processes_says_so(runs):

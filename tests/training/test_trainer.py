@@ -221,6 +221,20 @@ def test_sigterm_ends_the_step_saves_and_stops(tmp_path, capsys):
     assert without_clock(tmp_path / "train.jsonl") == without_clock(tmp_path / "whole/train.jsonl")
 
 
+def test_a_signal_while_it_samples_ends_the_next_step_with_a_checkpoint(tmp_path, capsys):
+    interrupt = {"sample_every": 3, "on_sample": lambda model, step: os.kill(os.getpid(), signal.SIGTERM)}
+    run = trainer(tmp_path, steps=9, save_every=100, **interrupt)
+    assert not run.fit().finished
+    assert "stopped at step 4; checkpoint saved in" in capsys.readouterr().err
+    assert run.checkpoints.latest().name == "step-00000004"
+
+
+def test_a_signal_after_the_last_step_changes_nothing(tmp_path, capsys):
+    run = trainer(tmp_path, sample_every=8, on_sample=lambda model, step: os.kill(os.getpid(), signal.SIGTERM))
+    assert run.fit().finished
+    assert "stopped" not in capsys.readouterr().err
+
+
 def test_non_finite_loss_names_step_stream_and_loss(tmp_path):
     run = trainer(tmp_path, model=Poisoned(12))
     with pytest.raises(NonFiniteLoss, match=r"step 6: loss 'text' is nan in micro-batch stream 1.*step-00000004"):

@@ -1,15 +1,16 @@
 """A small LatentLM-like model and a deterministic loader; run as a script it trains, alone or under torchrun.
 
-    tiny_run.py FOLDER [key=value ...] [slow=SECONDS a step] [poison=CALL] [full=RANK] [real=1 [adapter=1]]
+    tiny_run.py FOLDER [key=value ...] [slow=SECONDS a step] [poison=CALL] [full=RANK] [signal=1] [real=1 [adapter=1]]
         [-- FOLDER ...]
 
-`real` takes the LatentLM and its loader, `adapter` puts a LoRA adapter into it. Several runs, parted by `--`, follow
-each other in the same processes.
+`signal`: rank 0 alone gets a SIGTERM whenever it samples. `real` takes the LatentLM and its loader, `adapter` puts a
+LoRA adapter into it. Several runs, parted by `--`, follow each other in the same processes.
 An expected error goes to FOLDER.<rank>.error.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -246,7 +247,7 @@ def parse(settings: list[str]) -> dict:
 
 def run(world: World, folder: str, *settings: str) -> None:
     values = parse(list(settings))
-    slow, poison, full = (values.pop(name, None) for name in ("slow", "poison", "full"))
+    slow, poison, full, signalled = (values.pop(name, None) for name in ("slow", "poison", "full", "signal"))
     real, adapted = (values.pop(name, None) for name in ("real", "adapter"))
     config = tiny_config(**values)
     model = Poisoned(int(poison)) if poison and world.rank == world.size - 1 else TinyModel()
@@ -254,11 +255,12 @@ def run(world: World, folder: str, *settings: str) -> None:
     if real:
         model = adapted_model() if adapted else real_model()
         loader = real_loader(config.accumulation, world)
+    interrupt = (lambda model, step: signal.raise_signal(signal.SIGTERM)) if signalled else None
     fsync = filesystem.os.fsync
     if full and world.rank == int(full):
         filesystem.os.fsync = lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     try:
-        Trainer(model, loader, config, Path(folder), world=world).fit()
+        Trainer(model, loader, config, Path(folder), world=world, on_sample=interrupt).fit()
     except (ValueError, NonFiniteLoss, CheckpointError) as error:
         Path(f"{folder}.{world.rank}.error").write_text(f"{type(error).__name__}: {error}")
     finally:
