@@ -36,7 +36,7 @@ def run(
 
     minutes: of training, instead of the recipe's or of what is left of WHOLE_MINUTES.
     quick: a minute of training and few samples, to see that it runs.
-    setup_seconds: what installation took before, for the report. processes: default one a core, at most two.
+    setup_seconds: what installation took before, for the report. processes: default one a core or GPU, at most two.
     Raises ValueError when `folder` already holds a run.
     """
     started = time.perf_counter()
@@ -44,7 +44,7 @@ def run(
     from .evaluation.evaluate import evaluate
     from .evaluation.page import write_report
     from .generation.pretrained import load
-    from .training.distributed import num_cores
+    from .training.distributed import default_processes
     from .training.run import train
 
     folder = Path(folder)
@@ -59,7 +59,7 @@ def run(
     before = setup_seconds + ready - started
     minutes = minutes or (QUICK_MINUTES if quick else training_minutes(recipe, before))
     recipe = load_recipe(RECIPE, {"training.max_minutes": minutes})
-    count = processes or min(2, num_cores())
+    count = processes or default_processes()
     say(f"training on {count} process{'es' * (count > 1)}, {minutes:.1f} minutes; samples go to {folder / 'samples'} …")
     model = train(recipe, folder, processes=count)
     trained = time.perf_counter()

@@ -83,11 +83,17 @@ def start(device: str | None = None) -> World:
     """Join the process group that torchrun describes in the environment, or be the only process.
 
     `device`: "cpu", "cuda" (each process takes the GPU of its local rank) or None, which picks CUDA where it is.
+    Raises ValueError where CUDA is asked for and this process has no GPU.
     """
     environment = {name: int(os.environ.get(name, fallback)) for name, fallback in _TORCHRUN}
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device")
+    if kind == "cuda" and environment["LOCAL_RANK"] >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"{environment['LOCAL_WORLD_SIZE']} processes on this machine, but torch sees only {count} CUDA "
+            f"device{'s' * (count > 1)}: each process needs its own"
+        )
     chosen = torch.device(kind, environment["LOCAL_RANK"]) if kind == "cuda" else torch.device(kind)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -127,6 +133,12 @@ def finish(world: World, code: int = 0) -> None:
 def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
+
+
+def default_processes(most: int = 2) -> int:
+    """Processes for a run where nobody says how many: one a core, and no more than GPUs where there are any."""
+    places = min(num_cores(), torch.cuda.device_count()) if torch.cuda.is_available() else num_cores()
+    return max(1, min(most, places))
 
 
 def set_threads(threads: int | None, world: World) -> int:
