@@ -1,11 +1,12 @@
 """`train(recipe, folder)`: one call from a recipe to a trained model in `folder/model`.
 
 Place in the flow: 5, the command `latentlm train` and the demo call it. With several processes it starts itself once
-for each, all reading the recipe that lies in the folder.
+for each and hands them the recipe; torchrun may start them instead, with the recipe that lies in the folder.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -15,10 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
-from ..config import LatentLMRecipe, Recipe, load_recipe
+from ..config import LatentLMRecipe, Recipe, load_recipe, parse_recipe
 from ..generation.generate import Pipeline
 from ..generation.pretrained import write_config
 from ..model import adapter
@@ -30,10 +30,10 @@ from ..weights import save_weights
 from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
+from .folder import RECIPE, claim, write_recipe
 from .samples import SampleWriter
 from .trainer import NonFiniteLoss, Trainer
 
-RECIPE = "recipe.yaml"
 STOPPED = 130
 """Exit code of a run that a signal ended early, as of a command that Ctrl-C ended."""
 
@@ -49,9 +49,10 @@ class ProcessFailed(RuntimeError):
 def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: bool = False) -> Path:
     """Train `recipe` into `folder`; returns the folder of the finished model.
 
-    folder/ gets recipe.yaml, train.jsonl, samples/, checkpoints/ and model/, and adapter/ where one trains. Under
-    torchrun every process calls this. Raises ValueError when the folder holds another run and `resume` is not asked
-    for; ProcessFailed when a signal stops it or one of several processes fails.
+    folder/ gets recipe.yaml (once a checkpoint is accepted or there is none), train.jsonl, samples/, checkpoints/ and
+    model/, and adapter/ where one trains. Under torchrun every process calls this. Raises ValueError when the folder
+    holds another run, or one and `resume` is not asked for; ProcessFailed when a signal stops it or one of several
+    processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -62,28 +63,26 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
         )
     if world_size > 1 and recipe.training.parallel == "shard" and not isinstance(recipe, LatentLMRecipe):
         raise ValueError("training.parallel shard is for language models: a tokenizer is calibrated by one process")
-    if int(os.environ.get("RANK", "0")) == 0:
-        _claim(folder, recipe, resume)
     if processes > 1 and not under_torchrun:
-        code = launch(processes, ["-m", "latentlm.training.run", str(folder)])
+        claim(folder, resume)
+        handed = json.dumps(recipe.model_dump(mode="json"))
+        code = launch(processes, ["-m", "latentlm.training.run", str(folder), handed])
         if code:
             raise ProcessFailed(code)
-        return folder / "model"
-    world = start("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        world = start()
+        world.on_main(lambda: claim(folder, resume))
+        _train(recipe, folder, world)
+    return folder / "model"
+
+
+def _train(recipe: Recipe, folder: Path, world: World) -> None:
+    """In a folder that is claimed; ProcessFailed where a signal stopped it."""
     run = _train_latentlm if isinstance(recipe, LatentLMRecipe) else _train_tokenizer
     finished = run(recipe, folder, world)
     finish(world, 0 if finished else STOPPED)
     if not finished:
         raise ProcessFailed(STOPPED)
-    return folder / "model"
-
-
-def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
-    """Put the recipe into `folder`; a folder whose run never reached a checkpoint is free."""
-    if (folder / "checkpoints").exists() and not resume:
-        raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
@@ -97,6 +96,7 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
         folder,
         world=world,
         identity=run.identity,
+        on_start=lambda: write_recipe(folder, recipe),
         write=partial(_write_adapted, run) if recipe.training.adapter else save_weights,
         on_export=lambda target: write_config(target, run.model, run.tokenizers, metadata),
         on_sample=SampleWriter(
@@ -130,6 +130,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:
         world=world,
         loss_weights=loss_weights(recipe),
         identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
+        on_start=lambda: write_recipe(folder, recipe),
         on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
     )
     return trainer.fit().finished
@@ -153,10 +154,17 @@ def _batches(tokenizer, items: list, size: int = 32):
         yield batch
 
 
-def main(folder: Path) -> int:
-    """One process of several: the recipe lies in `folder`. What the user can mend is one line."""
+def main(folder: Path, recipe: str | None = None) -> int:
+    """One process of several; what the user can mend is one line.
+
+    recipe: JSON from the process that launched this one and claimed the folder. Under torchrun there is none: the
+    recipe that lies in `folder` is trained, from the last checkpoint where there is one.
+    """
     try:
-        train(load_recipe(folder / RECIPE), folder, resume=True)
+        if recipe is not None:
+            _train(parse_recipe(json.loads(recipe)), folder, start())
+        else:
+            train(load_recipe(folder / RECIPE), folder, resume=True)
     except (ValueError, CheckpointError, NonFiniteLoss) as error:
         print(f"latentlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         os._exit(2)  # the process group may be waiting for others that have failed too
@@ -164,4 +172,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:3])

@@ -29,6 +29,7 @@ from .ema import EMA
 from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import parallelize, resolve_precision
+from .record import check_identity
 from .state import TrainingResult, TrainingState, Window, count_of
 from .tensors import run_tensors, whole_weights
 
@@ -46,6 +47,7 @@ class Trainer:
     loss_weights  by loss name, before `config.loss_weights`; 1 where neither has it
     identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
     metadata      JSON values kept in every checkpoint, for people
+    on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none
     write         called on rank 0 with a path and the whole weights by name, to keep them there
     on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
     on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps
@@ -64,6 +66,7 @@ class Trainer:
         loss_weights: Mapping[str, float] | None = None,
         identity: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        on_start: Callable[[], None] | None = None,
         write: Callable[[Path, Mapping[str, Tensor]], None] = save_weights,
         on_export: Callable[[Path], None] | None = None,
         on_sample: Callable[[nn.Module, int], None] | None = None,
@@ -72,8 +75,8 @@ class Trainer:
         self.world = world or World()
         _check(config, loader, self.world, on_sample is not None)
         self.config, self.loader, self.folder = config, loader, Path(folder)
-        self.metadata, self.write, self.on_export, self.on_sample = dict(metadata or {}), write, on_export, on_sample
-        self.tensorboard = tensorboard
+        self.metadata, self.write, self.tensorboard = dict(metadata or {}), write, tensorboard
+        self.on_start, self.on_export, self.on_sample = on_start, on_export, on_sample
         self.loss_weights = {**config.loss_weights, **(loss_weights or {})}
         self.model = model.to(self.world.device)
         self.precision = resolve_precision(self.world.device, config.precision)
@@ -105,6 +108,8 @@ class Trainer:
         """
         set_threads(self.config.threads, self.world)
         self._resume(resume)
+        if self.on_start:
+            self.world.on_main(self.on_start)
         started = time.monotonic() - self.state.seconds
         with self._log() as log, on_signals((signal.SIGINT, signal.SIGTERM), self._request_stop):
             while self.progress < 1 and not self._stop:
@@ -274,10 +279,7 @@ class Trainer:
         if not wanted:
             raise ValueError(f"{self.folder}: already has checkpoints; resume, or choose another folder")
         record = self.checkpoints.record(path)
-        for key in sorted(self.identity.keys() | record["identity"].keys()):
-            then, now = record["identity"].get(key), self.identity.get(key)
-            if then != now:
-                raise ValueError(f"{path}: was made with {key} = {then!r}, this run has {now!r}; cannot resume")
+        check_identity(path, record["identity"], self.identity)
         self.checkpoints.load(path, run_tensors(self.model, self.optimizers, self.ema))
         window = Window(**record["state"].pop("window"))
         self.state = TrainingState(**record["state"], window=window)

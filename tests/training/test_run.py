@@ -1,6 +1,7 @@
 """`train` from a recipe: what is stopped early is not passed off as trained, and goes on later."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,29 @@ def test_a_run_stopped_by_a_signal_raises_and_resumes(tmp_path, monkeypatch):
     monkeypatch.undo()
     train(recipe(), tmp_path / "run", resume=True)
     assert len((tmp_path / "run" / "train.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_resume_that_is_refused_leaves_the_recipe_and_names_the_key(tmp_path):
+    train(recipe(), tmp_path / "run")
+    before = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    other = recipe()
+    other = other.model_copy(update={"tokenizer": other.tokenizer.model_copy(update={"width": 32})})
+    with pytest.raises(ValueError, match=r"was made with tokenizer\.width = 16, this run has 32; cannot resume"):
+        train(other, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == before
+    train(recipe(steps=7), tmp_path / "run", resume=True)
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["training"]["steps"] == 7
+
+
+def test_launched_processes_are_handed_the_recipe_and_do_not_read_the_folder_s(tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr(module, "launch", lambda count, argv: launched.append(argv) or 0)
+    (tmp_path / "recipe.yaml").write_text("of a run that never began")
+    train(recipe(accumulation=2), tmp_path, processes=2)
+    ((_, name, *arguments),) = launched
+    assert name == "latentlm.training.run"
+    module.main(Path(arguments[0]), arguments[1])
+    assert parse_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())) == recipe(accumulation=2)
 
 
 def test_a_tokenizer_is_not_sharded(tmp_path):
