@@ -45,11 +45,12 @@ def run(
     from .evaluation.page import write_report
     from .generation.pretrained import load
     from .training.distributed import default_processes
+    from .training.folder import holds_run
     from .training.run import train
 
     folder = Path(folder)
     recipe = load_recipe(RECIPE)
-    if (folder / "checkpoints").exists():
+    if holds_run(folder):
         raise ValueError(f"{folder}: already holds a run; move it away, or choose another folder with --out")
     say("preparing the data (eSpeak NG speaks it once, then it is cached) …")
     for source in recipe.data.sources:

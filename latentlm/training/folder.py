@@ -6,19 +6,35 @@ Place in the flow: below `run.py` and the demo, which ask here before they write
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import yaml
 
 from ..config import Recipe
+from .checkpoint import Checkpoints
+from .distributed import World
 
 RECIPE = "recipe.yaml"
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether anything in `folder` would be lost to a new run: a folder without checkpoint or model is free."""
+    return (folder / "checkpoints").exists() or (folder / "model").exists()
+
+
 def claim(folder: Path, resume: bool) -> None:
-    """Make `folder`; ValueError where it holds a run that is not to be resumed. Without a checkpoint it is free."""
-    if (folder / "checkpoints").exists() and not resume:
+    """Make `folder`; ValueError where it holds a run that is not, or cannot be, resumed.
+
+    Where there is nothing to resume a line on stderr says so.
+    """
+    resumable = bool(Checkpoints(folder, keep=1, world=World()).complete())
+    if (folder / "model").exists() and not resumable:
+        raise ValueError(f"{folder}: holds a model, but no checkpoint to resume from; choose another folder")
+    if holds_run(folder) and not resume:
         raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
+    if resume and not resumable:
+        print(f"{folder}: no checkpoint to resume from, training starts from the beginning", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -30,7 +30,7 @@ from ..weights import save_weights
 from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
-from .folder import RECIPE, claim, write_recipe
+from .folder import RECIPE, claim, holds_run, write_recipe
 from .samples import SampleWriter
 from .trainer import NonFiniteLoss, Trainer
 
@@ -164,7 +164,7 @@ def main(folder: Path, recipe: str | None = None) -> int:
         if recipe is not None:
             _train(parse_recipe(json.loads(recipe)), folder, start())
         else:
-            train(load_recipe(folder / RECIPE), folder, resume=True)
+            train(load_recipe(folder / RECIPE), folder, resume=holds_run(folder))
     except (ValueError, CheckpointError, NonFiniteLoss) as error:
         print(f"latentlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         os._exit(2)  # the process group may be waiting for others that have failed too
