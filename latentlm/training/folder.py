@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ..config import Recipe
 from .checkpoint import Checkpoints
 from .distributed import World
 
 RECIPE = "recipe.yaml"
+LOCK = ".lock"
 
 
 def holds_run(folder: Path) -> bool:
@@ -23,11 +27,27 @@ def holds_run(folder: Path) -> bool:
     return (folder / "checkpoints").exists() or (folder / "model").exists()
 
 
-def claim(folder: Path, resume: bool) -> None:
-    """Make `folder`; ValueError where it holds a run that is not, or cannot be, resumed.
+@contextmanager
+def claimed(folder: Path, resume: bool) -> Iterator[None]:
+    """Within, no other run can claim `folder`, which is made where it is missing.
 
-    Where there is nothing to resume a line on stderr says so.
+    Raises ValueError where another one has it, or where it holds a run that is not, or cannot be, resumed. A line on
+    stderr says so where there is nothing to resume.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder}: another run is writing here; wait for its end, or choose another folder") from None
+    try:
+        _check(folder, resume)
+        yield
+    finally:
+        lock.release()
+
+
+def _check(folder: Path, resume: bool) -> None:
     resumable = bool(Checkpoints(folder, keep=1, world=World()).complete())
     if (folder / "model").exists() and not resumable:
         raise ValueError(f"{folder}: holds a model, but no checkpoint to resume from; choose another folder")
@@ -35,7 +55,6 @@ def claim(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
     if resume and not resumable:
         print(f"{folder}: no checkpoint to resume from, training starts from the beginning", file=sys.stderr)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..weights import save_weights
 from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
-from .folder import RECIPE, claim, holds_run, write_recipe
+from .folder import RECIPE, claimed, holds_run, write_recipe
 from .samples import SampleWriter
 from .trainer import NonFiniteLoss, Trainer
 
@@ -64,15 +64,16 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
     if world_size > 1 and recipe.training.parallel == "shard" and not isinstance(recipe, LatentLMRecipe):
         raise ValueError("training.parallel shard is for language models: a tokenizer is calibrated by one process")
     if processes > 1 and not under_torchrun:
-        claim(folder, resume)
         handed = json.dumps(recipe.model_dump(mode="json"))
-        code = launch(processes, ["-m", "latentlm.training.run", str(folder), handed])
+        with claimed(folder, resume):
+            code = launch(processes, ["-m", "latentlm.training.run", str(folder), handed])
         if code:
             raise ProcessFailed(code)
     else:
         world = start()
-        world.on_main(lambda: claim(folder, resume))
-        _train(recipe, folder, world)
+        with ExitStack() as held:
+            world.on_main(lambda: held.enter_context(claimed(folder, resume)))
+            _train(recipe, folder, world)
     return folder / "model"
 
 
