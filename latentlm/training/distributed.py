@@ -153,9 +153,11 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` on this machine; the exit code.
 
     Every process gets the environment that torchrun would give it. The first one to fail ends the others, and its code
-    is returned. Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail.
-    Ctrl-C reaches each process once, as SIGTERM: it saves and leaves. The cores are shared out between the processes
-    unless OMP_NUM_THREADS says otherwise. Example: `launch(2, ["-m", "latentlm", "train", "demo"])`.
+    is returned; where a signal ended it (out of memory: SIGKILL) a line says so and the code is 128 and its number.
+    Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail. Ctrl-C
+    reaches each process once, as SIGTERM: it saves and leaves; a second one leaves none of them behind. The cores are
+    shared out between the processes unless OMP_NUM_THREADS says otherwise. Raises ValueError for no processes. Example:
+    `launch(2, ["-m", "latentlm", "train", "demo"])`.
     """
     if num_processes < 1:
         raise ValueError(f"processes must be at least 1, got {num_processes}")
@@ -165,6 +167,7 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     size = str(num_processes)
     with ExitStack() as stack:
         processes, outputs = [], []
+        stack.callback(_kill, processes)
         for rank in range(num_processes):
             mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             output = None if rank == 0 else stack.enter_context(tempfile.TemporaryFile())
@@ -178,7 +181,11 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
         if failed and processes[0].returncode in (0, -signal.SIGTERM):  # rank 0 has nothing to say about it
             outputs[failed].seek(0)
             sys.stderr.write(outputs[failed].read().decode(errors="replace"))
-        return 0 if failed is None else processes[failed].returncode
+        code = 0 if failed is None else processes[failed].returncode
+        if code < 0:
+            name = signal.Signals(-code).name
+            print(f"latentlm: process {failed} was ended by signal {-code} ({name})", file=sys.stderr, flush=True)
+        return code if code >= 0 else 128 - code
 
 
 def _wait(processes: list[subprocess.Popen]) -> int | None:
@@ -186,19 +193,30 @@ def _wait(processes: list[subprocess.Popen]) -> int | None:
     failed = None
     while any(process.poll() is None for process in processes):
         if failed is None:
-            failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
+            failed = _failed(processes)
             if failed is not None:
                 _end(processes)
         time.sleep(0.05)
-    if failed is None:
-        failed = next((rank for rank, process in enumerate(processes) if process.returncode), None)
-    return failed
+    return _failed(processes) if failed is None else failed
+
+
+def _failed(processes: list[subprocess.Popen]) -> int | None:
+    """A rank that failed; one that a signal ended before others, who may only have missed it."""
+    ranks = [rank for rank, process in enumerate(processes) if process.poll()]
+    return min(ranks, key=lambda rank: processes[rank].returncode, default=None)
 
 
 def _end(processes: list[subprocess.Popen]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()
+
+
+def _kill(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _free_port() -> int:

@@ -1,10 +1,17 @@
 """Processes without a model: how many there are by default, which GPU they get, and how they end."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 
 from latentlm.training import distributed
-from latentlm.training.distributed import default_processes, start
+from latentlm.training.distributed import default_processes, launch, start
 
 
 @pytest.mark.parametrize(
@@ -24,3 +31,61 @@ def test_more_processes_than_gpus_are_refused_in_one_line(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="2 processes on this machine, but torch sees only 1 CUDA device: each"):
         start()
+
+
+def launched(tmp_path, body):
+    """The exit code of two processes that run `body`, which has `rank`."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{body}")
+    return launch(2, [str(script)])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_process_that_a_signal_ended_is_named(tmp_path, capfd, rank, name):
+    body = f"os.kill(os.getpid(), signal.{name}) if rank == {rank} else time.sleep(60)"
+    number = getattr(signal, name)
+    assert launched(tmp_path, body) == 128 + number
+    assert capfd.readouterr().err == f"latentlm: process {rank} was ended by signal {number:d} ({name})\n"
+
+
+def test_of_two_that_failed_the_one_that_a_signal_ended_is_named(tmp_path, capfd, monkeypatch):
+    """Rank 0 fails for want of rank 1, and is looked at first."""
+    began = time.sleep
+    monkeypatch.setattr(distributed.time, "sleep", lambda seconds: began(3))
+    assert launched(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else sys.exit(1)") == 137
+    assert "process 1 was ended by signal 9 (SIGKILL)" in capfd.readouterr().err
+
+
+IMPATIENT = """
+import sys
+from latentlm.training.distributed import launch
+launch(2, [sys.argv[1]])
+"""
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(os.getpid(), file=open(f"{sys.argv[0]}.{os.environ['RANK']}", "w"), flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_second_interrupt_leaves_no_process_behind(tmp_path):
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", IMPATIENT, str(script)]
+    parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    files = [tmp_path / f"stubborn.py.{rank}" for rank in range(2)]
+    while not all(file.is_file() and file.read_text().endswith("\n") for file in files):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert parent.poll() is None
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=30)
+    for file in files:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
