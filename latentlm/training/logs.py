@@ -21,11 +21,25 @@ PLAIN_SECONDS = 15.0
 
 
 class TrainLog:
-    """The log of one run; a context manager. With `enabled` False nothing is written anywhere."""
+    """The log of one run; a context manager. With `enabled` False nothing is written anywhere.
 
-    def __init__(self, folder: Path, *, first_step: int, steps: int, enabled: bool = True, tensorboard: bool = False):
+    The run begins after `first_step` and `first_seconds`; it ends at `steps`, or after `minutes` where that is sooner.
+    Raises ValueError where TensorBoard is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        steps: int,
+        first_seconds: float = 0.0,
+        minutes: float | None = None,
+        enabled: bool = True,
+        tensorboard: bool = False,
+    ):
         self.enabled = enabled
-        self.steps = steps
+        self.steps, self.minutes = steps, minutes
         self.path = folder / "train.jsonl"
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
@@ -35,7 +49,7 @@ class TrainLog:
         truncate(self.path, first_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
         self._board = _board(folder / "tensorboard", first_step) if tensorboard else None
-        self._bar = _bar(first_step, steps) if sys.stderr.isatty() else None
+        self._bar = _bar(*self._place(first_step, first_seconds)) if sys.stderr.isatty() else None
         self._last_line = 0.0
 
     def __enter__(self) -> TrainLog:
@@ -64,12 +78,21 @@ class TrainLog:
     def _show(self, record: Mapping[str, Any], last: bool) -> None:
         losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
         text = f"{losses}  lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s"
+        share, place = self._place(record["step"], record["seconds"])
         if self._bar:
             bar, task = self._bar
-            bar.update(task, completed=record["step"], text=text)
+            bar.update(task, completed=share, place=place, text=text)
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS or last:
             self._last_line = time.monotonic()
-            print(f"step {record['step']}/{self.steps}  {text}", file=sys.stderr, flush=True)
+            print(f"{place}  {text}", file=sys.stderr, flush=True)
+
+    def _place(self, step: int, seconds: float) -> tuple[float, str]:
+        """The share of the schedule that is done, and words for it: by the clock or by steps, whichever is further."""
+        by_step = step / self.steps
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        if self.minutes and by_clock >= by_step:
+            return by_clock, f"step {step} ({seconds / 60:.1f} of {self.minutes:.1f} min)"
+        return by_step, f"step {step}/{self.steps}"
 
     def say(self, text: str) -> None:
         """A line for the person watching."""
@@ -108,17 +131,18 @@ def _board(folder: Path, first_step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
-def _bar(first_step: int, steps: int) -> tuple[Any, Any]:
+def _bar(share: float, place: str) -> tuple[Any, Any]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
         BarColumn(bar_width=20),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[place]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
         console=Console(stderr=True),
+        speed_estimate_period=300,
     )
-    task = bar.add_task("train", total=steps, completed=first_step, text="")
+    task = bar.add_task("train", total=1.0, completed=share, place=place, text="")
     bar.start()
     return bar, task

@@ -219,7 +219,9 @@ class Trainer:
         return TrainLog(
             self.folder,
             first_step=self.state.step,
+            first_seconds=self.state.seconds,
             steps=self.config.steps,
+            minutes=self.config.max_minutes,
             enabled=self.world.is_main,
             tensorboard=self.tensorboard,
         )

@@ -7,8 +7,9 @@ import pytest
 from latentlm.training.logs import TrainLog, read_log, truncate
 
 
-def record(step):
-    return {"step": step, "loss": 1.0, "losses": {"text": 1.0}, "learning_rate": 1e-3, "tokens_per_second": 5.0}
+def record(step, seconds=1.0):
+    losses = {"loss": 1.0, "losses": {"text": 1.0}}
+    return {"step": step, **losses, "learning_rate": 1e-3, "tokens_per_second": 5.0, "seconds": seconds}
 
 
 def test_resume_drops_later_lines_and_a_torn_one(tmp_path):
@@ -44,6 +45,25 @@ def test_progress_bar_where_it_is(tmp_path, capsys, monkeypatch):
         log.write(record(9), last=True)
         log.say("a line [with brackets]")
     assert "9/9" in capsys.readouterr().err
+
+
+def test_where_the_clock_ends_the_run_lines_follow_it(tmp_path, capsys):
+    with TrainLog(tmp_path, first_step=0, steps=20_000, minutes=17.0) as log:
+        log.write(record(440, seconds=126.0))
+        log.write(record(19_999, seconds=127.0), last=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 440 (2.1 of 17.0 min)  text")
+    assert lines[1].startswith("step 19999/20000  text")
+
+
+def test_where_the_clock_ends_the_run_the_bar_follows_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with TrainLog(tmp_path, first_step=220, first_seconds=255.0, steps=20_000, minutes=17.0) as log:
+        bar, task = log._bar
+        assert bar.tasks[task].percentage == pytest.approx(25)
+        log.write(record(880, seconds=1020.0), last=True)
+        assert bar.tasks[task].finished
+    assert "step 880 (17.0 of 17.0 min)" in capsys.readouterr().err
 
 
 def test_tensorboard_missing_is_said_at_once(tmp_path, monkeypatch):
