@@ -28,8 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..config import read_json
 from ..weights import misfits
 from .distributed import World
 
@@ -95,13 +97,14 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def record(self, path: Path) -> dict[str, Any]:
-        """The trainer.json of a checkpoint."""
-        return self.world.on_main(lambda: json.loads((path / "trainer.json").read_text()))
+        """The trainer.json of a checkpoint. ValueError, one line, names it where it is missing or broken."""
+        return self.world.on_main(lambda: read_json(path / "trainer.json"))
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Copy the state of `path` into `tensors`, in place.
 
-        Raises ValueError, one line, where the names or shapes differ: the first ten of each kind and their count.
+        Raises ValueError, one line, that names a file which is not whole; or where the names or shapes differ the first
+        ten of each kind and their count.
         """
         self.world.on_main(lambda: _check_fit(path, tensors))
         with _quiet():
@@ -110,6 +113,13 @@ class Checkpoints:
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for file in sorted((path / "state").glob("*.safetensors")):
+        try:
+            safe_open(file, framework="pt").__exit__(
+                None, None, None
+            )  # reads the header, and whether the rest is there
+        except SafetensorError as error:
+            raise ValueError(f"{file}: this checkpoint's file is not whole ({error}); remove {path}") from None
     stored = dcp.HuggingFaceStorageReader(str(path / "state")).read_metadata().state_dict_metadata
     shapes = {name: tuple(entry.size) for name, entry in stored.items()}
     expected = {name: tuple(value.shape) for name, value in tensors.items()}

@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from .ema import EMA
 from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import parallelize, resolve_precision
-from .record import check_identity
+from .record import Record
 from .state import TrainingResult, TrainingState, Window, count_of
 from .tensors import run_tensors, whole_weights
 
@@ -263,16 +262,16 @@ class Trainer:
         parts = self.world.gather({"loader": self.loader.state_dict(), "random": random_state()})
         loader = dict(parts[0]["loader"])
         loader["streams"] = {name: value for part in parts for name, value in part["loader"]["streams"].items()}
-        record = {
-            "identity": self.identity,
-            "state": asdict(self.state),
-            "ema_updates": self.ema.num_updates if self.ema else 0,
-            "loader": loader,
-            "random": [part["random"] for part in parts],
-            "metadata": self.metadata,
-        }
+        record = Record(
+            identity=self.identity,
+            state=self.state,
+            ema_updates=self.ema.num_updates if self.ema else 0,
+            loader=loader,
+            random=[part["random"] for part in parts],
+            metadata=self.metadata,
+        )
         tensors = run_tensors(self.model, self.optimizers, self.ema)
-        return self.checkpoints.save(self.state.step, tensors, record)
+        return self.checkpoints.save(self.state.step, tensors, record.dump())
 
     def _resume(self, wanted: bool) -> None:
         path = self.checkpoints.latest()
@@ -280,16 +279,15 @@ class Trainer:
             return
         if not wanted:
             raise ValueError(f"{self.folder}: already has checkpoints; resume, or choose another folder")
-        record = self.checkpoints.record(path)
-        check_identity(path, record["identity"], self.identity)
+        record = Record.parse(path, self.checkpoints.record(path))
+        record.check(path, self.identity)
         self.checkpoints.load(path, run_tensors(self.model, self.optimizers, self.ema))
-        window = Window(**record["state"].pop("window"))
-        self.state = TrainingState(**record["state"], window=window)
+        self.state = record.state
         if self.ema:
-            self.ema.num_updates = record["ema_updates"]
-        self.loader.load_state_dict(record["loader"])
-        if self.world.rank < len(record["random"]):
-            set_random_state(record["random"][self.world.rank])
+            self.ema.num_updates = record.ema_updates
+        self.loader.load_state_dict(record.loader)
+        if self.world.rank < len(record.random):
+            set_random_state(record.random[self.world.rank])
 
     def export(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `ema.safetensors` (full tensors, EMA in the model's dtypes), then call

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +43,30 @@ def test_mismatch_lists_ten_of_each_kind(tmp_path):
         ValueError, match=r"1 missing: c; 12 extra: (x\d\d, ){9}x\d\d; 1 misshaped: a \(2, 3\) instead of"
     ):
         checkpoints.load(path, {"a": torch.zeros(3), "b": torch.zeros(()), "c": torch.zeros(1)})
+
+
+def damaged(folder, name, damage):
+    """The one file of that name in the only checkpoint of a finished run."""
+    trainer(folder, keep=1).fit()
+    (file,) = (folder / "checkpoints").rglob(name)
+    file.write_bytes(damage(file.read_bytes()))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("*.safetensors", lambda whole: whole[:-100], "this checkpoint's file is not whole"),
+        ("*.safetensors", lambda whole: whole[:20], "this checkpoint's file is not whole"),
+        ("*.safetensors", lambda whole: b"", "this checkpoint's file is not whole"),
+        ("trainer.json", lambda whole: whole[:-100], "not JSON"),
+        ("trainer.json", lambda whole: b"[]", "not a JSON object"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, name, damage, message):
+    file = damaged(tmp_path, name, damage)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: {message}"):
+        trainer(tmp_path).fit()
 
 
 def test_random_state_round_trip():

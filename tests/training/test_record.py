@@ -1,10 +1,12 @@
 """What a checkpoint says of its run, and what is said where it does not fit."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from latentlm.training.record import check_identity, differences
+from latentlm.training.record import FORMAT_VERSION, Record, differences
+from latentlm.training.state import TrainingState
 
 
 def test_differences_are_dotted_leaves():
@@ -18,9 +20,35 @@ def test_differences_are_dotted_leaves():
     assert differences(then, then) == []
 
 
+def record(**identity):
+    return Record(identity, TrainingState(3), 3, {"streams": {}}, [{}], {})
+
+
 def test_the_message_names_keys_and_is_never_long():
-    then = {"model": dict.fromkeys("abcdef", "x" * 10_000)}
+    then = record(model=dict.fromkeys("abcdef", "x" * 10_000))
     with pytest.raises(ValueError, match=r"^c: was made with model\.a = 'xx.*; model\.b = .* and 3 more; ") as refused:
-        check_identity(Path("c"), then, {"model": {}})
+        then.check(Path("c"), {"model": {}})
     assert len(str(refused.value)) < 1000
-    check_identity(Path("c"), then, then)
+    then.check(Path("c"), then.identity)
+
+
+def test_round_trip_with_and_without_a_version():
+    fields = json.loads(json.dumps(record(model=1).dump()))
+    assert Record.parse(Path("c"), fields) == record(model=1)
+    assert fields.pop("format_version") == FORMAT_VERSION
+    assert Record.parse(Path("c"), fields) == record(model=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "c: format_version is 2, this release reads 1"),
+        ({"stranger": 1}, "c: trainer.json was written by another release .*'stranger'"),
+        ({"state": {"step": 3}}, "c: trainer.json was written by another release .*'window'"),
+        ({"state": {"epoch": 3, "window": {}}}, "c: trainer.json was written by another release .*'epoch'"),
+        ({"state": None}, "c: trainer.json was written by another release"),
+    ],
+)
+def test_a_record_of_another_release_is_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Record.parse(Path("c"), record().dump() | changes)
