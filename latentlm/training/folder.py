@@ -1,10 +1,11 @@
-"""The folder of a run: who may train in it, and the recipe that lies there.
+"""The folder of a run: who may train in it, the recipe that lies there, and what is said when a disk is full.
 
 Place in the flow: below `run.py` and the demo, which ask here before they write anything into a folder.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from ..config import Recipe
 from .checkpoint import Checkpoints
@@ -60,5 +62,22 @@ def _check(folder: Path, resume: bool) -> None:
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Put `recipe` into `folder`, whole or not at all: other processes may be reading the one before it."""
     temporary = folder / f"{RECIPE}.tmp"
-    temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    os.replace(temporary, folder / RECIPE)
+    with naming(folder / RECIPE):
+        temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        os.replace(temporary, folder / RECIPE)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, a disk that refuses is an OSError that names a file: its own, or `path` where it has none.
+
+    Python names the file that cannot be opened, but not the one that cannot be written to.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None

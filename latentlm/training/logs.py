@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .folder import naming
+
 PLAIN_SECONDS = 15.0
 """Seconds between plain progress lines where stderr is no terminal."""
 
@@ -58,18 +60,23 @@ class TrainLog:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if not self.enabled:
             return
-        self._file.close()
-        if self._board:
-            self._board.close()
         if self._bar:
             self._bar[0].stop()
+        if self._board:
+            self._board.close()
+        with naming(self.path):
+            self._file.close()
 
     def write(self, record: Mapping[str, Any], last: bool = False) -> None:
-        """`record`: step, loss, losses by name, learning_rate, gradient_norm, tokens_per_second, seconds, ..."""
+        """`record`: step, loss, losses by name, learning_rate, gradient_norm, tokens_per_second, seconds, ...
+
+        Raises OSError, which names the file, where the disk refuses.
+        """
         if not self.enabled:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         if self._board:
             for name, value in _flat(record):
                 self._board.add_scalar(name, value, record["step"])
@@ -116,8 +123,9 @@ def truncate(path: Path, step: int) -> None:
         return
     kept = [record for record in read_log(path) if record["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with naming(path):
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:

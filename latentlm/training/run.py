@@ -166,8 +166,10 @@ def main(folder: Path, recipe: str | None = None) -> int:
             _train(parse_recipe(json.loads(recipe)), folder, start())
         else:
             train(load_recipe(folder / RECIPE), folder, resume=holds_run(folder))
-    except (ValueError, CheckpointError, NonFiniteLoss) as error:
-        print(f"latentlm: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    except (ValueError, OSError, CheckpointError, NonFiniteLoss) as error:
+        named = isinstance(error, OSError) and error.filename is not None
+        said = f"{error.filename}: {error.strerror}" if named else str(error)
+        print(f"latentlm: {' '.join(said.split())}", file=sys.stderr, flush=True)
         os._exit(2)  # the process group may be waiting for others that have failed too
     return 0
 

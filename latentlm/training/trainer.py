@@ -25,6 +25,7 @@ from .checkpoint import Checkpoints, random_state, set_random_state
 from .contract import Batch, Loader
 from .distributed import NamedSum, World, on_signals, set_threads
 from .ema import EMA
+from .folder import naming
 from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import parallelize, resolve_precision
@@ -101,9 +102,10 @@ class Trainer:
     def fit(self, resume: bool = True) -> TrainingResult:
         """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
 
-        Raises NonFiniteLoss, CheckpointError, and ValueError where the checkpoint does not belong to this run or
-        `resume` is False and the folder already has one. The first SIGINT or SIGTERM, in whichever process, ends the
-        run with a checkpoint: after its step, or after the next one where it comes while a step is logged or sampled.
+        Raises NonFiniteLoss, CheckpointError, OSError where the disk refuses something else, and ValueError where the
+        checkpoint does not belong to this run or `resume` is False and the folder already has one. The first SIGINT or
+        SIGTERM, in whichever process, ends the run with a checkpoint: after its step, or after the next one where it
+        comes while a step is logged or sampled.
         """
         set_threads(self.config.threads, self.world)
         self._resume(resume)
@@ -246,7 +248,7 @@ class Trainer:
             kept = random_state()
             self.model.eval()
             averaged = self.ema.applied(self.model) if self.ema else nullcontext()
-            with torch.no_grad(), averaged:
+            with torch.no_grad(), averaged, naming(self.folder):
                 self.on_sample(self.model, self.state.step)
             self.model.train()
             set_random_state(kept)
@@ -291,18 +293,18 @@ class Trainer:
 
     def export(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `ema.safetensors` (full tensors, EMA in the model's dtypes), then call
-        `on_export`. Collective."""
+        `on_export`. Collective. Raises OSError, which names the file, where the disk refuses."""
         folder = Path(folder)
         self.world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         self._export_weights(folder / "model.safetensors", {})
         if self.ema:
             self._export_weights(folder / "ema.safetensors", self.ema.tensors())
         if self.on_export:
-            self.world.on_main(lambda: self.on_export(folder))
+            self.world.on_main(naming(folder)(lambda: self.on_export(folder)))
 
     def _export_weights(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
         weights = whole_weights(self.model, replaced, keep=self.world.is_main)
-        self.world.on_main(lambda: self.write(path, weights))
+        self.world.on_main(naming(path)(lambda: self.write(path, weights)))
 
 
 def _check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,19 @@ def test_a_disabled_log_writes_nothing(tmp_path):
         log.write(record(1))
         log.say("words")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_an_error_that_names_the_log(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.symlink_to("/dev/full")
+    log = TrainLog(tmp_path, first_step=0, steps=9)
+    with pytest.raises(OSError, match="No space left on device") as full:
+        log.write(record(1))
+    assert full.value.filename == str(path)
+    with pytest.raises(OSError, match="No space left on device") as full:
+        log.__exit__(None, None, None)  # what could not be written is tried once more
+    assert full.value.filename == str(path)
 
 
 def test_plain_lines_where_stderr_is_no_terminal(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """`train` from a recipe: what is stopped early is not passed off as trained, and goes on later."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from latentlm.tokenizers.media import save_audio
 from latentlm.training import run as module
 from latentlm.training.build import build_latentlm
 from latentlm.training.distributed import World
+from latentlm.training.logs import read_log
 from latentlm.training.run import STOPPED, ProcessFailed, train
 from latentlm.training.trainer import Trainer
 from latentlm.types import Audio
@@ -100,6 +102,38 @@ def test_launched_processes_are_handed_the_recipe_and_do_not_read_the_folder_s(t
     assert name == "latentlm.training.run"
     module.main(Path(arguments[0]), arguments[1])
     assert parse_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())) == recipe(accumulation=2)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_ends_two_processes_with_one_line_and_the_folder_is_free(tmp_path, capfd):
+    (tmp_path / "train.jsonl").symlink_to("/dev/full")
+    two = recipe(accumulation=2, steps=2, threads=1)
+    with pytest.raises(ProcessFailed) as failed:
+        train(two, tmp_path, processes=2)
+    assert failed.value.code == 2
+    assert capfd.readouterr().err == f"latentlm: {tmp_path}/train.jsonl: No space left on device\n"
+    (tmp_path / "train.jsonl").unlink()
+    train(two, tmp_path, processes=2)
+    assert len(read_log(tmp_path / "train.jsonl")) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "some/file"), "some/file: No space left on device"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    ],
+)
+def test_a_process_says_what_the_system_refuses_in_one_line(monkeypatch, capsys, error, line):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(module, "_train", refuse)
+    monkeypatch.setattr(module.os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        module.main(Path("run"), json.dumps(recipe().model_dump(mode="json")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"latentlm: {line}\n"
 
 
 def test_a_tokenizer_is_not_sharded(tmp_path):

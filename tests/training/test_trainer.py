@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny_run import Poisoned, TinyLoader, TinyModel, make_batch, tiny_config, trainer, without_clock
 from torch import nn
 
@@ -271,6 +272,30 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         run.fit()
     assert written
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+def refuse(error):
+    def act(*_):
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "name"),
+    [
+        ("write", SafetensorError("I/O error: No space left on device (os error 28)"), "model/model.safetensors"),
+        ("write", OSError(28, "No space left on device"), "model/model.safetensors"),
+        ("on_export", OSError(28, "No space left on device"), "model"),
+        ("on_export", OSError(28, "No space left on device", "tokenizer.json"), "tokenizer.json"),
+        ("on_sample", OSError(28, "No space left on device"), ""),
+    ],
+)
+def test_a_disk_that_is_full_outside_checkpoints_names_the_file(tmp_path, place, error, name):
+    run = trainer(tmp_path, steps=1, sample_every=1, **{place: refuse(error)})
+    with pytest.raises(OSError, match="No space left on device") as full:
+        run.fit()
+    assert full.value.filename in (str(tmp_path / name), name)
 
 
 def test_resume_refuses_another_run(tmp_path):
