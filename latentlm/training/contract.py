@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from ..config import TrainingConfig
+from .distributed import World
+
 
 class Batch(Protocol):
     """One micro-batch: PackedBatch or MediaBatch."""
@@ -33,3 +36,13 @@ class Loader(Protocol):
     def next_step(self) -> list[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:
+    """ValueError for a configuration that this loader and these processes cannot run."""
+    if config.accumulation % world.size:
+        raise ValueError(f"training.accumulation {config.accumulation} is not a multiple of the {world.size} processes")
+    if loader.num_streams != config.accumulation:
+        raise ValueError(f"the loader has {loader.num_streams} streams, training.accumulation is {config.accumulation}")
+    if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
+        raise ValueError("training.sample_every does not work with training.parallel shard: sample from an export")

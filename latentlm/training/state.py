@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -50,6 +51,23 @@ class TrainingResult:
     seconds: float
     finished: bool
     losses: dict[str, float]
+
+
+def log_record(
+    state: TrainingState, window: Window, weights: Mapping[str, float], learning_rate: float
+) -> dict[str, Any]:
+    """A line of the log: where the run is, and what `window` tells; `weights` by loss name, 1 where there is none."""
+    losses = window.losses()
+    return {
+        "step": state.step,
+        "loss": sum(weights.get(name, 1.0) * value for name, value in losses.items()),
+        "losses": losses,
+        "learning_rate": learning_rate,
+        "gradient_norm": window.gradient_norm / window.num_steps,
+        "tokens": int(state.tokens),
+        "tokens_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
+        "seconds": round(state.seconds, 3),
+    }
 
 
 def count_of(name: str, counts: Mapping[str, float]) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 from ..weights import save_weights
 from .checkpoint import Checkpoints, random_state, set_random_state
-from .contract import Batch, Loader
+from .contract import Batch, Loader, check
 from .distributed import NamedSum, World, on_signals, set_threads
 from .ema import EMA
 from .folder import naming
@@ -30,7 +30,7 @@ from .logs import TrainLog
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import parallelize, resolve_precision
 from .record import Record
-from .state import TrainingResult, TrainingState, Window, count_of
+from .state import TrainingResult, TrainingState, Window, count_of, log_record
 from .tensors import run_tensors, whole_weights
 
 _DROPOUT_SEED = 0x5EED
@@ -73,7 +73,7 @@ class Trainer:
         tensorboard: bool = False,
     ):
         self.world = world or World()
-        _check(config, loader, self.world, on_sample is not None)
+        check(config, loader, self.world, on_sample is not None)
         self.config, self.loader, self.folder = config, loader, Path(folder)
         self.metadata, self.write, self.tensorboard = dict(metadata or {}), write, tensorboard
         self.on_start, self.on_export, self.on_sample = on_start, on_export, on_sample
@@ -231,16 +231,7 @@ class Trainer:
         """The record of the window since the last line, which ends here."""
         window, self.state.window = self.state.window, Window()
         self.last_losses = window.losses()
-        return {
-            "step": self.state.step,
-            "loss": sum(self.loss_weights.get(name, 1.0) * value for name, value in self.last_losses.items()),
-            "losses": self.last_losses,
-            "learning_rate": self.optimizers.learning_rate,
-            "gradient_norm": window.gradient_norm / window.num_steps,
-            "tokens": int(self.state.tokens),
-            "tokens_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
-            "seconds": round(self.state.seconds, 3),
-        }
+        return log_record(self.state, window, self.loss_weights, self.optimizers.learning_rate)
 
     def _sample(self) -> None:
         """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""
@@ -305,12 +296,3 @@ class Trainer:
     def _export_weights(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
         weights = whole_weights(self.model, replaced, keep=self.world.is_main)
         self.world.on_main(naming(path)(lambda: self.write(path, weights)))
-
-
-def _check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:
-    if config.accumulation % world.size:
-        raise ValueError(f"training.accumulation {config.accumulation} is not a multiple of the {world.size} processes")
-    if loader.num_streams != config.accumulation:
-        raise ValueError(f"the loader has {loader.num_streams} streams, training.accumulation is {config.accumulation}")
-    if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
-        raise ValueError("training.sample_every does not work with training.parallel shard: sample from an export")
