@@ -63,7 +63,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Put `recipe` into `folder`, whole or not at all: other processes may be reading the one before it."""
     temporary = folder / f"{RECIPE}.tmp"
     with naming(folder / RECIPE):
-        temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         os.replace(temporary, folder / RECIPE)
 
 
