@@ -106,7 +106,7 @@ def test_a_head_that_is_being_adapted_samples_as_the_merged_one(model, tokenizer
     """Four and more rows are multiplied by packed weights, which a live adapter is not part of."""
     config = AdapterConfig(rank=3, targets=("transformer", "heads"), full=())
     live = adapted(model, config)
-    requests = [Request(as_prompt("ab"), "image", steps=2, seed=seed) for seed in range(5)]
+    requests = [Request(as_prompt("ab"), "image", guidance=1.0, steps=2, seed=seed) for seed in range(5)]
     ours, theirs = (Pipeline(m.eval(), tokenizers).generate_batch(requests) for m in (live, merged(live, tokenizers)))
     for a, b in zip(ours, theirs, strict=True):
         assert list(a.segments[0].content.getdata()) == list(b.segments[0].content.getdata())
