@@ -126,7 +126,8 @@ def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
     """‖generated − cached‖ / ‖cached‖ over all clips (what is missing at an end counts as 0), and right lengths."""
     cache = LatentCache({"speech": pipeline.tokenizers["speech"]})
     documents = [cache.resolve(document) for document in Manifest(manifest)]
-    requests = [Request(Document(document.segments[:1]), "speech", max_latents=100) for document in documents]
+    options = {"guidance": 1.0, "steps": 20, "max_latents": 100}
+    requests = [Request(Document(document.segments[:1]), "speech", **options) for document in documents]
     tasks = pipeline._tasks(requests)
     latents: list[list[torch.Tensor]] = [[] for _ in tasks]
     for event in Engine(pipeline.model, tasks).run():
