@@ -51,8 +51,8 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
 
     folder/ gets recipe.yaml (once a checkpoint is accepted or there is none), train.jsonl, samples/, checkpoints/ and
     model/, and adapter/ where one trains. Under torchrun every process calls this. Raises ValueError when the folder
-    holds another run, or one and `resume` is not asked for; ProcessFailed when a signal stops it or one of several
-    processes fails.
+    is in use or holds another run, or one and `resume` is not asked for; ProcessFailed when a signal stops it or one of
+    several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
