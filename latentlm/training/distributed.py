@@ -154,10 +154,10 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
 
     Every process gets the environment that torchrun would give it. The first one to fail ends the others, and its code
     is returned; where a signal ended it (out of memory: SIGKILL) a line says so and the code is 128 and its number.
-    Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail. Ctrl-C
-    reaches each process once, as SIGTERM: it saves and leaves; a second one leaves none of them behind. The cores are
-    shared out between the processes unless OMP_NUM_THREADS says otherwise. Raises ValueError for no processes. Example:
-    `launch(2, ["-m", "latentlm", "train", "demo"])`.
+    Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail. Ctrl-C or
+    SIGTERM reaches each process once, as SIGTERM: it saves and leaves; a second one leaves none of them behind. The
+    cores are shared out between the processes unless OMP_NUM_THREADS says otherwise. Raises ValueError for no
+    processes. Example: `launch(2, ["-m", "latentlm", "train", "demo"])`.
     """
     if num_processes < 1:
         raise ValueError(f"processes must be at least 1, got {num_processes}")
@@ -176,6 +176,7 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
             process = subprocess.Popen(command, env=environment | mine, start_new_session=True, **streams)
             processes.append(process)
             outputs.append(output)
+        stack.enter_context(on_signals((signal.SIGTERM,), lambda number: sys.exit(128 + number)))  # the second one
         stack.enter_context(on_signals((signal.SIGINT, signal.SIGTERM), lambda number: _end(processes)))
         failed = _wait(processes)
         if failed and processes[0].returncode in (0, -signal.SIGTERM):  # rank 0 has nothing to say about it

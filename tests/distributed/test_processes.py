@@ -71,7 +71,8 @@ time.sleep(120)
 """
 
 
-def test_a_second_interrupt_leaves_no_process_behind(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_leaves_no_process_behind(tmp_path, number):
     script = tmp_path / "stubborn.py"
     script.write_text(STUBBORN)
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
@@ -81,10 +82,10 @@ def test_a_second_interrupt_leaves_no_process_behind(tmp_path):
     while not all(file.is_file() and file.read_text().endswith("\n") for file in files):
         assert parent.poll() is None
         time.sleep(0.05)
-    parent.send_signal(signal.SIGINT)
+    parent.send_signal(number)
     time.sleep(0.5)
     assert parent.poll() is None
-    parent.send_signal(signal.SIGINT)
+    parent.send_signal(number)
     parent.communicate(timeout=30)
     for file in files:
         with pytest.raises(ProcessLookupError):
