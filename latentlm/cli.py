@@ -1,14 +1,17 @@
 """The command line: the commands of `commands/` under one name, and what happens when something goes wrong.
 
 Place in the flow: on top of everything; a command parses, calls and prints, and imports what it needs when it runs.
-A mistake of the user's (ValueError anywhere below, a file that cannot be read or written) is one line on stderr and
-exit code 2; what is not expected keeps its traceback.
+A mistake of the user's (ValueError anywhere below, a file that cannot be read or written, a full disk) is one line on
+stderr and exit code 2; a reader of the output that has gone (`| head`) ends the command without a word; what is not
+expected keeps its traceback.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError
 
@@ -88,18 +91,35 @@ app.command(
 app.command(data)
 
 
+PIPE_CLOSED = 141
+"""Exit code of a command whose reader has gone, as the shell gives it: 128 + SIGPIPE."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command of `arguments` (default: of this process); ends by SystemExit unless all went well."""
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+        sys.stdout.flush()
     except (CycloptsError, ValueError) as error:
         _fail(str(error))
+    except BrokenPipeError:
+        _give_up_output()
+        sys.exit(PIPE_CLOSED)
     except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}")
+        _give_up_output()
+        where = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _give_up_output() -> None:
+    """What stdout does not take goes nowhere: the interpreter would try once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # not a file of the system's
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> None:

@@ -5,10 +5,12 @@ Place in the flow: below tokenizers and model, which both keep their weights thi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,47 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`: written to in the body, then synced and renamed to `path`.
+
+    Whatever goes wrong, `path` is as it was and nothing else remains. OSErrors, and those that safetensors hides in an
+    error of its own, are raised as OSErrors that name `path`. The suffix is kept, as it may choose the format.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from None
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_weights(
     path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, note: str | None = None
 ) -> None:
     """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones.
 
+    Raises OSError naming `path` where it cannot be written, on a full disk for one.
+
     note: kept in the file's header, in place of the format's name; `read_note` gives it. The same weights are the same
     bytes, so the header has one entry: safetensors writes several in an order that changes from run to run.
     """
-    path = Path(path)
     cast: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         cast[name] = value.clone() if value.data_ptr() in seen else value  # tied weights: safetensors wants no sharing
         seen.add(value.data_ptr())
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         save_file(cast, temporary, metadata={"format": "pt"} if note is None else {"note": note})
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
         temporary.chmod(0o644)  # safetensors writes files for their owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_weights(path: str | Path, module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from latentlm.weights import read_note, read_weights, save_weights
@@ -26,3 +27,13 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     code += "save_weights(sys.argv[1], {name: torch.arange(3.0) for name in 'bac'}, note='start')"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "other.safetensors")], check=True)
     assert len({path.read_bytes() for path in [*paths, tmp_path / "other.safetensors"]}) == 1
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_changes_nothing(tmp_path, full_disk):
+    path = tmp_path / "model.safetensors"
+    save_weights(path, {"a": torch.ones(2)})
+    with full_disk(), pytest.raises(OSError, match="File too large") as error:
+        save_weights(path, {"a": torch.ones(1000)})
+    assert error.value.filename == str(path)
+    assert torch.equal(read_weights(path)["a"], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [path]

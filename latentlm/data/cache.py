@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..types import FEATURES, Audio, Document, Latents, Segment, Text
+from ..weights import replacing
 
 
 class LatentCache:
@@ -124,16 +125,15 @@ class ResolvedDocuments(Sequence):
 
 
 def write_latents(path: Path, latents: Sequence[Latents], identity: dict[str, str]) -> None:
-    """All latents of one modality in one file, atomically."""
+    """All latents of one modality in one file, atomically. OSError naming it where it cannot be written."""
     posterior = latents[0].posterior
     tensors = {
         "mean": torch.cat([item.mean for item in latents]),
         "length": torch.tensor([len(item) for item in latents]),
         "std": torch.cat([item.std for item in latents]) if posterior == "learned" else latents[0].std.reshape(1),
     }
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"identity": json.dumps(identity), "posterior": posterior})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"identity": json.dumps(identity), "posterior": posterior})
 
 
 def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:

@@ -9,6 +9,7 @@ ValueError of one line that names it. Sound that is mixed down, or resampled for
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..types import Audio
+from ..weights import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -44,15 +46,19 @@ def load_image(path: str | Path) -> PILImage:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image.copy())
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable image ({_one_line(error)})") from None
+        raise ValueError(f"{path}: not a readable image ({one_line(error)})") from None
 
 
 def save_image(image: PILImage, path: str | Path) -> None:
-    """Write a picture; the suffix names the format. ValueError for a suffix that Pillow does not know."""
+    """Write a picture, whole or not at all; the suffix names the format.
+
+    ValueError for a suffix that Pillow does not know and for a path that cannot be written.
+    """
     try:
-        image.save(path)
+        with _target(path) as target:
+            image.save(target)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot write the image ({_one_line(error)})") from None
+        raise ValueError(f"{path}: cannot write the image ({one_line(error)})") from None
 
 
 def image_to_rgb(image: PILImage) -> PILImage:
@@ -107,7 +113,7 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (N, channels)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{path}: not a readable sound file ({_one_line(error)})") from None
+        raise ValueError(f"{path}: not a readable sound file ({one_line(error)})") from None
     audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, str(path))
     if samples.shape[1] > 1:
         _say(audio, f"{samples.shape[1]} channels mixed down to one")
@@ -115,14 +121,18 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
 
 
 def save_audio(audio: Audio, path: str | Path) -> None:
-    """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError for one that libsndfile lacks."""
+    """Write a sound file, clipped to [-1, 1], whole or not at all; the suffix names the format.
+
+    ValueError for a suffix that libsndfile lacks and for a path that cannot be written.
+    """
     import soundfile
 
     samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
     try:
-        soundfile.write(str(path), samples, audio.sample_rate)
+        with _target(path) as target:
+            soundfile.write(str(target), samples, audio.sample_rate)
     except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot write the sound ({_one_line(error)})") from None
+        raise ValueError(f"{path}: cannot write the sound ({one_line(error)})") from None
 
 
 def at_rate(audio: Audio, sample_rate: int) -> Audio:
@@ -166,5 +176,13 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _target(path: str | Path) -> AbstractContextManager[Path]:
+    """What to write instead of `path`: a temporary file that takes its place, or itself for a link or device."""
+    path = Path(path)
+    in_place = path.is_symlink() or (path.exists() and not path.is_file())
+    return nullcontext(path) if in_place else replacing(path)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; of the operating system's the words alone."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

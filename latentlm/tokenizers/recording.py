@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import Audio
+from .media import one_line
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -43,15 +44,23 @@ class Recording:
         """The next piece, clipped to [-1, 1]. ValueError where the file cannot be written or would be too long."""
         if len(audio.samples) == 0:
             return
-        if self._file is None:
-            open_file = _WavFile if self.path.suffix.lower() == ".wav" else _sound_file
-            self._file, self.sample_rate = open_file(self.path, audio.sample_rate), audio.sample_rate
-        self._file.write(audio.samples.detach().float().cpu().clamp(-1, 1).numpy())
+        samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
+        try:
+            if self._file is None:
+                open_file = _WavFile if self.path.suffix.lower() == ".wav" else _sound_file
+                self._file, self.sample_rate = open_file(self.path, audio.sample_rate), audio.sample_rate
+            self._file.write(samples)
+        except (OSError, RuntimeError) as error:  # libsndfile's are RuntimeErrors
+            raise ValueError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
         self.num_samples += len(audio.samples)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        """Complete the file. ValueError where it cannot be written."""
+        try:
+            if self._file is not None:
+                self._file.close()
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
 
     def __enter__(self) -> Recording:
         return self
@@ -65,34 +74,43 @@ def _sound_file(path: Path, sample_rate: int) -> SoundFile:
 
     try:
         return soundfile.SoundFile(str(path), "w", sample_rate, 1)
-    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot write the sound ({' '.join(str(error).split())})") from None
+    except (TypeError, ValueError) as error:  # of a format that libsndfile lacks
+        raise ValueError(f"{path}: cannot write the sound ({one_line(error)})") from None
 
 
 class _WavFile:
-    """16-bit PCM; samples are written before the header counts them."""
+    """16-bit PCM; samples are written before the header counts them, so a full disk costs only the newest piece."""
 
     def __init__(self, path: Path, sample_rate: int):
         self.path = path
         self.sample_rate = sample_rate
         self.size = 0
-        self.file = path.open("wb")
-        self.file.write(self._header())
+        self.file = path.open("wb", buffering=0)  # what is refused is refused at once, not in `close`
+        try:
+            self._put(0, self._header())
+        except OSError:
+            self.file.close()
+            if path.is_file():
+                path.unlink()
+            raise
 
     def write(self, samples: np.ndarray) -> None:
         data = (samples * 32768).round().clip(-32768, 32767).astype("<i2").tobytes()
         if self.size + len(data) > LARGEST:
             raise ValueError(f"{self.path}: a WAV file holds at most 4 GiB; write .flac instead")
-        self.file.write(data)
-        self.file.flush()
+        self._put(HEADER.size + self.size, data)
         self.size += len(data)
-        self.file.seek(0)
-        self.file.write(self._header())
-        self.file.seek(0, 2)
-        self.file.flush()
+        self._put(0, self._header())
 
     def close(self) -> None:
         self.file.close()
+
+    def _put(self, place: int, data: bytes) -> None:
+        """All of `data` at byte `place`; a single `write` may take a part of it."""
+        self.file.seek(place)
+        left = memoryview(data)
+        while left:
+            left = left[self.file.write(left) :]
 
     def _header(self) -> bytes:
         rate, length = self.sample_rate, HEADER.size - 8 + self.size

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -223,6 +226,26 @@ def test_a_file_system_error_names_its_file(refused, monkeypatch):
 
     monkeypatch.setattr("latentlm.training.run.train", full)
     assert refused("train", "demo") == "latentlm: runs/demo/recipe.yaml: No space left on device\n"
+
+
+def test_a_full_disk_without_the_name_of_a_file_is_one_line(refused, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("latentlm.training.run.train", full)
+    assert refused("train", "demo") == "latentlm: No space left on device\n"
+
+
+def test_output_that_nobody_takes_ends_without_a_traceback():
+    """A pipe whose reader has gone, and a disk that is full."""
+    reader, gone = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for stdout, code, said in ((gone, 141, b""), (full, 2, b"latentlm: No space left on device\n")):
+        command = [sys.executable, "-m", "latentlm", "data", "list"]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE)
+        os.close(stdout)
+        assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import clip, picture, small_tokenizers
 
-from latentlm.data.cache import LatentCache, ResolvedDocuments
+from latentlm.data.cache import LatentCache, ResolvedDocuments, write_latents
 from latentlm.types import Document, Image, Latents, Speech, Text
 
 
@@ -81,3 +81,11 @@ def test_a_source_may_widen_its_posteriors_and_nothing_else(tokenizers, document
         drawn, base = (s.content.sample(torch.Generator().manual_seed(0)) for s in (segment, kept))
         torch.testing.assert_close(drawn - kept.content.mean, noise * (base - kept.content.mean))
     assert cache.resolve(document).segments[0].content is plain.segments[0].content
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(tmp_path, full_disk):
+    path = tmp_path / "pages-image.safetensors"
+    with full_disk(), pytest.raises(OSError, match="File too large") as error:
+        write_latents(path, [Latents(torch.ones(100, 10), torch.tensor(0.5), "sigma")], {})
+    assert error.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []

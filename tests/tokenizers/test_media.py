@@ -106,3 +106,31 @@ def test_files_that_cannot_be_written_are_named(tmp_path, name):
         save_audio(tone(8000), tmp_path / f"{name}.what")
     with pytest.raises(ValueError, match="cannot write the image"):
         save_image(Image.new("RGB", (2, 2)), tmp_path / f"{name}.what")
+
+
+def noise_picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("save", "content", "name"), [(save_image, noise_picture(), "a.png"), (save_audio, tone(8000, 2.0), "a.flac")]
+)
+def test_a_full_disk_leaves_the_file_that_was_there_or_none(tmp_path, full_disk, save, content, name):
+    path = tmp_path / name
+    for before in (None, b"what was there"):
+        if before:
+            path.write_bytes(before)
+        with full_disk(), pytest.raises(ValueError, match=f"{path}: cannot write"):
+            save(content, path)
+        assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([(name, before)] if before else [])
+
+
+def test_what_is_no_plain_file_is_written_in_place_and_a_link_stays(tmp_path):
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"full\.png: cannot write the image \(No space left on device\)"):
+        save_image(noise_picture(), tmp_path / "full.png")
+    (tmp_path / "there.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to("there.png")
+    save_image(noise_picture(), tmp_path / "link.png")
+    assert (tmp_path / "link.png").is_symlink()
+    assert load_image(tmp_path / "there.png").size == (64, 64)

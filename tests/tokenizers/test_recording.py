@@ -1,5 +1,6 @@
 """A sound file that grows: valid after every piece and after a kill, equal to one written at once, never empty."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -86,3 +87,29 @@ def test_a_wav_beyond_four_gibibytes_is_refused(tmp_path, monkeypatch):
 def test_a_format_that_is_unknown_is_named(tmp_path):
     with Recording(tmp_path / "a.xyz") as recording, pytest.raises(ValueError, match=r"a\.xyz: cannot write"):
         recording.append(noise(5))
+
+
+def test_a_full_disk_keeps_what_was_appended_before(tmp_path, full_disk):
+    path = tmp_path / "a.wav"
+    with Recording(path) as recording:
+        recording.append(noise(300))
+        with full_disk(), pytest.raises(ValueError, match=r"a\.wav: cannot write the sound \(File too large\)"):
+            recording.append(noise(1000))
+    with wave.open(str(path)) as file:
+        assert file.getnframes() == 300
+    with (
+        full_disk(),
+        pytest.raises(ValueError, match=r"a\.flac: cannot write"),
+        Recording(tmp_path / "a.flac") as other,
+    ):
+        other.append(noise(100_000))
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_empty_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("latentlm.tokenizers.recording._WavFile._put", refuse)
+    with Recording(tmp_path / "a.wav") as recording, pytest.raises(ValueError, match="No space left on device"):
+        recording.append(noise(5))
+    assert list(tmp_path.iterdir()) == []

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ...types import Audio
+from ...weights import replacing
 from .phrases import DIGITS, phrases
 
 SAMPLE_RATE = 16000
@@ -179,10 +180,8 @@ def _write(path: Path, clips: Sequence[Audio]) -> None:
     """Atomically: processes that speak at the same moment write the same file, each whole."""
     samples = [np.round(clip.samples.numpy() * 32767).astype(np.int16) for clip in clips]
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez(file, samples=np.concatenate(samples), ends=np.cumsum([len(clip) for clip in samples]))
-    os.replace(part, path)
 
 
 def _espeak_version() -> str:
