@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT_VERSION = 1
 """Version of the checkpoint directory's layout; a directory of another version is refused."""
+
+
+Count = Annotated[int, Field(gt=0)]
+"""How many of something there must be: widths, layers, rows."""
 
 
 class RecipeError(ValueError):
@@ -16,9 +21,9 @@ class RecipeError(ValueError):
 
 
 class Config(BaseModel):
-    """Immutable; a key that it does not have is an error."""
+    """Immutable; a key that it does not have is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .base import Config
+from .base import Config, Count
 
 
 class RopeScalingConfig(Config):
@@ -17,9 +17,9 @@ class RopeScalingConfig(Config):
     """
 
     factor: float = Field(gt=0)
-    low_frequency: float = 1.0
+    low_frequency: float = Field(1.0, gt=0)
     high_frequency: float = 4.0
-    context_length: int = 8192
+    context_length: Count = 8192
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -31,23 +31,33 @@ class RopeScalingConfig(Config):
 class TransformerConfig(Config):
     """Causal pre-RMSNorm SwiGLU RoPE Transformer with the options that Llama 3, Qwen2 and Qwen3 need (PAPER §1.1)."""
 
-    width: int = 192
-    num_layers: int = 6
-    num_heads: int = 4
-    num_kv_heads: int | None = Field(None, description="grouped-query attention; default num_heads")
-    head_dim: int | None = Field(None, description="default width / num_heads")
-    ffn_width: int | None = Field(None, description="default 8/3 of the width, rounded up to a multiple of 64")
+    width: Count = 192
+    num_layers: Count = 6
+    num_heads: Count = 4
+    num_kv_heads: Count | None = Field(None, description="grouped-query attention; default num_heads")
+    head_dim: Count | None = Field(None, description="default width / num_heads")
+    ffn_width: Count | None = Field(None, description="default 8/3 of the width, rounded up to a multiple of 64")
     qkv_bias: bool = False
     qk_norm: bool = False
-    norm_eps: float = 1e-6
+    norm_eps: float = Field(1e-6, gt=0)
     norm_weight: bool = Field(True, description="learned RMSNorm weights; the authors' code has none")
-    rope_base: float = 10000.0
+    rope_base: float = Field(10000.0, gt=0)
     rope_scaling: RopeScalingConfig | None = None
     rope_interleaved: bool = Field(False, description="pairs (0,1),(2,3) as the authors; else halves as Llama")
     rope_closed: bool = Field(False, description="exponents linspace(0, 1, E/2), 1 included, as the authors; else 2j/E")
-    context_length: int = 1024
+    context_length: Count = 1024
     tied_embeddings: bool = False
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divides(self):
+        if self.head_dim is None and self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: give head_dim")
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if (head_dim := self.head_dim or self.width // self.num_heads) % 2:
+            raise ValueError(f"head_dim {head_dim} is odd: positions rotate pairs")
+        return self
 
 
 class DiffusionHeadConfig(Config):
@@ -56,13 +66,13 @@ class DiffusionHeadConfig(Config):
     A head must be several times as wide as its latents have channels: the noisy latent has to pass through it.
     """
 
-    num_layers: int = 3
-    width: int | None = Field(None, description="default the backbone's width")
-    ffn_width: int | None = Field(None, description="default 8/3 of its width")
+    num_layers: Count = 3
+    width: Count | None = Field(None, description="default the backbone's width")
+    ffn_width: Count | None = Field(None, description="default 8/3 of its width")
     latent_bias: bool = Field(False, description="a bias in the map of the noisy latent, as the authors' code")
     norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
     condition_norm: bool = Field(True, description="RMSNorm on the hidden state first; others rely on the backbone's")
-    norm_eps: float = 1e-6
+    norm_eps: float = Field(1e-6, gt=0)
 
 
 class DiffusionConfig(Config):
@@ -71,7 +81,7 @@ class DiffusionConfig(Config):
     process: Literal["ddpm", "flow"] = "ddpm"
     schedule: Literal["cosine", "linear"] = "cosine"
     prediction: Literal["v", "epsilon", "x0"] = Field("v", description="flow always predicts the velocity")
-    num_timesteps: int = 1000
+    num_timesteps: Count = 1000
     timesteps_per_latent: int = Field(4, ge=1, description="noise levels drawn per latent per step")
     target: Literal["sample", "mean"] = Field("sample", description="diffuse the sampled z or the posterior mean")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .base import Config, did_you_mean
+from .base import Config, Count, did_you_mean
 from .model import ModelConfig, TransformerConfig
 from .tokenizers import ImageTokenizerConfig, SpeechTokenizerConfig, TextTokenizerConfig
 from .training import DataConfig, SourceConfig, TrainingConfig
@@ -108,23 +108,23 @@ class LatentLMRecipe(Config):
 class ImageReconstructionConfig(Config):
     """Weights of the named reconstruction losses of images."""
 
-    mse: float = 1.0
-    l1: float = 0.0
+    mse: float = Field(1.0, ge=0)
+    l1: float = Field(0.0, ge=0)
 
 
 class SpeechReconstructionConfig(Config):
     """Weights of the named reconstruction losses of speech; multi-resolution STFT as DAC's mel distance."""
 
-    mel: float = 1.0
-    stft: float = 1.0
-    waveform: float = 0.0
+    mel: float = Field(1.0, ge=0)
+    stft: float = Field(1.0, ge=0)
+    waveform: float = Field(0.0, ge=0)
 
 
 class MediaConfig(Config):
     """Media for a tokenizer: sources as for the model; crops of `seconds` for speech."""
 
-    sources: tuple[SourceConfig, ...]
-    batch_size: int = 64
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    batch_size: Count = 64
     seconds: float = Field(1.0, gt=0, description="speech only: length of a training crop")
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from .base import Config
+from .base import Config, Count
 
 
 class PosteriorConfig(Config):
@@ -24,13 +24,13 @@ class ImageTokenizerConfig(Config):
     """ViT encoder and decoder (PAPER §2.1). A latent a patch: grid = image_size / patch_size, squared."""
 
     kind: Literal["image"] = "image"
-    image_size: int = 32
-    patch_size: int = 8
-    latent_dim: int = 32
-    width: int = 192
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    num_heads: int = 4
+    image_size: Count = 32
+    patch_size: Count = 8
+    latent_dim: Count = 32
+    width: Count = 192
+    encoder_layers: NonNegativeInt = 3
+    decoder_layers: NonNegativeInt = 3
+    num_heads: Count = 4
     class_token: bool = Field(False, description="one token more beside the patches, as the authors' networks")
     encoder_sub_norm: bool = Field(False, description="norms inside attention and feed-forward too, eps 1e-5: BEiT-3")
     per_channel: bool = Field(False, description="normalise each latent channel by itself instead of one scalar")
@@ -49,11 +49,13 @@ class ConvImageTokenizerConfig(Config):
     """The convolutional autoencoder of latent diffusion: a latent a cell of 2^(stages - 1) pixels squared."""
 
     kind: Literal["conv_image"] = "conv_image"
-    image_size: int = 256
-    latent_dim: int = 16
-    channels: tuple[int, ...] = Field((128, 128, 256, 256, 512), description="of each stage; halved between two")
-    num_blocks: int = Field(2, gt=0, description="residual blocks of an encoder's stage; a decoder's has one more")
-    norm_groups: int = Field(32, gt=0, description="of the group norms")
+    image_size: Count = 256
+    latent_dim: Count = 16
+    channels: tuple[Count, ...] = Field(
+        (128, 128, 256, 256, 512), min_length=1, description="of each stage; halved between two"
+    )
+    num_blocks: Count = Field(2, description="residual blocks of an encoder's stage; a decoder's has one more")
+    norm_groups: Count = Field(32, description="of the group norms")
     deepest_attention: bool = Field(False, description="attention after every block of the encoder's last stage: KL-16")
     latent_conv: bool = Field(False, description="1×1 convolutions around the latents (diffusers: the quant convs)")
     per_channel: bool = False
@@ -85,16 +87,16 @@ class SpeechTokenizerConfig(Config):
 
     kind: Literal["speech"] = "speech"
     parts: Literal["both", "encoder", "decoder"] = "both"
-    sample_rate: int = 24000
+    sample_rate: Count = 24000
     front: Literal["waveform", "spectral"] = "waveform"
-    frame_hop: int = Field(1, description="spectral front only: STFT hop in samples; 1 for waveform")
-    frame_window: int = Field(1, description="spectral front only: STFT window in samples")
-    strides: tuple[int, ...] = (2, 4, 5, 5, 8)
-    channels: int = Field(32, description="of the first stage; doubled at each downsampling up to max_channels")
-    max_channels: int = 1024
-    depths: tuple[int, ...] = (3, 3, 3, 3, 3, 12)
-    kernel_size: int = 7
-    latent_dim: int = 32
+    frame_hop: Count = Field(1, description="spectral front only: STFT hop in samples; 1 for waveform")
+    frame_window: Count = Field(1, description="spectral front only: STFT window in samples")
+    strides: tuple[Count, ...] = (2, 4, 5, 5, 8)
+    channels: Count = Field(32, description="of the first stage; doubled at each downsampling up to max_channels")
+    max_channels: Count = 1024
+    depths: tuple[NonNegativeInt, ...] = (3, 3, 3, 3, 3, 12)
+    kernel_size: Count = 7
+    latent_dim: Count = 32
     per_channel: bool = False
     loudness: float | None = Field(None, description="dB FS that clips are brought to before encoding; None: as is")
     posterior: PosteriorConfig = PosteriorConfig()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
-from .base import Config
+from .base import Config, Count
 
 
 class SourceConfig(Config):
@@ -30,17 +30,20 @@ class SourceConfig(Config):
 
 
 class DataConfig(Config):
-    sources: tuple[SourceConfig, ...]
-    sequence_length: int = Field(256, description="positions in a packed row")
-    rows: int = Field(16, description="rows of a micro-batch")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sequence_length: Count = Field(256, description="positions in a packed row")
+    rows: Count = Field(16, description="rows of a micro-batch")
     condition_dropout: float = Field(0.1, ge=0, le=1)
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     muon_learning_rate: float = Field(0.02, gt=0, description="muon only: for the 2-D weights of the blocks")
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: float = Field(0.1, ge=0)
     warmup_steps: int = Field(100, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -73,9 +76,9 @@ class TrainingConfig(Config):
     parallel: Literal["replicate", "shard"] = Field("replicate", description="shard: FSDP2")
     threads: int | None = Field(None, gt=0, description="CPU threads a process; default cores / local processes")
     ema: float = Field(0.999, ge=0, lt=1, description="0 = no average; warmed up as (1 + k) / (10 + k)")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     optimizer: OptimizerConfig = OptimizerConfig()
-    loss_weights: dict[str, float] = Field(
+    loss_weights: dict[str, NonNegativeFloat] = Field(
         default_factory=dict, description="weight of each named loss; 1 where absent (α of the paper: image, speech)"
     )
     log_every: int = Field(10, gt=0)

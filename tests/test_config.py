@@ -1,0 +1,44 @@
+"""What cannot work is refused when a recipe is read, in one line that names the key."""
+
+import pytest
+
+from latentlm.config import RecipeError, load_recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value", "message"),
+    [
+        ("demo", "data.sources", [], "data.sources: Tuple should have at least 1 item"),
+        ("demo", "data.rows", 0, "data.rows: Input should be greater than 0, got '0'"),
+        ("demo", "data.sequence_length", -1, "data.sequence_length: "),
+        ("demo", "model.transformer.num_layers", 0, "model.transformer.num_layers: "),
+        ("demo", "model.transformer.ffn_width", 0, "model.transformer.ffn_width: "),
+        (
+            "demo",
+            "model.transformer.num_kv_heads",
+            3,
+            "model.transformer: num_heads 4 is not a multiple of num_kv_heads 3",
+        ),
+        ("demo", "model.transformer.width", 190, "model.transformer: width 190 is not a multiple of num_heads 4"),
+        ("demo", "model.transformer.width", 20, "model.transformer: head_dim 5 is odd"),
+        ("demo", "model.transformer.head_dim", 31, "model.transformer: head_dim 31 is odd"),
+        ("demo", "model.heads.image.width", 0, "model.heads.image.width: "),
+        ("demo", "model.diffusion.num_timesteps", 0, "model.diffusion.num_timesteps: "),
+        ("demo", "training.loss_weights.text", -1, "training.loss_weights.text: "),
+        ("demo", "training.optimizer.betas", [0.9, 1.0], "training.optimizer.betas.1: "),
+        ("demo", "training.max_minutes", float("inf"), "training.max_minutes: Input should be a finite number"),
+        ("demo", "training.seed", -1, "training.seed: "),
+        ("tiny_image", "data.batch_size", 0, "data.batch_size: "),
+        ("tiny_image", "data.sources", [], "data.sources: "),
+        ("tiny_image", "tokenizer.patch_size", 0, "tokenizer.patch_size: "),
+        ("tiny_image", "losses.mse", -1, "losses.mse: "),
+        ("tiny_speech", "tokenizer.strides", [0], "tokenizer.strides.0: "),
+        ("tiny_speech", "tokenizer.latent_dim", 0, "tokenizer.latent_dim: "),
+    ],
+)
+def test_a_number_out_of_bounds_is_named(recipe, key, value, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, {key: value})
+    assert str(error.value).startswith(f"{recipe}: {message}")
+    assert "\n" not in str(error.value)
+    assert "{" not in str(error.value), "a section is not repeated"
