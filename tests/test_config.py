@@ -42,3 +42,18 @@ def test_a_number_out_of_bounds_is_named(recipe, key, value, message):
     assert str(error.value).startswith(f"{recipe}: {message}")
     assert "\n" not in str(error.value)
     assert "{" not in str(error.value), "a section is not repeated"
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "path", "known"),
+    [
+        ("model.heads", {"image": {"widht": 1}}, "model.heads.image.widht", "width"),
+        ("model.transformer.rope_scaling", {"facto": 1}, "model.transformer.rope_scaling.facto", "factor"),
+        ("data.sources", [{"name": "digits", "warped_copy": 1}], "data.sources.0.warped_copy", "warped_copies"),
+        ("tokenizers.text", {"knd": "bpe"}, "tokenizers.text.knd", "kind"),
+    ],
+)
+def test_the_nearest_key_is_named_inside_dicts_tuples_and_unions_too(section, value, path, known):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("demo", {section: value})
+    assert str(error.value) == f"demo: unknown key {path!r}, did you mean {known!r}?"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -73,16 +73,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
-    """A pydantic error as one line: the first offending key, what is wrong, and the nearest known key."""
-    first = error.errors()[0]
+    """A pydantic error as one line: the first offending key, what is wrong, and the nearest known key.
+
+    A key that is unknown comes before one that is missing: it may be that one, misspelt.
+    """
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location = [part for part in first["loc"] if part not in _KINDS]
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         return f"unknown key {key!r}{did_you_mean(str(location[-1]), known)}"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and not key:  # of the recipe as a whole: it names its keys itself
-        return message
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: it names its keys itself
+        return f"{key}: {message}" if key else message
     return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
 
 
@@ -96,14 +100,23 @@ def _model_for(raw: dict[str, Any]) -> type[BaseModel] | None:
     return None
 
 
-def _known_keys(model: type[BaseModel] | None, location: list) -> list[str]:
+def _known_keys(annotation: Any, location: list) -> list[str]:
+    """The keys of the model at `location` of what is annotated so; none where there is no model."""
     for part in location:
-        if model is None or isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        candidates = [annotation, *get_args(annotation)]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        annotation = _entry(annotation, part)
+    members = [annotation, *get_args(annotation)]
+    model = next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
     return list(model.model_fields) if model else []
+
+
+def _entry(annotation: Any, part: str | int) -> Any:
+    """The annotation of the key or place `part`: of a model, a dict, a tuple, or the member of a union that has it."""
+    members = get_args(annotation)
+    if get_origin(annotation) in (dict, tuple):
+        return members[1] if get_origin(annotation) is dict else members[0]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.model_fields[part].annotation if part in annotation.model_fields else None
+    return next((found for member in members if (found := _entry(member, part)) is not None), None)
 
 
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:

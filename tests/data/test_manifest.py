@@ -89,7 +89,7 @@ def test_media_are_read_only_when_asked_for(folder):
     [
         ("{oops", "not JSON: Expecting property name"),
         ("[1]", "a line is a JSON object with the key 'segments'"),
-        ('{"segment": []}', "segments: Field required"),
+        ('{"segment": []}', "unknown key 'segment', did you mean 'segments'"),
         ('{"segments": []}', "segments: Tuple should have at least 1 item"),
         ('{"segments": "x"}', "segments: Input should be a valid tuple"),
         (segments({"txt": "x"}), "unknown key 'segments.0.txt', did you mean 'text'"),
