@@ -134,8 +134,15 @@ def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe
     check_loss_weights(training, (*type(recipe.losses).model_fields, "prior"))
     if training.adapter or training.freeze:
         raise ValueError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
-    if any(source.noise != 1 for source in recipe.data.sources):
-        raise ValueError("data.sources.noise is for language models; a tokenizer's is tokenizer.posterior")
+    refused = {
+        "noise": "a tokenizer's is tokenizer.posterior",
+        "task": "a tokenizer learns from all media of a source",
+        "warped_copies": "a tokenizer learns from the media as they are",
+    }
+    for source in recipe.data.sources:
+        for name, why in refused.items():
+            if getattr(source, name) != SourceConfig.model_fields[name].default:
+                raise ValueError(f"data.sources.{name} is for language models; {why}")
 
 
 class ImageTokenizerRecipe(Config):

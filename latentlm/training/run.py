@@ -31,7 +31,7 @@ from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
 from .folder import RECIPE, claimed, holds_run, write_recipe
-from .samples import SampleWriter
+from .samples import ReconstructionWriter, SampleWriter
 from .trainer import NonFiniteLoss, Trainer
 
 STOPPED = 130
@@ -133,6 +133,8 @@ def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:
         identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
         on_start=lambda: write_recipe(folder, recipe),
         on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
+        on_sample=ReconstructionWriter(sources, folder / "samples"),
+        tensorboard=find_spec("tensorboard") is not None,
     )
     return trainer.fit().finished
 

@@ -1,8 +1,9 @@
-"""Samples during training: what the model draws, says and reads at this step, as files in `folder`.
+"""Samples during training: what a model draws, says and reads at this step, as files in `folder`.
 
 Place in the flow: 5, the trainer's `on_sample`; the loss alone does not tell when samples are good.
-Each source gives its first documents as prompts; written are step-…-image.png (a grid, prompts in the JSON),
-step-…-speech-….wav and step-….json; held_out.jsonl gains a line with the bits per byte of held-out text.
+`SampleWriter` is for language models: each source gives its first documents as prompts; written are step-…-image.png
+(a grid, prompts in the JSON), step-…-speech-….wav and step-….json; held_out.jsonl gains a line with the bits per byte
+of held-out text. `ReconstructionWriter` is for tokenizers: what they make of their own training media.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from ..generation.generate import Pipeline, Request
-from ..tokenizers.media import save_audio
-from ..types import Document, Image, Speech, Text
+from ..tokenizers.base import Tokenizer
+from ..tokenizers.media import save_audio, save_image, tensor_to_image
+from ..types import Audio, Document, Image, MediaBatch, Speech, Text
 from .logs import truncate
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
 NUM_HELD_OUT = 40
+COLUMNS = 8
+"""Pictures beside each other, each over its reconstruction."""
+SECONDS = 10
+"""The most of a clip that a tokenizer is heard with."""
 HELD_OUT = "held_out.jsonl"
 
 
@@ -58,7 +65,7 @@ class SampleWriter:
             entry = {"prompt": _prompt_text(request.prompt), "to": request.to, "answer": said, "real": real}
             record.append(entry | {"finish_reason": output.finish_reason})
         if pictures:
-            contact_sheet(pictures).save(self.folder / f"step-{step:08d}-image.png")
+            save_image(contact_sheet(pictures), self.folder / f"step-{step:08d}-image.png")
         path = self.folder / f"step-{step:08d}.json"
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if self.held_out:
@@ -83,6 +90,46 @@ class SampleWriter:
                     options["guidance"] = guidance
                 self.requests.append(Request(Document(conditions), answer.modality, **options))
                 self.real.append(answer.text if isinstance(answer, Text) else "")
+
+
+class ReconstructionWriter:
+    """step-…-image.png, rows of training pictures over their reconstructions; or speech-….wav, the training clips as
+    the tokenizer is given them, and step-…-speech-….wav. The latents are the posterior means, without noise."""
+
+    def __init__(self, sources: Sequence[Sequence], folder: Path):
+        self.sources = sources
+        self.folder = folder
+
+    def __call__(self, tokenizer: Tokenizer, step: int) -> None:
+        """Write the samples of `step`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        num = NUM_IMAGES if tokenizer.modality == "image" else NUM_UTTERANCES
+        turns = (divmod(number, len(self.sources)) for number in range(num))
+        media = [self.sources[i][(place * 37) % len(self.sources[i])] for place, i in turns]
+        batch = tokenizer.batch([_beginning(item) if isinstance(item, Audio) else item for item in media])
+        parameters, valid = tokenizer.analyse(batch.media, batch.lengths)
+        mean, _ = tokenizer.posterior.split(parameters.float())
+        made = tokenizer.unbatch(tokenizer.synthesise(mean * valid[..., None]), valid.sum(1).tolist())
+        if tokenizer.modality == "image":
+            self._pictures(batch, made, step)
+        else:
+            self._clips(batch, made, step)
+
+    def _pictures(self, batch: MediaBatch, made: list, step: int) -> None:
+        given = [tensor_to_image(pixels) for pixels in batch.media]
+        starts = range(0, len(made), COLUMNS)
+        rows = [row for start in starts for row in (given[start : start + COLUMNS], made[start : start + COLUMNS])]
+        sheet = contact_sheet([picture for row in rows for picture in row], columns=min(COLUMNS, len(made)))
+        save_image(sheet, self.folder / f"step-{step:08d}-image.png")
+
+    def _clips(self, batch: MediaBatch, made: list[Audio], step: int) -> None:
+        for number, (clip, length, audio) in enumerate(zip(batch.media, batch.lengths, made, strict=True)):
+            save_audio(Audio(clip[0, :length], audio.sample_rate), self.folder / f"speech-{number}.wav")
+            save_audio(audio, self.folder / f"step-{step:08d}-speech-{number}.wav")
+
+
+def _beginning(audio: Audio) -> Audio:
+    return replace(audio, samples=audio.samples[: SECONDS * audio.sample_rate])
 
 
 def _prompt_text(document: Document) -> str:

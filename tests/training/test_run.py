@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import yaml
 
 from latentlm.config import RecipeError, load_recipe, parse_recipe
-from latentlm.tokenizers.media import save_audio
+from latentlm.tokenizers.media import load_audio, load_image, save_audio
 from latentlm.training import run as module
 from latentlm.training.build import build_latentlm
 from latentlm.training.distributed import World
@@ -40,6 +41,15 @@ def test_a_tokenizer_is_trained_calibrated_and_saved(tmp_path):
         train(recipe(), tmp_path / "run")
 
 
+def test_a_tokenizer_shows_its_reconstructions_and_draws_its_curves(tmp_path):
+    train(recipe(steps=4, sample_every=2), tmp_path / "run")
+    names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert names == ["step-00000002-image.png", "step-00000004-image.png"]
+    assert load_image(tmp_path / "run" / "samples" / names[0]).size == (8 * 10 + 2, 4 * 10 + 2)
+    if find_spec("tensorboard"):
+        assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
 def test_a_speech_tokenizer_learns_from_clips_of_any_rate_and_says_so(tmp_path, notices):
     lines = []
     for number, rate in enumerate((8000, 16000, 16000)):
@@ -57,11 +67,15 @@ def test_a_speech_tokenizer_learns_from_clips_of_any_rate_and_says_so(tmp_path, 
                     "batch_size": 3,
                     "seconds": 0.25,
                 },
-                "training": {"steps": 2, "log_every": 1, "precision": "fp32"},
+                "training": {"steps": 2, "log_every": 1, "precision": "fp32", "sample_every": 2},
             }
         ),
         tmp_path / "run",
     )
+    samples = tmp_path / "run" / "samples"
+    names = [f"{when}speech-{number}.wav" for when in ("", "step-00000002-") for number in (0, 1)]
+    assert sorted(path.name for path in samples.iterdir()) == names
+    assert {load_audio(samples / name).seconds for name in names} == {0.5}
     said = [f"{tmp_path / f'{number}.wav'}: 16,000 Hz resampled to 8,000 Hz" for number in (1, 2)]
     assert sorted(notices()) == said
 
@@ -154,9 +168,12 @@ def test_keys_that_mean_nothing_to_a_tokenizer_are_named(changes, message):
         recipe(**changes)
 
 
-def test_the_noise_of_a_tokenizer_is_not_a_source_s():
-    with pytest.raises(RecipeError, match=r"data.sources.noise is for language models"):
-        load_recipe("tiny_image", {"data.sources": [{"name": "digits", "noise": 2.0}]})
+@pytest.mark.parametrize(
+    ("key", "value"), [("noise", 2.0), ("task", "text_to_image"), ("warped_copies", 1)], ids=lambda value: str(value)
+)
+def test_what_a_source_offers_language_models_alone_is_refused(key, value):
+    with pytest.raises(RecipeError, match=rf"data.sources.{key} is for language models"):
+        load_recipe("tiny_image", {"data.sources": [{"name": "digits", key: value}]})
 
 
 def test_processes_must_divide_the_micro_batches_before_anything_starts(tmp_path):
