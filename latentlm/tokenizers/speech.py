@@ -136,18 +136,20 @@ class SpeechTokenizer(Tokenizer):
         output = output[:, : target.shape[-1]]
         return speech_reconstruction(output, target, lengths, self.sample_rate, self.losses)
 
-    def batch(self, media: list[Audio]) -> MediaBatch:
-        """Clips of any rate and length -> (B, 1, S) at this tokenizer's rate; that one was resampled is said.
+    def waveform(self, audio: Audio) -> Tensor:
+        """A clip as the encoder is given it: (S,) at this tokenizer's rate and loudness. That it was resampled is said.
 
-        ValueError for a clip that is empty or not mono.
+        ValueError, naming the file, for a clip that is empty or not mono.
         """
-        for audio in media:
-            if audio.samples.dim() != 1 or audio.samples.numel() == 0:
-                shape = tuple(audio.samples.shape)
-                raise ValueError(f"audio samples have shape {shape}; expected mono (N,) with N > 0")
-        samples = [at_rate(audio, self.sample_rate).samples.float().cpu() for audio in media]
-        if self.config.loudness is not None:
-            samples = [normalise_loudness(x, self.config.loudness) for x in samples]
+        if audio.samples.dim() != 1 or audio.samples.numel() == 0:
+            shape, name = tuple(audio.samples.shape), audio.name or "sound without a file"
+            raise ValueError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
+        samples = at_rate(audio, self.sample_rate).samples.float().cpu()
+        return samples if self.config.loudness is None else normalise_loudness(samples, self.config.loudness)
+
+    def batch(self, media: list[Audio]) -> MediaBatch:
+        """Clips of any rate and length -> (B, 1, S); each as `waveform`, whose ValueError this raises too."""
+        samples = [self.waveform(audio) for audio in media]
         lengths = torch.tensor([len(x) for x in samples])
         waveforms = nn.utils.rnn.pad_sequence(samples, batch_first=True)[:, None]
         return MediaBatch(waveforms, lengths).to(self.latent_mean.device)

@@ -24,7 +24,7 @@ from ..interop.hf_llm import Backbone
 from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
-from ..tokenizers.media import at_rate, image_to_tensor
+from ..tokenizers.media import image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
 from .distributed import World
@@ -201,12 +201,15 @@ def _image_example(tokenizer):
 
 
 def _speech_example(tokenizer, config: MediaConfig):
-    """A random crop of `config.seconds`, a multiple of the hop; shorter clips stay whole."""
+    """A random crop of `config.seconds`, a multiple of the hop; shorter clips stay whole. Rate and loudness are those
+    of the whole clip."""
     speech: SpeechTokenizerConfig = tokenizer.config
-    length = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop
+    length, known = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop, {}
 
     def prepare(audio, rng: np.random.Generator) -> Tensor:
-        samples = at_rate(audio, speech.sample_rate).samples
+        if id(audio) not in known:
+            known[id(audio)] = (audio, tokenizer.waveform(audio))
+        samples = known[id(audio)][1]
         start = int(rng.integers(0, max(1, len(samples) - length + 1)))
         return samples[None, start : start + length]  # (1, S)
 

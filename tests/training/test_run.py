@@ -9,10 +9,18 @@ import pytest
 import torch
 import yaml
 
-from latentlm.config import RecipeError, load_recipe, parse_recipe
+from latentlm.config import (
+    MediaConfig,
+    RecipeError,
+    SourceConfig,
+    SpeechTokenizerConfig,
+    load_recipe,
+    parse_recipe,
+)
 from latentlm.tokenizers.media import load_audio, load_image, save_audio
+from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.training import run as module
-from latentlm.training.build import build_latentlm
+from latentlm.training.build import build_latentlm, media_loader
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log
 from latentlm.training.run import STOPPED, ProcessFailed, train
@@ -78,6 +86,27 @@ def test_a_speech_tokenizer_learns_from_clips_of_any_rate_and_says_so(tmp_path, 
     assert {load_audio(samples / name).seconds for name in names} == {0.5}
     said = [f"{tmp_path / f'{number}.wav'}: 16,000 Hz resampled to 8,000 Hz" for number in (1, 2)]
     assert sorted(notices()) == said
+
+
+def test_a_speech_tokenizer_trains_on_clips_of_the_loudness_that_it_will_read(tmp_path, monkeypatch):
+    """A crop is as loud as it is within its clip; each clip is prepared once."""
+    quiet_then_loud = torch.cat((torch.full((800,), 0.01), torch.full((800,), 0.1)))
+    save_audio(Audio(quiet_then_loud, 8000), tmp_path / "a.wav")
+    (tmp_path / "clips.jsonl").write_text('{"segments": [{"speech": "a.wav"}]}\n', encoding="utf-8")
+    config = SpeechTokenizerConfig(
+        sample_rate=8000, strides=(4,), depths=(1, 1), channels=4, max_channels=8, latent_dim=4, loudness=-12.0
+    )
+    tokenizer, calls = SpeechTokenizer(config), []
+    waveform = tokenizer.waveform
+    monkeypatch.setattr(tokenizer, "waveform", lambda audio: calls.append(audio) or waveform(audio))
+    data = MediaConfig(sources=(SourceConfig(manifest=str(tmp_path / "clips.jsonl")),), batch_size=8, seconds=0.05)
+    loader, sources = media_loader(data, tokenizer, seed=0, num_streams=1, world=World())
+    crops = loader.next_step()[0].media
+    whole = tokenizer.batch([sources[0][0]]).media.flatten()
+    assert whole.square().mean().sqrt().item() == pytest.approx(10 ** (-12 / 20), rel=1e-3)
+    assert crops.shape == (8, 1, 400)
+    assert set(crops.unique().tolist()) <= set(whole.tolist())
+    assert len(calls) == 2
 
 
 def test_a_run_stopped_by_a_signal_raises_and_resumes(tmp_path, monkeypatch):
