@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -137,17 +137,19 @@ def write_latents(path: Path, latents: Sequence[Latents], identity: dict[str, st
 
 
 def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:
-    """Latents written by `write_latents`; ValueError naming the file when tokenizer or media differ."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        found = json.loads(metadata["identity"])
-        for key, what in (("fingerprint", "another tokenizer"), ("media", "other media")):
-            if found[key] != identity[key]:
-                raise ValueError(
-                    f"{path}: latents of {what} ({key} {found[key]}, expected {identity[key]}); delete it to go on"
-                )
-        mean, length, std = (file.get_tensor(key) for key in ("mean", "length", "std"))
-    posterior = metadata["posterior"]
+    """Latents written by `write_latents`; ValueError naming a file of another tokenizer or media, or a broken one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            found, posterior = json.loads(metadata["identity"]), metadata["posterior"]
+            mean, length, std = (file.get_tensor(key) for key in ("mean", "length", "std"))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as latents ({error}); delete it to go on") from None
+    for key, what in (("fingerprint", "another tokenizer"), ("media", "other media")):
+        if found.get(key) != identity[key]:
+            raise ValueError(
+                f"{path}: latents of {what} ({key} {found.get(key)}, expected {identity[key]}); delete it to go on"
+            )
     lengths = length.tolist()
     means = mean.split(lengths)
     stds = std.split(lengths) if posterior == "learned" else [std[0]] * len(means)

@@ -7,6 +7,7 @@ from small import clip, picture, small_tokenizers
 
 from latentlm.data.cache import LatentCache, ResolvedDocuments, write_latents
 from latentlm.types import Document, Image, Latents, Speech, Text
+from latentlm.weights import save_weights
 
 
 @pytest.fixture
@@ -60,6 +61,18 @@ def test_latents_of_other_media_are_refused(tokenizers, document, tmp_path):
     different = Document((Image(picture(np.random.default_rng(9))),))
     with pytest.raises(ValueError, match="latents of other media"):
         LatentCache(continuous(tokenizers), tmp_path).prepare([different], "pages")
+
+
+def test_a_broken_file_is_named_in_one_line(tokenizers, document, tmp_path):
+    cache = continuous(tokenizers)
+    LatentCache(cache, tmp_path).prepare([document], "pages")
+    path = tmp_path / "pages-image.safetensors"
+    whole = path.read_bytes()
+    save_weights(tmp_path / "plain", {"mean": torch.ones(1)})  # weights, but no latents
+    for broken in (b"", whole[:6], whole[: len(whole) // 2], whole[:-1], (tmp_path / "plain").read_bytes()):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"pages-image.safetensors: not readable .*; delete it to go on"):
+            LatentCache(cache, tmp_path).prepare([document], "pages")
 
 
 def test_a_modality_without_tokenizer_is_named(tokenizers, document):
