@@ -30,6 +30,9 @@ QUIETEST = 1e-6
 NUM_NAMED = 3
 """Clips that are named with what was done to them: a manifest may hold thousands that need the same."""
 
+BROKEN = (OSError, ValueError, MemoryError)
+"""What broken files raise beside a library's own errors; a corrupt header may ask for more memory than there is."""
+
 log = logging.getLogger("latentlm")
 _named: dict[str, list[str]] = {}  # what was done -> names of the clips of which it was said
 
@@ -44,8 +47,9 @@ def load_image(path: str | Path) -> PILImage:
     path = _existing(path)
     try:
         with Image.open(path) as image:
+            _check_scale(image)
             return ImageOps.exif_transpose(image.copy())
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, *BROKEN, SyntaxError) as error:
         raise ValueError(f"{path}: not a readable image ({one_line(error)})") from None
 
 
@@ -62,9 +66,13 @@ def save_image(image: PILImage, path: str | Path) -> None:
 
 
 def image_to_rgb(image: PILImage) -> PILImage:
-    """Any mode to RGB: transparency is laid over white, 16-bit grey is scaled to 8."""
+    """Any mode to RGB: transparency is laid over white, 16-bit grey is scaled to 8.
+
+    ValueError for floating-point pixels, of which nothing says what is white.
+    """
     from PIL import Image
 
+    _check_scale(image)
     if image.mode in {"I;16", "I;16B", "I;16L", "I"}:
         values = np.asarray(image).astype(np.int64)
         scaled = values >> 8 if values.max(initial=0) > 255 else values
@@ -106,14 +114,19 @@ def tensor_to_image(pixels: Tensor) -> PILImage:
 
 
 def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
-    """A sound file as mono float32, brought to `sample_rate` where one is given. ValueError names the path."""
+    """A sound file as mono float32, brought to `sample_rate` where one is given. ValueError names the path.
+
+    A float file may hold NaN and infinities, which are refused: one of them would spoil all latents of its clip.
+    """
     import soundfile
 
     path = _existing(path)
     try:
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (N, channels)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
         raise ValueError(f"{path}: not a readable sound file ({one_line(error)})") from None
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path}: holds samples that are not finite numbers")
     audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, str(path))
     if samples.shape[1] > 1:
         _say(audio, f"{samples.shape[1]} channels mixed down to one")
@@ -176,6 +189,11 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
+def _check_scale(image: PILImage) -> None:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers without a scale; save it with 8 or 16 bits")
+
+
 def _target(path: str | Path) -> AbstractContextManager[Path]:
     """What to write instead of `path`: a temporary file that takes its place, or itself for a link or device."""
     path = Path(path)
@@ -185,4 +203,4 @@ def _target(path: str | Path) -> AbstractContextManager[Path]:
 
 def one_line(error: Exception) -> str:
     """What an error says; of the operating system's the words alone."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from latentlm.tokenizers.media import at_rate, load_audio, load_image, resample, save_audio, save_image
+from latentlm.tokenizers.media import at_rate, image_to_rgb, load_audio, load_image, resample, save_audio, save_image
 from latentlm.types import Audio
 
 
@@ -98,6 +98,34 @@ def test_truncated_files_are_errors(tmp_path):
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
         load_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(tmp_path, value):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array([0.0, value, 0.5], np.float32), 8000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=f"^{path}: holds samples that are not finite"):
+        load_audio(path)
+
+
+def test_a_header_that_asks_for_all_memory_is_one_line(tmp_path, monkeypatch):
+    def read(*_, **__):
+        raise MemoryError
+
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(soundfile, "read", read)
+    with pytest.raises(ValueError, match=rf"^{path}: not a readable sound file \(MemoryError\)$"):
+        load_audio(path)
+
+
+def test_pictures_of_floating_point_numbers_are_refused(tmp_path):
+    picture = Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))
+    with pytest.raises(ValueError, match="floating-point numbers without a scale"):
+        image_to_rgb(picture)
+    picture.save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff: not a readable image \(its pixels are floating-point"):
+        load_image(tmp_path / "a.tiff")
 
 
 @pytest.mark.parametrize("name", ["a.unknown", "none/a"])

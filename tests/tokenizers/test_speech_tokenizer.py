@@ -177,8 +177,8 @@ def test_clips_of_another_rate_are_resampled():
 
 @pytest.mark.parametrize("samples", [torch.zeros(0), torch.zeros(2, 50)])
 def test_empty_and_stereo_clips_are_refused(samples):
-    with pytest.raises(ValueError, match="expected mono"):
-        TOKENIZERS["waveform"].encode([Audio(samples, 8000)])
+    with pytest.raises(ValueError, match=r"^a\.wav: .* expected mono"):
+        TOKENIZERS["waveform"].encode([Audio(samples, 8000, "a.wav")])
 
 
 @pytest.mark.parametrize(
