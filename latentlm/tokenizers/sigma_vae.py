@@ -19,6 +19,7 @@ Legend: `B` examples, `N` latents, `C` latent channels, `P` parameters (C, or 2C
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import PosteriorConfig
@@ -38,7 +39,7 @@ class Posterior(nn.Module):
         self.config = config
         self.num_parameters = 2 * latent_dim if config.kind == "learned" else latent_dim
         self.per_channel = per_channel
-        # std(μ) over recent batches: what C_σ is relative to while training. Local to the process and never trained
+        # std(μ) over recent batches: what C_σ is relative to while training, the same in all processes. Never trained
         # through: gradients into the scale of the noise would reward a small spread. The final scale is `calibrate`'s.
         shape = (latent_dim,) if per_channel else ()
         self.register_buffer("running_mean", torch.zeros(shape))
@@ -57,16 +58,18 @@ class Posterior(nn.Module):
         return like.new_tensor(self.config.c_sigma if self.config.kind == "sigma" else 0.0)
 
     def forward(self, parameters: Tensor, valid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """parameters (B, N, P), valid (B, N) bool -> z (B, N, C), zero where invalid, and the prior term (B,)."""
+        """parameters (B, N, P), valid (B, N) bool -> z (B, N, C), zero where invalid, and the prior term (B,).
+
+        Among several processes this is collective while training.
+        """
         mean, std = self.split(parameters)
-        if self.training:
-            self._track(mean.detach(), valid)
+        scale = self._track(mean.detach(), valid) if self.training else self.running_std
         noise = torch.zeros_like(mean)
         if self.config.kind != "none":
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         if self.config.kind == "sigma":
             n = torch.randn((len(mean), 1, 1), generator=generator, device=mean.device, dtype=mean.dtype)
-            noise = noise * (n * self.config.c_sigma * self.running_std)
+            noise = noise * (n * self.config.c_sigma * scale)
         penalty = mean.square()
         if std is not None:
             noise = noise * std
@@ -75,17 +78,36 @@ class Posterior(nn.Module):
         prior = (penalty.mean(-1) * valid).sum(-1) / valid.sum(-1).clamp(min=1)
         return z, prior
 
-    def _track(self, mean: Tensor, valid: Tensor) -> None:
-        """Move the running moments towards those of this batch's valid μ (B, N, C)."""
+    def _track(self, mean: Tensor, valid: Tensor) -> Tensor:
+        """Move the running moments towards those of this batch's valid μ (B, N, C); the running std that it is given.
+
+        The batches that several processes have at one time count in order of rank, each with the running std as it is
+        then: one process takes them in this order, and comes to the same numbers.
+        """
         weight = valid[..., None].to(mean.dtype).expand_as(mean)
         dims = (0, 1) if self.per_channel else (0, 1, 2)
         total = weight.sum(dims).clamp(min=1)
         centre = (mean * weight).sum(dims) / total
         std = (((mean - centre) * weight).square().sum(dims) / total).sqrt()
-        self.num_batches += 1
-        step = (1.0 / self.num_batches).clamp(min=MOMENTUM)
-        self.running_mean.lerp_(centre, step)
-        self.running_std.lerp_(std, step)
+        rank, moments = _of_all_ranks(torch.stack((centre, std)))
+        given = self.running_std
+        for number, (centre, std) in enumerate(moments):
+            self.num_batches += 1
+            step = (1.0 / self.num_batches).clamp(min=MOMENTUM)
+            self.running_mean.lerp_(centre, step)
+            self.running_std.lerp_(std, step)
+            if number == rank:
+                given = self.running_std.clone()
+        return given
+
+
+def _of_all_ranks(value: Tensor) -> tuple[int, list[Tensor]]:
+    """This process's rank, and `value` of every rank in order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, [value]
+    values = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(values, value)
+    return dist.get_rank(), values
 
 
 class RunningMoments:
