@@ -57,3 +57,12 @@ def test_the_nearest_key_is_named_inside_dicts_tuples_and_unions_too(section, va
     with pytest.raises(RecipeError) as error:
         load_recipe("demo", {section: value})
     assert str(error.value) == f"demo: unknown key {path!r}, did you mean {known!r}?"
+
+
+def test_a_recipe_is_utf_8_and_one_that_is_not_is_named(tmp_path):
+    text = "kind: image_tokenizer\ndescription: größer\ntokenizer: {}\ndata: {sources: [{name: digits}]}\n"
+    (tmp_path / "mine.yaml").write_bytes(text.encode())
+    assert load_recipe(tmp_path / "mine.yaml").description == "größer"
+    (tmp_path / "mine.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"mine\.yaml: not UTF-8 text at byte 37"):
+        load_recipe(tmp_path / "mine.yaml")

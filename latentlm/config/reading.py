@@ -32,9 +32,12 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{path}: not UTF-8 text at byte {error.start}") from None
     elif str(name_or_path) in recipe_names():
-        text = (resources.files("latentlm") / "recipes" / f"{name_or_path}.yaml").read_text()
+        text = (resources.files("latentlm") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         hint = did_you_mean(str(name_or_path), recipe_names())
         raise RecipeError(f"no recipe {str(name_or_path)!r}{hint}; packaged: {', '.join(recipe_names())}")
@@ -64,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(fields, dict):

@@ -146,9 +146,9 @@ def save(pipeline: Pipeline, folder: str | Path, *, shard_size: int = SHARD_SIZE
     fields = write_fields(model.config.transformer, rows) | special
     fields["dtype"] = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     export(model, rules(model.config.transformer, rows), folder, keep=_own(model), shard_size=shard_size)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    (folder / "tokenizer.json").write_text(text.to_json() + "\n")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(text.to_json() + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n', encoding="utf-8")
 
 
 def read_config(fields: Mapping) -> TransformerConfig:

@@ -131,7 +131,7 @@ def export(
         "metadata": {"total_size": sum(tensor.nbytes for _, tensor in named)},
         "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
     }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def materialise(module: nn.Module) -> None:

@@ -134,7 +134,7 @@ def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, st
     }
     save_weights(folder / WEIGHTS, kept, note=start)
     fields = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules)}
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def apply(model: LatentLM, folder: str | Path) -> None:
@@ -191,7 +191,7 @@ def _read_config(path: Path) -> tuple[float, str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
         kind, scale = fields["peft_type"], fields["lora_alpha"] / fields["r"]
     except (json.JSONDecodeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from None

@@ -187,7 +187,7 @@ class Tokenizer(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
-        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         save_weights(folder / "model.safetensors", self.state_dict())
 
     def load_weights(self, folder: str | Path) -> None:

@@ -188,8 +188,8 @@ class TextTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
-        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        (folder / "tokenizer.json").write_text(self.to_json() + "\n")
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        (folder / "tokenizer.json").write_text(self.to_json() + "\n", encoding="utf-8")
 
     def to_json(self) -> str:
         """The base vocabulary in the format of the `tokenizers` library."""
@@ -223,7 +223,7 @@ def _read_backend(path: Path, kind: str = "BPE") -> Backend:
     if not isinstance(model, dict) or model.get("type") != kind:
         what = {"BPE": "byte-level tokenizer", "WordLevel": "vocabulary of classes"}[kind]
         raise ValueError(f"{path}: not a {what} file: model.type is not {kind!r}")
-    return Backend.from_str(path.read_text())
+    return Backend.from_str(path.read_text(encoding="utf-8"))
 
 
 _WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -67,12 +67,12 @@ class SampleWriter:
         if pictures:
             save_image(contact_sheet(pictures), self.folder / f"step-{step:08d}-image.png")
         path = self.folder / f"step-{step:08d}.json"
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if self.held_out:
             scores = [self.pipeline.score(document) for document in self.held_out]
             bits = sum(s.text_nats for s in scores) / math.log(2) / sum(s.num_text_bytes for s in scores)
             truncate(self.folder / HELD_OUT, step - 1)  # what a run wrote that was stopped after its last checkpoint
-            with open(self.folder / HELD_OUT, "a") as log:
+            with open(self.folder / HELD_OUT, "a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": step, "losses": {"held-out bits per byte": bits}}) + "\n")
 
     def _choose(self, documents: Sequence[Sequence[Document]], guidance: float) -> None:
