@@ -132,7 +132,7 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
         "model": model.config.model_dump(mode="json"),
         "metadata": metadata or {},
     }
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     for name, tokenizer in tokenizers.items():
         tokenizer.save(folder / "tokenizers" / name)
 

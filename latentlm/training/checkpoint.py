@@ -88,7 +88,7 @@ class Checkpoints:
         (temporary / "state").mkdir(parents=True)
 
     def _complete(self, temporary: Path, final: Path, record: Mapping[str, Any]) -> None:
-        (temporary / "trainer.json").write_text(json.dumps(record))
+        (temporary / "trainer.json").write_text(json.dumps(record), encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.replace(temporary, final)
