@@ -32,7 +32,8 @@ HELD_OUT = "held_out.jsonl"
 
 
 class SampleWriter:
-    """Prompts are the condition segments of the sources' documents, taken in turn; `held_out` is text to score."""
+    """Prompts are the condition segments of the sources' documents, taken in turn; `held_out` is text to score, as far
+    as the context holds it."""
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class SampleWriter:
     ):
         self.pipeline = pipeline
         self.folder = folder
+        limit = pipeline.model.config.transformer.context_length
         texts = [d for d in held_out if all(isinstance(s, Text) for s in d.segments)]
+        texts = [d for d in texts if len(pipeline.encoder(d)) <= limit]
         self.held_out = texts[:: -(-len(texts) // NUM_HELD_OUT) or 1]  # spread over all sources
         self.requests: list[Request] = []
         self.real: list[str] = []
