@@ -58,7 +58,8 @@ def test_of_two_that_failed_the_one_that_a_signal_ended_is_named(tmp_path, capfd
 
 
 IMPATIENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from latentlm.training.distributed import launch
 launch(2, [sys.argv[1]])
 """
