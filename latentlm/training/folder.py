@@ -6,7 +6,6 @@ Place in the flow: below `run.py` and the demo, which ask here before they write
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ..config import Recipe
+from ..weights import replacing
 from .checkpoint import Checkpoints
 from .distributed import World
 
@@ -61,10 +61,8 @@ def _check(folder: Path, resume: bool) -> None:
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Put `recipe` into `folder`, whole or not at all: other processes may be reading the one before it."""
-    temporary = folder / f"{RECIPE}.tmp"
-    with naming(folder / RECIPE):
+    with replacing(folder / RECIPE) as temporary:
         temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-        os.replace(temporary, folder / RECIPE)
 
 
 @contextmanager
