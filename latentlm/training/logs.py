@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..weights import replacing
 from .folder import naming
 
 PLAIN_SECONDS = 15.0
@@ -122,10 +122,8 @@ def truncate(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in read_log(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    with naming(path):
+    with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(temporary, path)
 
 
 def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:
