@@ -71,6 +71,7 @@ app.command(
         "latentlm evaluate tiny --out tiny.json",
         "latentlm evaluate runs/demo --out demo.html --quick",
         "latentlm evaluate runs/demo --out guided.json --only digits --guidance 1.5",
+        "latentlm evaluate runs/mine --out mine.html --manifest held_out.jsonl",
     ),
 )
 app.command(

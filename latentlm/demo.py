@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .config import LatentLMRecipe, load_recipe
 
@@ -43,6 +42,7 @@ def run(
     from .data.sources import documents
     from .evaluation.evaluate import evaluate
     from .evaluation.page import write_report
+    from .evaluation.seen import Seen
     from .generation.pretrained import load
     from .training.distributed import default_processes
     from .training.folder import holds_run
@@ -65,7 +65,7 @@ def run(
     model = train(recipe, folder, processes=count)
     trained = time.perf_counter()
     pipeline = load(model)
-    report = evaluate(pipeline, **trained_on(recipe), quick=quick, title="The demo's model", progress=say)
+    report = evaluate(pipeline, seen=Seen.of(recipe), quick=quick, title="The demo's model", progress=say)
     report.add_seconds(
         setup=before,
         train=trained - ready,
@@ -79,14 +79,3 @@ def training_minutes(recipe: LatentLMRecipe, seconds_before: float) -> float:
     """The recipe's minutes, or fewer where more would take the whole past WHOLE_MINUTES."""
     left = WHOLE_MINUTES - AROUND_MINUTES - min(seconds_before / 60, SETUP_MINUTES)
     return min(recipe.training.max_minutes, left)
-
-
-def trained_on(recipe: LatentLMRecipe) -> dict[str, Any]:
-    """What `evaluate` must know of a recipe: the emoji it trains on (None: all of them), and whether it has phrases."""
-    from .data.embedded import emoji
-
-    limits = [source.limit for source in recipe.data.sources if source.name == "emoji"]
-    most = min(max((limit for limit in limits if limit is not None), default=0), len(emoji.load()))
-    names = None if None in limits else [item.name for item in emoji.subset(most)] if most else []
-    phrases = any(source.manifest or source.name in ("spoken_phrases", "speech") for source in recipe.data.sources)
-    return {"emoji_names": names, "phrases": phrases}

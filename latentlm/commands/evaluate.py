@@ -18,6 +18,7 @@ def evaluate(
     /,
     *,
     out: Path,
+    manifest: Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)] = (),
     only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     guidance: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     steps: int = 20,
@@ -25,7 +26,9 @@ def evaluate(
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
-    """Measure a model on the embedded data; every figure comes with its protocol and its reference.
+    """Measure a model on held-out data; every figure comes with its protocol and its reference.
+
+    On the embedded sources that it was trained on, and on the held-out manifests of its recipe.
 
     Parameters
     ----------
@@ -33,11 +36,14 @@ def evaluate(
         Checkpoint folder, run folder, hub id, or the packaged model "tiny".
     out
         File to write: .json for one flat object of figures, .html for a page with the samples.
+    manifest
+        Documents of your own that it was not trained on (JSONL), and nothing else; may be given several times.
     only
-        Only this part: digits, emoji, shapes, speech, text or reconstruction; may be given several times.
+        Only this part, whatever it was trained on: digits, emoji, shapes, speech, text, reconstruction or documents;
+        may be given several times.
     guidance
         A scale for all parts, or that of one as in digits=1.5; may be given several times. Digits 1, emoji 2, shapes 2,
-        speech 1.5 unless given.
+        speech 1.5, documents 2 unless given.
     steps
         Of the solver, a latent.
     quick
@@ -61,24 +67,25 @@ def evaluate(
     scales = _scales(guidance)
     from .. import load
     from ..config import parse_recipe
-    from ..demo import trained_on
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.page import render_page
     from ..evaluation.report import write_text
+    from ..evaluation.seen import Seen
     from ..generation.pretrained import read_metadata
 
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = "raw" if raw else "ema"
     pipeline, trained = load(model, weights=weights), read_metadata(model).get("recipe")
-    known = trained_on(parse_recipe(trained, f"{model}: recipe")) if trained else {}
+    seen = Seen.of(parse_recipe(trained, f"{model}: recipe")) if trained else Seen()
     report = run(
         pipeline,
-        tasks=only or None,
+        tasks=only or (("documents",) if manifest else None),
+        manifests=manifest or _there(seen.held_out),
         guidance=scales,
         steps=steps,
         seed=seed,
         weights=weights,
-        **known,
+        seen=seen,
         title=model,
         quick=quick,
         progress=_say,
@@ -111,6 +118,15 @@ def _scales(items: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
         scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)
     return scales
+
+
+def _there(manifests: Sequence[str]) -> list[str]:
+    """Those of a recipe that are still where it says; the others are named."""
+    found = [path for path in manifests if Path(path).is_file()]
+    for path in manifests:
+        if path not in found:
+            _say(f"{path}: the recipe's held-out manifest is not there; name another with --manifest")
+    return found
 
 
 def _say(line: str) -> None:

@@ -137,6 +137,7 @@ def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe
     refused = {
         "noise": "a tokenizer's is tokenizer.posterior",
         "task": "a tokenizer learns from all media of a source",
+        "held_out": "a tokenizer's samples are of the media that it learns from",
         "warped_copies": "a tokenizer learns from the media as they are",
     }
     for source in recipe.data.sources:

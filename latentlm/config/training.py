@@ -15,6 +15,9 @@ class SourceConfig(Config):
     name: str | None = None
     manifest: str | None = None
     task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
+    held_out: str | None = Field(
+        None, description="beside a manifest: another, whose documents are never learnt, only scored"
+    )
     weight: float = Field(1.0, gt=0)
     limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
     warped_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
@@ -26,6 +29,8 @@ class SourceConfig(Config):
     def _one(self):
         if (self.name is None) == (self.manifest is None):
             raise ValueError("give either name (an embedded source) or manifest (a JSONL path)")
+        if self.held_out is not None and self.manifest is None:
+            raise ValueError(f"held_out goes with a manifest; {self.name!r} has its own held-out split")
         return self
 
 

@@ -28,19 +28,25 @@ __all__ += ["media", "open_source"]
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """A JSONL manifest (`data.manifest`): documents as its lines say, all of them in "train"."""
+    """A JSONL manifest (`data.manifest`): documents as its lines say, in "train"; those of another are "held_out"."""
 
     path: str
+    held_out: str | None = None
     tasks: tuple[str, ...] = (ALL,)
 
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
-        """Documents of the first `limit` lines. Raises ValueError for a task other than "all", and for wrong lines."""
+        """Documents of the first `limit` lines (`held_out`: of all).
+
+        Raises ValueError for a task other than "all", and for wrong lines.
+        """
         check_split(split)
         if task != ALL:
             raise ValueError(
                 f"manifest {self.path}: its lines say what is the task, use task 'all' instead of {task!r}"
             )
-        return _open_manifest(self.path, limit) if split == "train" else ()
+        if split == "train":
+            return _open_manifest(self.path, limit)
+        return _open_manifest(self.held_out, None) if self.held_out else ()
 
     def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence[PILImage | Audio]:
         check_split(split)
@@ -49,7 +55,7 @@ class ManifestSource:
 
 def open_source(config: SourceConfig) -> Source | ManifestSource:
     """The source a recipe names. Raises ValueError for an unknown name, with the nearest known one."""
-    return ManifestSource(config.manifest) if config.manifest is not None else get_source(config.name)
+    return ManifestSource(config.manifest, config.held_out) if config.manifest is not None else get_source(config.name)
 
 
 def get_source(name: str) -> Source:

@@ -23,12 +23,12 @@ NUM_BARS = 64
 
 
 def read_losses(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Steps and values of every named loss in a train.jsonl and, where the run sampled, of its held-out text.
+    """Steps and values of every named loss in a train.jsonl and, where the run sampled, of what is beside it.
 
     A last line that a kill left incomplete is not read.
     """
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    held_out = Path(path).parent / "samples" / "held_out.jsonl"
+    held_out = Path(path).parent / "held_out.jsonl"
     lines = Path(path).read_bytes().split(b"\n")[:-1]
     lines += held_out.read_bytes().split(b"\n")[:-1] if held_out.is_file() else []
     for line in lines:

@@ -10,19 +10,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
+from ..data.manifest import Manifest
+from ..data.task_source import Concatenated
 from ..generation.generate import Pipeline
 from ..generation.latent import DEFAULT_SOLVER
+from .documents import evaluate_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
-from .protocol import QUICK, Protocol, check_tasks
+from .protocol import QUICK, TASKS, Protocol, check_tasks
 from .reconstruction import evaluate_images
 from .reconstruction import evaluate_speech as evaluate_speech_reconstruction
 from .report import Report
+from .seen import Seen
 from .speech import evaluate_speech
 from .text import evaluate_text
+
+EVERYTHING = Seen()
 
 
 def evaluate(
@@ -33,9 +40,9 @@ def evaluate(
     seed: int = 0,
     solver: str | None = None,
     weights: str = "ema",
-    emoji_names: Sequence[str] | None = None,
-    phrases: bool = True,
+    seen: Seen = EVERYTHING,
     tasks: Sequence[str] | None = None,
+    manifests: Sequence[str | Path] = (),
     quick: bool = False,
     title: str = "LatentLM",
     progress: Callable[[str], None] | None = None,
@@ -43,9 +50,9 @@ def evaluate(
     """Run every evaluation that the model allows; about two minutes for a small model on two cores.
 
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
-    for the record. emoji_names: those trained on, None for all. phrases: whether it was trained on any. What a model
-    was not trained on is left out, and the report says so. tasks: only some of `protocol.TASKS`. quick: fewer samples.
-    progress is told what begins. Raises ValueError for an unknown task, emoji or guidance key.
+    for the record. seen: what it was trained on; the rest is left out, and the report says so. tasks: only these of
+    `protocol.TASKS`, seen or not. manifests: documents that were held out. quick: fewer samples. progress is told what
+    begins. Raises ValueError for an unknown task, emoji or guidance key, and for what a manifest has wrong.
     """
     parameter = next(pipeline.model.parameters())
     protocol = Protocol(
@@ -59,12 +66,13 @@ def evaluate(
         protocol = replace(protocol, counts=QUICK)
     check_tasks(tasks or ())
     report = Report(title)
-    if not phrases:
+    if not seen.phrases:
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))
-    for task, run in _runs(pipeline, protocol, report, emoji_names).items():
-        if tasks is not None and task not in tasks:
+    documents = {str(path): Manifest(path) for path in manifests}
+    for task, run in _runs(pipeline, protocol, report, seen, documents).items():
+        if task not in (tasks or TASKS) or (task == "documents" and not documents and not tasks):
             continue
-        reason = _obstacle(task, pipeline, emoji_names)
+        reason = _obstacle(task, pipeline, seen, documents, asked=tasks is not None)
         if reason:
             report.leave_out(task, reason)
             continue
@@ -78,16 +86,18 @@ def evaluate(
 
 
 def _runs(
-    pipeline: Pipeline, protocol: Protocol, report: Report, emoji_names: Sequence[str] | None
+    pipeline: Pipeline, protocol: Protocol, report: Report, seen: Seen, manifests: Mapping[str, Manifest]
 ) -> dict[str, Callable[[], None]]:
     common = (pipeline, protocol, report)
+    documents, origin = Concatenated(list(manifests.values())), " and ".join(manifests)
     return {
         "text": lambda: evaluate_text(*common),
         "digits": lambda: evaluate_digits(*common),
-        "emoji": lambda: evaluate_emoji(*common, emoji_names),
+        "emoji": lambda: evaluate_emoji(*common, seen.emoji_names or None),
         "shapes": lambda: evaluate_shapes(*common),
         "speech": lambda: evaluate_speech(*common),
         "reconstruction": lambda: _reconstruct(*common),
+        "documents": lambda: evaluate_documents(*common, documents, origin),
     }
 
 
@@ -101,13 +111,15 @@ def _reconstruct(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
             run(pipeline, protocol, report)
 
 
-def _obstacle(task: str, pipeline: Pipeline, emoji_names: Sequence[str] | None) -> str | None:
-    """Why `task` cannot run with this model here, or None."""
+def _obstacle(task: str, pipeline: Pipeline, seen: Seen, manifests: Mapping, asked: bool) -> str | None:
+    """Why `task` cannot run with this model here, or None; asked: by name."""
     if task == "reconstruction":
         return None
     if pipeline.tokenizers["text"].is_classes:
         return "the model makes pictures of classes and knows no text"
-    if task == "emoji" and emoji_names is not None and not emoji_names:
+    if task == "documents":
+        return None if manifests else "no manifest of held-out documents was named"
+    if not asked and not seen.task(task):
         return "the model was not trained on any"
     modality = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
     return _lack(pipeline, modality, ("espeakng_loader", "pocketsphinx") if task == "speech" else ())

@@ -36,6 +36,11 @@ CARDS = {
     "shapes.held_out_draw_accuracy": "unseen shapes drawn",
     "shapes.held_out_caption_accuracy": "unseen shapes described",
     "text.bits_per_byte": "bits per byte of text",
+    "documents.bits_per_byte": "bits per byte, own texts",
+    "documents.exact_match": "own texts written right",
+    "documents.image_loss": "loss of own pictures",
+    "documents.speech_loss": "loss of own speech",
+    "documents.stop_rate": "own speech stops by itself",
     "seconds.train": "training time",
     "seconds.total": "everything",
 }
@@ -43,7 +48,7 @@ CARDS = {
 
 _THIN = "\u202f"  # a narrow space where no line breaks
 _MOST_DIGITS = 12  # more than a difference of figures can need
-_PERCENT = ("accuracy", "top1", "top1_all", "rate", "colour", "shape", "place", "accuracy_real", "wer")
+_PERCENT = ("accuracy", "top1", "top1_all", "match", "rate", "colour", "shape", "place", "accuracy_real", "wer")
 
 
 def write_report(report: Report, folder: str | Path, train_log: str | Path | None = None) -> None:
@@ -184,7 +189,10 @@ def _training(losses: dict[str, tuple[list[float], list[float]]]) -> str:
         f'<div class="card"><div class="name">{escape(name)}</div>{loss_curve(name, *curve)}</div>'
         for name, curve in losses.items()
     )
-    note = "Losses over steps: faint as logged, bold averaged. Text and end in nats, image and speech mean square."
+    note = (
+        "Losses over steps: faint as logged, bold averaged. Text and end in nats, image and speech mean square. "
+        "What is held out was never learnt; what is sampled are answers to training prompts."
+    )
     return f'<h2 id="training">Training</h2><p class="note">{note}</p><div class="curves">{charts}</div>'
 
 

@@ -12,8 +12,8 @@ from ..config.base import did_you_mean
 from ..generation.generate import Pipeline, Request
 from ..types import Document, GenerationOutput, Image, Speech, Text
 
-TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction")
-GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5}
+TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction", "documents")
+GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5, "documents": 2.0}
 """Guidance scale a task, unless another is given."""
 MAX_ANSWER_TOKENS = 64
 WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
@@ -33,11 +33,12 @@ class Counts:
     phrases: int = 40
     text_documents: int = 200
     reconstructions: int = 100
+    documents: int = 500
 
 
 QUICK = Counts(
     digits_per_class=10, captions=50, draws=20, emoji=20, shapes=20, words=20, phrases=8, text_documents=20,
-    reconstructions=20,
+    reconstructions=20, documents=20,
 )  # fmt: skip
 """For a smoke run: the same procedures on fewer samples; its figures are noisy and say so."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, 
 from .answer import Part, answer, collect
 from .engine import Engine
 from .prompts import make_prompt
+from .scores import Scores
 from .task import Task
 
 TARGETS = ("text", "image", "speech", "auto")
@@ -49,21 +50,6 @@ class Request:
     max_tokens: int = 256
     max_latents: int | None = None
     solver: str | None = None
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the model thinks of a document: nats of its text and of its span ends, mean diffusion loss a modality."""
-
-    text_nats: float
-    num_text_tokens: int
-    num_text_bytes: int
-    end_nats: float = 0.0
-    diffusion: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.text_nats / (0.6931471805599453 * max(1, self.num_text_bytes))
 
 
 class Pipeline:
@@ -273,6 +259,7 @@ class Pipeline:
             num_text_bytes=sum(len(s.text.encode()) for s in document.segments if isinstance(s, Text) and s.loss),
             end_nats=float(sums["end"]),
             diffusion={name: float(sums[name]) / counts[name] for name in dims if counts[name]},
+            num_latents={name: counts[name] for name in dims if counts[name]},
         )
 
 

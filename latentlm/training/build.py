@@ -6,14 +6,16 @@ Place in the flow: between `config.py` and `trainer.py`; `run.py` calls it in ev
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import DataConfig, LatentLMRecipe, MediaConfig, SpeechTokenizerConfig
+from ..config import DataConfig, LatentLMRecipe, MediaConfig, SourceConfig, SpeechTokenizerConfig
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
@@ -28,6 +30,7 @@ from ..tokenizers.media import image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
 from .distributed import World
+from .held_out import choose
 
 
 @dataclass
@@ -38,6 +41,7 @@ class LatentLMRun:
     tokenizers: dict
     loader: DocumentLoader
     documents: list[ResolvedDocuments]  # by source, media as latents
+    held_out: list[Document]  # to score while it trains, media as latents; in the main process alone
     identity: dict  # what a resumed run must agree on
 
 
@@ -48,14 +52,12 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     the text tokenizer. A model that is asked by scripts learns from documents that are laid out alike. What the model
     begins with is the same in every process.
     """
-    sources = [documents(source, "train") for source in recipe.data.sources]
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
-    if (start.model.config if start else recipe.model).prompt == "vibevoice":
-        names = (source.name or source.manifest for source in recipe.data.sources)
-        sources = [VibeVoiceDocuments(source, name) for source, name in zip(sources, names, strict=True)]
-    tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     configs = recipe.data.sources
+    as_scripts = (start.model.config if start else recipe.model).prompt == "vibevoice"
+    sources = [_laid_out(config, "train", as_scripts) for config in configs]
+    tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
     def prepare() -> None:
@@ -83,7 +85,26 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         world=world.size,
     )
     identity["fingerprints"] = {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}
-    return LatentLMRun(model, tokenizers, loader, resolved, identity)
+    held_out: list[Document] = []
+    if recipe.training.sample_every:
+        kinds = partial(_held_out_kinds, configs, as_scripts)
+        world.on_main(lambda: held_out.extend(choose(kinds(), cache, encoder, context)))
+    return LatentLMRun(model, tokenizers, loader, resolved, held_out, identity)
+
+
+def _laid_out(config: SourceConfig, split: str, as_scripts: bool) -> Sequence[Document]:
+    found = documents(config, split)
+    return VibeVoiceDocuments(found, config.name or config.manifest) if as_scripts else found
+
+
+def _held_out_kinds(configs: Sequence[SourceConfig], as_scripts: bool) -> list[list[Sequence[Document]]]:
+    """The held-out documents of sources of plain text, and those of all other sources that have any."""
+    kinds: list[list[Sequence[Document]]] = [[], []]
+    for config in configs:
+        found = _laid_out(config, "held_out", as_scripts)
+        if len(found):
+            kinds[config.task != "text"].append(found)
+    return kinds
 
 
 def _new_model(recipe: LatentLMRecipe, tokenizers: dict, backbone: Backbone | None) -> LatentLM:
@@ -159,12 +180,6 @@ def source_slug(source) -> str:
     name = source.name or f"{Path(source.manifest).stem}-{hashlib.sha256(source.manifest.encode()).hexdigest()[:8]}"
     copies = f"warped{source.warped_copies}" if source.warped_copies else None
     return "-".join(str(part) for part in (name, source.task, source.limit, copies) if part is not None)
-
-
-def held_out_text(config: DataConfig) -> list[Document]:
-    """Held-out documents of plain text, of all sources that have any."""
-    texts = [source for source in config.sources if source.task == "text"]
-    return [document for source in texts for document in documents(source, "held_out")]
 
 
 # ------------------------------------------------------------------- tokenizers

@@ -1,6 +1,7 @@
-"""What a run tells: `train.jsonl`, TensorBoard where asked for, and a progress bar or plain lines on stderr.
+"""What a run tells: `train.jsonl`, `held_out.jsonl`, TensorBoard where asked for, a progress bar or lines on stderr.
 
-Place in the flow: the trainer writes one record every `log_every` steps; only rank 0 has a log that is enabled.
+Place in the flow: the trainer writes one record every `log_every` steps, and one of what held-out documents and samples
+show every `sample_every`; only rank 0 has a log that is enabled.
 A resumed run first drops the lines beyond its checkpoint, so that every step is in the file once.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from ..weights import replacing
 from .folder import naming
 
+HELD_OUT = "held_out.jsonl"
 PLAIN_SECONDS = 15.0
 """Seconds between plain progress lines where stderr is no terminal."""
 
@@ -42,13 +44,14 @@ class TrainLog:
     ):
         self.enabled = enabled
         self.steps, self.minutes = steps, minutes
-        self.path = folder / "train.jsonl"
+        self.path, self.figures_path = folder / "train.jsonl", folder / HELD_OUT
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
         truncate(self.path, first_step)
+        truncate(self.figures_path, first_step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 closed in __exit__
         self._board = _board(folder / "tensorboard", first_step) if tensorboard else None
         self._bar = _bar(*self._place(first_step, first_seconds)) if sys.stderr.isatty() else None
@@ -81,6 +84,20 @@ class TrainLog:
             for name, value in _flat(record):
                 self._board.add_scalar(name, value, record["step"])
         self._show(record, last)
+
+    def write_figures(self, step: int, figures: Mapping[str, float]) -> None:
+        """What samples and held-out documents show at `step`, by name; nothing where there is none.
+
+        Raises OSError, which names the file, where the disk refuses.
+        """
+        if not self.enabled or not figures:
+            return
+        with naming(self.figures_path), open(self.figures_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "losses": figures}) + "\n")
+        if self._board:
+            for name, value in figures.items():
+                self._board.add_scalar(f"held_out/{name.replace(' ', '_')}", value, step)
+        self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
     def _show(self, record: Mapping[str, Any], last: bool) -> None:
         losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import LatentLMRecipe, Recipe, load_recipe, parse_recipe
 from ..generation.generate import Pipeline
@@ -27,10 +27,11 @@ from ..tokenizers.losses import loss_weights
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import MediaBatch
 from ..weights import save_weights
-from .build import LatentLMRun, build_latentlm, held_out_text, media_loader
+from .build import LatentLMRun, build_latentlm, media_loader
 from .checkpoint import CheckpointError
 from .distributed import World, finish, launch, start
 from .folder import RECIPE, claimed, holds_run, write_recipe
+from .held_out import HeldOut
 from .samples import ReconstructionWriter, SampleWriter
 from .trainer import NonFiniteLoss, Trainer
 
@@ -49,10 +50,10 @@ class ProcessFailed(RuntimeError):
 def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: bool = False) -> Path:
     """Train `recipe` into `folder`; returns the folder of the finished model.
 
-    folder/ gets recipe.yaml (once a checkpoint is accepted or there is none), train.jsonl, samples/, checkpoints/ and
-    model/, and adapter/ where one trains. Under torchrun every process calls this. Raises ValueError when the folder
-    is in use or holds another run, or one and `resume` is not asked for; ProcessFailed when a signal stops it or one of
-    several processes fails.
+    folder/ gets recipe.yaml (once a checkpoint is accepted or there is none), train.jsonl, held_out.jsonl, samples/,
+    checkpoints/ and model/, and adapter/ where one trains. Under torchrun every process calls this. Raises ValueError
+    when the folder is in use or holds another run, or one and `resume` is not asked for; ProcessFailed when a signal
+    stops it or one of several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -100,12 +101,16 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
         on_start=lambda: write_recipe(folder, recipe),
         write=partial(_write_adapted, run) if recipe.training.adapter else save_weights,
         on_export=lambda target: write_config(target, run.model, run.tokenizers, metadata),
-        on_sample=SampleWriter(
-            Pipeline(run.model, run.tokenizers), run.documents, held_out_text(recipe.data), folder / "samples"
-        ),
+        on_sample=_sampler(run, folder / "samples"),
         tensorboard=find_spec("tensorboard") is not None,
     )
     return trainer.fit().finished
+
+
+def _sampler(run: LatentLMRun, folder: Path) -> Callable[[nn.Module, int], dict[str, float]]:
+    pipeline = Pipeline(run.model, run.tokenizers)
+    write, held_out = SampleWriter(pipeline, run.documents, folder), HeldOut(pipeline, run.held_out)
+    return lambda model, step: write(model, step) | held_out()
 
 
 def _write_adapted(run: LatentLMRun, path: Path, weights: Mapping[str, Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 Place in the flow: 5, the trainer's `on_sample`; the loss alone does not tell when samples are good.
 `SampleWriter` is for language models: each source gives its first documents as prompts; written are step-…-image.png
-(a grid, prompts in the JSON), step-…-speech-….wav and step-….json; held_out.jsonl gains a line with the bits per byte
-of held-out text. `ReconstructionWriter` is for tokenizers: what they make of their own training media.
+(a grid, prompts in the JSON), step-…-speech-….wav and step-….json. `ReconstructionWriter` is for tokenizers: what they
+make of their own training media.
 """
 
 from __future__ import annotations
@@ -20,50 +20,40 @@ from ..generation.generate import Pipeline, Request
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.media import save_audio, save_image, tensor_to_image
 from ..types import Audio, Document, Image, MediaBatch, Speech, Text
-from .logs import truncate
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
-NUM_HELD_OUT = 40
 COLUMNS = 8
 """Pictures beside each other, each over its reconstruction."""
 SECONDS = 10
 """The most of a clip that a tokenizer is heard with."""
-HELD_OUT = "held_out.jsonl"
 
 
 class SampleWriter:
-    """Prompts are the condition segments of the sources' documents, taken in turn; `held_out` is text to score, as far
-    as the context holds it."""
+    """Prompts are the condition segments of the sources' documents, taken in turn."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        documents: Sequence[Sequence[Document]],
-        held_out: Sequence[Document],
-        folder: Path,
-        guidance: float = 2.0,
+        self, pipeline: Pipeline, documents: Sequence[Sequence[Document]], folder: Path, guidance: float = 2.0
     ):
         self.pipeline = pipeline
         self.folder = folder
-        limit = pipeline.model.config.transformer.context_length
-        texts = [d for d in held_out if all(isinstance(s, Text) for s in d.segments)]
-        texts = [d for d in texts if len(pipeline.encoder(d)) <= limit]
-        self.held_out = texts[:: -(-len(texts) // NUM_HELD_OUT) or 1]  # spread over all sources
         self.requests: list[Request] = []
         self.real: list[str] = []
         self._choose(documents, guidance)
 
-    def __call__(self, model: nn.Module, step: int) -> None:
-        """Write the samples of `step`."""
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Write the samples of `step`; returns the share of texts that are the real ones, and of speech that ended."""
         self.folder.mkdir(parents=True, exist_ok=True)
         outputs = self.pipeline.generate_batch(self.requests)
-        record, pictures = [], []
+        record, pictures, right, ended = [], [], [], []
         for number, (request, output, real) in enumerate(zip(self.requests, outputs, self.real, strict=True)):
             answer = output.segments[0]
             if isinstance(answer, Image):
                 pictures.append(answer.content)
             if isinstance(answer, Speech):
                 save_audio(answer.content, self.folder / f"step-{step:08d}-speech-{number}.wav")
+                ended.append(output.finish_reason == "stop")
+            if isinstance(answer, Text):
+                right.append(answer.text.strip() == real.strip())
             said = answer.text if isinstance(answer, Text) else None
             entry = {"prompt": _prompt_text(request.prompt), "to": request.to, "answer": said, "real": real}
             record.append(entry | {"finish_reason": output.finish_reason})
@@ -71,12 +61,8 @@ class SampleWriter:
             save_image(contact_sheet(pictures), self.folder / f"step-{step:08d}-image.png")
         path = self.folder / f"step-{step:08d}.json"
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if self.held_out:
-            scores = [self.pipeline.score(document) for document in self.held_out]
-            bits = sum(s.text_nats for s in scores) / math.log(2) / sum(s.num_text_bytes for s in scores)
-            truncate(self.folder / HELD_OUT, step - 1)  # what a run wrote that was stopped after its last checkpoint
-            with open(self.folder / HELD_OUT, "a", encoding="utf-8") as log:
-                log.write(json.dumps({"step": step, "losses": {"held-out bits per byte": bits}}) + "\n")
+        shares = {"sampled texts right": right, "sampled speech that ends": ended}
+        return {name: sum(found) / len(found) for name, found in shares.items() if found}
 
     def _choose(self, documents: Sequence[Sequence[Document]], guidance: float) -> None:
         left = {"image": NUM_IMAGES, "speech": NUM_UTTERANCES, "text": NUM_TEXTS}

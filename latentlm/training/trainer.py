@@ -50,7 +50,8 @@ class Trainer:
     on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none
     write         called on rank 0 with a path and the whole weights by name, to keep them there
     on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
-    on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps
+    on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps;
+                  the figures that it returns by name, if any, are logged
 
     Raises ValueError for a configuration that cannot run. Collective: every rank builds and fits one.
     """
@@ -69,7 +70,7 @@ class Trainer:
         on_start: Callable[[], None] | None = None,
         write: Callable[[Path, Mapping[str, Tensor]], None] = save_weights,
         on_export: Callable[[Path], None] | None = None,
-        on_sample: Callable[[nn.Module, int], None] | None = None,
+        on_sample: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
         tensorboard: bool = False,
     ):
         self.world = world or World()
@@ -121,7 +122,7 @@ class Trainer:
                 if step % self.config.save_every == 0 or done:
                     self.save()
                 if self.config.sample_every and step % self.config.sample_every == 0:
-                    self._sample()
+                    self._sample(log)
             finished = self.progress >= 1
             if not finished:
                 log.say(f"stopped at step {self.state.step}; checkpoint saved in {self.checkpoints.folder}")
@@ -233,14 +234,15 @@ class Trainer:
         self.last_losses = window.losses()
         return log_record(self.state, window, self.loss_weights, self.optimizers.learning_rate)
 
-    def _sample(self) -> None:
+    def _sample(self, log: TrainLog) -> None:
         """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""
         if self.world.is_main and self.on_sample:
             kept = random_state()
             self.model.eval()
             averaged = self.ema.applied(self.model) if self.ema else nullcontext()
             with torch.no_grad(), averaged, naming(self.folder):
-                self.on_sample(self.model, self.state.step)
+                figures = self.on_sample(self.model, self.state.step)
+            log.write_figures(self.state.step, figures or {})
             self.model.train()
             set_random_state(kept)
         self.world.barrier()

@@ -1,7 +1,8 @@
 """The commands in the documentation run. Blocks marked ```bash test or ```python test are taken, in order, by file.
 
 They run in an empty folder with the command line of this installation; a file that one block writes is there for the
-next. What trains for minutes is not marked.
+next. In blocks marked ```bash small every training takes two steps, on the example of docs/data_format.md, and what
+comes from a hub is a small folder of that name. The rest is not marked: what needs minutes, or another machine.
 """
 
 import os
@@ -10,17 +11,35 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from backbones import write_backbone
+from small import clip, picture
 
 import latentlm
+from latentlm.tokenizers.media import save_audio, save_image
 
 ROOT = Path(latentlm.__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
-BLOCK = re.compile(r"^```(bash|python) test\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(bash|python) (test|small)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SOURCES = "data.sources=[{manifest: pages.jsonl, held_out: kept.jsonl}]"
+SHORT = ("training.steps=2", "training.sample_every=1", "training.optimizer.warmup_steps=1", "training.threads=1")
 
 
-def blocks(text: str) -> list[tuple[str, str]]:
-    return BLOCK.findall(text)
+def blocks(text: str, kind: str = "test") -> list[tuple[str, str]]:
+    return [(language, code) for language, found, code in BLOCK.findall(text) if found == kind]
+
+
+def shortened(code: str) -> str:
+    """The same commands, each training short and on small data."""
+    lines = []
+    for line in code.splitlines():
+        command, comment, rest = line.partition("#")
+        if command.startswith("latentlm train"):
+            settings = SHORT if "data.sources=" in command else (SOURCES, *SHORT)
+            command = f"{command.rstrip()} " + " ".join(f"--set '{setting}' " for setting in settings)
+        lines.append(command + comment + rest)
+    return "\n".join(lines)
 
 
 def run_blocks(found: list[tuple[str, str]], folder: Path) -> None:
@@ -33,13 +52,38 @@ def run_blocks(found: list[tuple[str, str]], folder: Path) -> None:
     environment = os.environ | {"PATH": search, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for language, code in found:
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_the_commands_of_a_page_run(page, tmp_path):
     run_blocks(blocks(page.read_text(encoding="utf-8")), tmp_path)
+
+
+@pytest.mark.timeout(900)
+def test_the_trainings_of_the_readme_run(tmp_path):
+    """Tokenizer, model, two processes, evaluation on what was held out; conversion, backbone, adapter."""
+    for package in ("transformers", "peft"):
+        pytest.importorskip(package)
+    import tiny_vibevoice
+
+    example = re.search(r"^```jsonl\n(.*?)^```$", (ROOT / "docs/data_format.md").read_text("utf-8"), re.M | re.S)[1]
+    for name in ("pages", "kept", "mine"):
+        (tmp_path / f"{name}.jsonl").write_text(example, encoding="utf-8")
+    generator = np.random.default_rng(0)
+    save_image(picture(generator, 40), tmp_path / "apple.png")
+    save_audio(clip(generator, 16000), tmp_path / "hello.wav")
+    write_backbone(tmp_path / "SmolLM2-135M")
+    tiny_vibevoice.save(tiny_vibevoice.build(), tmp_path / "VibeVoice-1.5B")
+    found = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "small")
+    code = "".join(code for _, code in found)
+    assert (
+        len(re.findall("^latentlm (train|data|evaluate|convert) ", code, re.MULTILINE)) == len(code.splitlines()) == 8
+    )
+    run_blocks([(language, shortened(code)) for language, code in found], tmp_path)
+    assert "own pictures" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert latentlm.load(tmp_path / "runs" / "mine").generate("a", to="text", max_tokens=1)
 
 
 def test_the_readme_has_commands_to_test():

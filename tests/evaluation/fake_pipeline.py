@@ -9,7 +9,9 @@ import torch
 
 from latentlm.config import DiffusionConfig, TransformerConfig
 from latentlm.data.embedded import digits, emoji, shapes
-from latentlm.generation.generate import Request, Scores
+from latentlm.data.packing import DocumentEncoder
+from latentlm.generation.generate import Request
+from latentlm.generation.scores import Scores
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.types import Audio, Document, GenerationOutput, Image, Latents, Speech, Text
 
@@ -57,6 +59,7 @@ class FakePipeline:
         self.tokenizers = {"text": TextTokenizer(), "image": FakeTokenizer("image")}
         if clips:
             self.tokenizers["speech"] = FakeTokenizer("speech")
+        self.encoder = DocumentEncoder(self.tokenizers["text"])
         self.requests: list[Request] = []
         self.scans = {word: [d for d in digits.load("train") if d.word == word] for word in digits.WORDS}
         self.emoji = {item.name: item.image for item in emoji.load("train")}
@@ -69,7 +72,7 @@ class FakePipeline:
 
     def score(self, document: Document, seed: int = 0) -> Scores:
         """Two bits a byte."""
-        num = sum(len(s.text.encode()) for s in document.segments)
+        num = sum(len(s.text.encode()) for s in document.segments if isinstance(s, Text))
         return Scores(text_nats=2 * num * float(np.log(2)), num_text_tokens=num, num_text_bytes=num)
 
     def _answer(self, request: Request):

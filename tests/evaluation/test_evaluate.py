@@ -10,13 +10,13 @@ from PIL import Image as PILImage
 
 from latentlm.config import TransformerConfig, parse_recipe
 from latentlm.data.embedded import emoji
-from latentlm.demo import trained_on
 from latentlm.evaluation import evaluate as module
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.image import nearest, to_pixels
 from latentlm.evaluation.protocol import QUICK, TASKS, Protocol
 from latentlm.evaluation.reconstruction import psnr
 from latentlm.evaluation.report import NAMES, Figure, Report, interval, read_report
+from latentlm.evaluation.seen import Seen
 
 PICTURES = ("digits", "emoji", "shapes")
 RATES = (
@@ -30,6 +30,12 @@ RATES = (
     "shapes.seen_caption_accuracy",
     "shapes.answer_accuracy",
 )
+
+
+def recipe_of(*sources: dict, model: dict | None = None):
+    """A recipe with these sources, and tokenizers where no model brings them."""
+    rest = {"model": model} if model else {"tokenizers": {"image": "tiny", "speech": "tiny"}}
+    return parse_recipe({"kind": "latentlm", "data": {"sources": list(sources)}, **rest})
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +90,13 @@ def test_requests_carry_the_protocol():
 def test_emoji_are_searched_among_those_trained_on():
     names = [item.name for item in emoji.subset(10)]
     pipeline = FakePipeline()
-    report = evaluate(pipeline, tasks=["emoji"], quick=True, emoji_names=names)
+    report = evaluate(pipeline, tasks=["emoji"], quick=True, seen=Seen(emoji_names=names))
     assert sorted(request.prompt.segments[0].text for request in pipeline.requests) == sorted(names)
     assert "nearest of the 10 trained on" in report.figures["emoji.top1"].protocol
     assert report.figures["emoji.top1"].reference == 0.1
     assert report.figures["emoji.top1_all"].required is None
     with pytest.raises(ValueError, match="no emoji named 'blue apple'"):
-        evaluate(pipeline, tasks=["emoji"], quick=True, emoji_names=["blue apple"])
+        evaluate(pipeline, tasks=["emoji"], quick=True, seen=Seen(emoji_names=["blue apple"]))
 
 
 def test_all_emoji_are_asked_for_when_all_were_trained_on(right):
@@ -160,22 +166,35 @@ def test_a_model_of_classes_is_measured_as_far_as_it_goes():
     assert "reconstruction.digits_psnr" in report.figures
     reason = "not measured, the model makes pictures of classes and knows no text"
     flat = report.to_dict()
-    assert {flat[f"protocol.{task}"] for task in TASKS if task != "reconstruction"} == {reason}
+    assert {flat[f"protocol.{task}"] for task in TASKS if task not in ("reconstruction", "documents")} == {reason}
     assert flat["protocol.reconstruction.speech"] == "not measured, the model has no speech"
 
 
-def test_a_model_without_emoji_remembers_none():
-    report = evaluate(FakePipeline(), tasks=["emoji"], quick=True, emoji_names=[])
-    assert report.notes == ["emoji: not measured, the model was not trained on any."]
+def test_what_was_not_trained_on_is_left_out_unless_it_is_asked_for():
+    seen = Seen.of(recipe_of({"name": "digits", "task": "text_to_image"}))
+    report = evaluate(FakePipeline(), quick=True, seen=seen)
+    assert {name.split(".")[0] for name in report.figures} == {"digits", "reconstruction", "seconds"}
+    for task in ("emoji", "shapes", "text"):
+        assert f"{task}: not measured, the model was not trained on any." in report.notes
     assert report.to_dict()["protocol.emoji.top1"] == "not measured, the model was not trained on any"
+    asked = evaluate(FakePipeline(), quick=True, seen=seen, tasks=["text"])
+    assert "text.bits_per_byte" in asked.figures
+
+
+def test_a_recipe_tells_what_was_seen():
+    own = {"manifest": "a.jsonl", "held_out": "b.jsonl"}
+    seen = Seen.of(recipe_of(own, own, {"name": "prose", "task": "text"}))
+    assert seen.held_out == ("b.jsonl",)
+    assert [task for task in TASKS if seen.task(task)] == ["text", "reconstruction", "documents"]
+    assert all(map(Seen().task, TASKS))
+    tuned = Seen.of(recipe_of(own, model={"start": "tiny"}))  # what tiny has seen is not in this recipe
+    assert tuned == Seen(held_out=("b.jsonl",))
 
 
 @pytest.mark.parametrize(("limits", "num"), [([], 0), ([3], 3), ([3, 7], 7), ([5000], 1362), ([3, None], None)])
 def test_a_recipe_tells_which_emoji_it_trains_on(limits, num):
     emoji_sources = [{"name": "emoji", "task": "text_to_image", "limit": limit} for limit in limits]
-    sources = [{"name": "digits", "task": "text_to_image"}, *emoji_sources]
-    recipe = parse_recipe({"kind": "latentlm", "tokenizers": {"image": "tiny"}, "data": {"sources": sources}})
-    names = trained_on(recipe)["emoji_names"]
+    names = Seen.of(recipe_of({"name": "digits", "task": "text_to_image"}, *emoji_sources)).emoji_names
     assert (names if names is None else len(names)) == num
 
 

@@ -10,9 +10,9 @@ pytest.importorskip("espeakng_loader")
 
 from latentlm.config import parse_recipe
 from latentlm.data.embedded import phrases, speech
-from latentlm.demo import trained_on
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.recogniser import Recogniser, num_word_errors
+from latentlm.evaluation.seen import Seen
 from latentlm.evaluation.speech import Said, length_ratios, word_error_rate
 from latentlm.types import Audio
 
@@ -98,7 +98,7 @@ def test_real_clips_pass_and_wrong_ones_do_not(clips):
 
 
 def test_phrases_are_left_out_of_a_model_of_words_and_the_report_says_so(clips):
-    report = evaluate(FakePipeline(clips=clips), tasks=["speech"], quick=True, phrases=False)
+    report = evaluate(FakePipeline(clips=clips), tasks=["speech"], quick=True, seen=Seen(phrases=False))
     assert report.figures["speech.word_ratio"].value >= 0.9
     assert not [name for name in report.figures if "phrase" in name]
     assert (
@@ -111,7 +111,7 @@ def test_phrases_are_left_out_of_a_model_of_words_and_the_report_says_so(clips):
 def test_a_recipe_tells_whether_it_has_phrases(sources, phrases):
     listed = [{"name": name, "task": "text_to_speech"} for name in sources]
     recipe = parse_recipe({"kind": "latentlm", "tokenizers": {"speech": "tiny"}, "data": {"sources": listed}})
-    assert trained_on(recipe) == {"emoji_names": [], "phrases": phrases}
+    assert Seen.of(recipe) == Seen(frozenset(sources), [], phrases)
 
 
 def test_speech_reconstruction_falls_with_noise(clips):

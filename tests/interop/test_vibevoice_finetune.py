@@ -1,7 +1,6 @@
 """A VibeVoice in the layout of `transformers`, converted, then fine-tuned by the recipe: full and by LoRA."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,6 @@ import torch
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
-
 from tiny_vibevoice import HOP, build, save
 
 import latentlm

@@ -208,7 +208,7 @@ def test_an_adapter_killed_and_resumed_is_bit_identical(tmp_path):
 
     def run(folder):
         model, loader = adapted_model(), real_loader(2)
-        run = LatentLMRun(model, {}, loader, [], {"model.start": "real"})
+        run = LatentLMRun(model, {}, loader, [], [], {"model.start": "real"})
         return trainer(folder, model, loader, **settings, write=partial(_write_adapted, run))
 
     run(tmp_path / "whole").fit()

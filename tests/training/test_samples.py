@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 from small import clip, picture
 
 from latentlm.data.cache import LatentCache, ResolvedDocuments
@@ -22,19 +21,18 @@ def test_every_modality_is_sampled_and_written(pipeline, tmp_path):
         [Document((Text("plain"),))],
     ]
     cache = LatentCache({name: t for name, t in pipeline.tokenizers.items() if name != "text"})
-    writer = SampleWriter(pipeline, [ResolvedDocuments(source, cache) for source in sources], sources[3], tmp_path)
-    writer(pipeline.model, 7)
+    writer = SampleWriter(pipeline, [ResolvedDocuments(source, cache) for source in sources], tmp_path)
+    figures = writer(pipeline.model, 7)
     record = json.loads((tmp_path / "step-00000007.json").read_text())
     assert {entry["to"] for entry in record} == {"image", "speech", "text"}
     assert all(entry["answer"] is not None for entry in record if entry["to"] == "text")
     assert (tmp_path / "step-00000007-image.png").is_file()
     assert list(tmp_path.glob("step-00000007-speech-*.wav"))
-    (tmp_path / "held_out.jsonl").write_text('{"step": 6}\n{"step": 7}\n{"step": 14}\n')  # of a run stopped later
-    writer(pipeline.model, 7)
-    earlier, line = (tmp_path / "held_out.jsonl").read_text().splitlines()
-    assert json.loads(earlier) == {"step": 6}
-    expected = pipeline.score(sources[3][0]).bits_per_byte
-    assert json.loads(line) == {"step": 7, "losses": {"held-out bits per byte": pytest.approx(expected)}}
+    ended = [entry["finish_reason"] == "stop" for entry in record if entry["to"] == "speech"]
+    assert figures == {"sampled texts right": 0.0, "sampled speech that ends": sum(ended) / len(ended)}
+    answers = [entry["answer"] for entry in record if entry["to"] == "text"]
+    writer.real = [answers[0]] * len(writer.real)  # as if the model had said what is real
+    assert writer(pipeline.model, 7)["sampled texts right"] == answers.count(answers[0]) / len(answers)
 
 
 def test_a_contact_sheet_holds_every_picture():

@@ -1,0 +1,200 @@
+"""Documents of one's own, held out: what the model makes of them, and what it answers to their conditions.
+
+Place in the flow: a manifest that was not trained on ──▶ pipeline.score, generate ──▶ the report. Nothing is known of
+what pictures and sounds show, so what is generated is shown, not judged; losses stand beside what they become under
+the condition of another document: a model that does not listen to its conditions loses nothing by that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..data.cache import LatentCache
+from ..generation.generate import Pipeline
+from ..generation.scores import Scores, bits_per_byte, is_plain, mean_losses
+from ..types import Document, Image, Segment, Speech, Text
+from .protocol import Protocol, answer_media, answer_text, ask, before_answer
+from .recogniser import num_word_errors
+from .report import Exhibit, Gallery, Report, interval
+from .text import uniform_bits
+
+SHOWN = {"text": 16, "image": 24, "speech": 8}
+SPOKEN_SECONDS = 30.0
+"""An utterance that has not ended by then is cut."""
+
+
+def evaluate_documents(
+    pipeline: Pipeline, protocol: Protocol, report: Report, documents: Sequence[Document], origin: str
+) -> None:
+    """Losses of the documents (at most `counts.documents`, spread over all), and answers to those that end in one.
+
+    origin: where they come from, for the protocol. Raises ValueError for media that the model has no tokenizer of.
+    """
+    every = -(-len(documents) // protocol.counts.documents) or 1
+    chosen = [documents[i] for i in range(0, len(documents), every)]
+    cache = LatentCache({name: t for name, t in pipeline.tokenizers.items() if name != "text"})
+    limit = pipeline.model.config.transformer.context_length
+    fitting = [document for document in chosen if len(pipeline.encoder(cache.resolve(document))) <= limit]
+    if len(fitting) < len(chosen):
+        report.notes.append(f"documents: without {len(chosen) - len(fitting)} longer than the context.")
+    if not fitting:
+        report.leave_out("documents", "all are longer than the context" if chosen else "there are none")
+        return
+    plain = [document for document in fitting if is_plain(document)]
+    _score_texts(pipeline, protocol, report, plain, origin)
+    others = [cache.resolve(document) for document in fitting if not is_plain(document)]
+    _score_others(pipeline, protocol, report, others, origin)
+    for modality, answer in (("text", _write), ("image", _draw), ("speech", _say)):
+        asked = [document for document in fitting if _answer_of(document) == modality]
+        if asked:
+            answer(pipeline, protocol, report, asked, origin)
+
+
+# ------------------------------------------------------------------ losses
+
+
+def _score_texts(pipeline: Pipeline, protocol: Protocol, report: Report, texts: list[Document], origin: str) -> None:
+    scores = [pipeline.score(document, protocol.seed) for document in texts]
+    written = [s.text for document in texts for s in document.segments if isinstance(s, Text) and s.loss]
+    for value in bits_per_byte(scores).values():
+        report.add(
+            "documents.bits_per_byte",
+            value,
+            f"{len(texts)} texts of {origin}, ends included; {_how(protocol)}",
+            reference=uniform_bits(pipeline.tokenizers["text"], written) / sum(s.num_text_bytes for s in scores),
+            reference_name="every token equally likely",
+        )
+
+
+def _score_others(pipeline: Pipeline, protocol: Protocol, report: Report, others: list[Document], origin: str) -> None:
+    scores = [pipeline.score(document, protocol.seed) for document in others]
+    swapped = [pipeline.score(document, protocol.seed) for document in with_conditions_of_others(others)]
+    beside = mean_losses(swapped)
+    for name, loss in mean_losses(scores).items():
+        unit = "nats a token" if name == "text" else "diffusion loss a latent, timesteps and noise as in training"
+        report.add(
+            f"documents.{name}_loss",
+            loss,
+            f"{_num_with(name, scores)} documents of {origin} with {name} to give; {unit}; {_how(protocol)}",
+            reference=beside[name],
+            reference_name="under another's condition",
+        )
+
+
+def with_conditions_of_others(documents: Sequence[Document]) -> list[Document]:
+    """Each document with the conditions of the next that is made alike and given something else; or as it is."""
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for index, document in enumerate(documents):
+        alike[tuple((s.modality, s.condition) for s in document.segments)].append(index)
+    swapped = list(documents)
+    for group in alike.values():
+        for place, index in enumerate(group):
+            given = _conditions(documents[index])
+            following = (_conditions(documents[other]) for other in group[place + 1 :] + group[:place])
+            other = iter(next((those for those in following if _content(those) != _content(given)), given))
+            segments = tuple(next(other) if s.condition else s for s in documents[index].segments)
+            swapped[index] = documents[index].with_segments(segments)
+    return swapped
+
+
+def _conditions(document: Document) -> list[Segment]:
+    return [segment for segment in document.segments if segment.condition]
+
+
+def _content(segments: list[Segment]) -> list:
+    """To compare by: equal texts are equal, media are where they are the same file."""
+    return [s.text if isinstance(s, Text) else id(s.content) for s in segments]
+
+
+def _num_with(name: str, scores: Sequence[Scores]) -> int:
+    return sum((s.num_text_bytes if name == "text" else s.num_latents.get(name, 0)) > 0 for s in scores)
+
+
+# ------------------------------------------------------------------ answers
+
+
+def _answer_of(document: Document) -> str | None:
+    """The modality of the last segment, where that is the only target and something is given before it."""
+    *given, last = document.segments
+    return last.modality if given and last.loss and not any(segment.loss for segment in given) else None
+
+
+def _write(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[Document], origin: str) -> None:
+    wanted = [document.segments[-1].text.strip() for document in asked]
+    outputs = ask(pipeline, [before_answer(document) for document in asked], "text", protocol, "documents")
+    answers = [answer_text(output) for output in outputs]
+    right = [answer == text for answer, text in zip(answers, wanted, strict=True)]
+    how = protocol.describe(f"{len(asked)} documents of {origin} that end in a text to give")
+    rate = float(np.mean(right))
+    report.add(
+        "documents.exact_match",
+        rate,
+        f"{how}; the text is the real one",
+        reference=Counter(wanted).most_common(1)[0][1] / len(wanted),
+        reference_name="the most frequent text",
+        error=interval(rate, len(right)),
+    )
+    errors = sum(num_word_errors(answer, text) for answer, text in zip(answers, wanted, strict=True))
+    report.add("documents.wer", errors / sum(len(text.split()) for text in wanted), f"{how}; word error rate")
+    exhibits = [
+        replace(_exhibit(document, answer), title=f"{_given(document)} → {text}", mark=ok)
+        for document, answer, text, ok in zip(asked, answers, wanted, right, strict=True)
+    ]
+    note = "What was given → the real text, and what the model wrote."
+    for name, title, heard in (("text", "Texts written", False), ("sounds", "Sounds written down", True)):
+        some = tuple(item for item in exhibits if (item.sound is not None) == heard)
+        if some:
+            report.galleries.append(Gallery(f"documents-{name}", title, note, some[: SHOWN["text"]]))
+
+
+def _draw(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[Document], origin: str) -> None:
+    shown = asked[: SHOWN["image"]]
+    outputs = ask(pipeline, [before_answer(document) for document in shown], "image", protocol, "documents")
+    exhibits = tuple(
+        replace(_exhibit(document), picture=answer_media(output), reference=document.segments[-1].content)
+        for document, output in zip(shown, outputs, strict=True)
+    )
+    note = protocol.describe(f"Left the picture of {origin}, right what the model drew", "documents") + "."
+    report.galleries.append(Gallery("documents-image", "Pictures drawn", note, exhibits))
+
+
+def _say(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[Document], origin: str) -> None:
+    shown = asked[: SHOWN["speech"]]
+    prompts = [before_answer(document) for document in shown]
+    outputs = ask(pipeline, prompts, "speech", protocol, "documents", SPOKEN_SECONDS)
+    lengths = [document.segments[-1].content.seconds for document in shown]
+    exhibits = tuple(
+        replace(_exhibit(document, f"{'ended' if output.finish_reason == 'stop' else 'cut'}; real {seconds:.1f} s"),
+                sound=answer_media(output))
+        for document, output, seconds in zip(shown, outputs, lengths, strict=True)
+    )  # fmt: skip
+    ended = [output.finish_reason == "stop" for output in outputs]
+    how = protocol.describe(f"{len(shown)} documents of {origin} that end in speech to give", "documents")
+    rate = float(np.mean(ended))
+    report.add("documents.stop_rate", rate, f"{how}; ended by the model itself", error=interval(rate, len(ended)))
+    said = sum(answer_media(output).seconds for output in outputs)
+    report.add(
+        "documents.length_ratio", said / sum(lengths), f"{how}; seconds said over the real", reference=1.0,
+        reference_name="real",
+    )  # fmt: skip
+    report.galleries.append(Gallery("documents-speech", "Speech said", how + ".", exhibits))
+
+
+def _exhibit(document: Document, text: str = "") -> Exhibit:
+    """What was given in words, with its first picture or, where there is none, its sound."""
+    given = document.segments[:-1]
+    picture = next((s.content for s in given if isinstance(s, Image)), None)
+    sound = None if picture else next((s.content for s in given if isinstance(s, Speech)), None)
+    return Exhibit(_given(document), text, picture=picture, sound=sound)
+
+
+def _given(document: Document) -> str:
+    return " ".join(s.text.strip() if isinstance(s, Text) else f"[{s.modality}]" for s in document.segments[:-1])
+
+
+def _how(protocol: Protocol) -> str:
+    return f"{protocol.weights} weights, {protocol.dtype}, seed {protocol.seed}"

@@ -1,0 +1,134 @@
+"""Documents of one's own: their losses, answers to them, and what the losses become under other conditions."""
+
+import json
+
+import numpy as np
+import pytest
+from fake_pipeline import FakePipeline
+from small import clip, picture
+
+from latentlm import cli
+from latentlm.data.embedded import digits, shapes
+from latentlm.data.embedded.digits import WORDS
+from latentlm.evaluation.documents import evaluate_documents, with_conditions_of_others
+from latentlm.evaluation.evaluate import evaluate
+from latentlm.evaluation.page import render_page
+from latentlm.evaluation.protocol import Protocol
+from latentlm.evaluation.report import Report
+from latentlm.types import Document, Image, Speech, Text
+
+GIVEN = {"condition": True, "loss": False}
+generator = np.random.default_rng(0)
+RED, BLUE = picture(generator), picture(generator)
+SOUND = clip(generator)
+
+
+def measured(pipeline, documents, **protocol) -> Report:
+    report = Report()
+    evaluate_documents(pipeline, Protocol(steps=2, **protocol), report, documents, "own.jsonl")
+    return report
+
+
+def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
+    documents = [
+        Document((Text("a plain text"),)),
+        Document((Text("red", **GIVEN), Image(RED))),
+        Document((Text("blue", **GIVEN), Image(BLUE))),
+        Document((Image(RED, **GIVEN), Text("red"))),
+        Document((Text("hello", **GIVEN), Speech(SOUND))),
+        Document((Speech(SOUND, **GIVEN), Text("hello"))),
+        Document((Text("An apple "), Image(RED), Text(" and nothing else."))),
+    ]
+    report = measured(pipeline, documents)
+    names = "bits_per_byte text_loss image_loss speech_loss exact_match wer stop_rate length_ratio"
+    assert set(report.figures) == {f"documents.{name}" for name in names.split()}
+    assert [g.name for g in report.galleries] == [f"documents-{name}" for name in ("text", "sounds", "image", "speech")]
+    assert [len(g.exhibits) for g in report.galleries] == [1, 1, 2, 1]
+    assert report.galleries[0].exhibits[0].title == "[image] → red"
+    assert report.galleries[2].exhibits[0].reference is RED
+    assert "7 documents" not in report.figures["documents.image_loss"].protocol
+    assert report.figures["documents.image_loss"].protocol.startswith("3 documents of own.jsonl with image to give")
+    page = render_page(report)
+    assert "own texts written right" in page
+    assert "Sounds written down" in page
+
+
+def test_losses_are_those_of_score_and_stand_beside_those_under_other_conditions(pipeline):
+    documents = [Document((Text(word, **GIVEN), Image(image))) for word, image in (("red", RED), ("blue", BLUE))]
+    figure = measured(pipeline, documents).figures["documents.image_loss"]
+    swapped = [Document((Text(word, **GIVEN), Image(image))) for word, image in (("blue", RED), ("red", BLUE))]
+    own, others = ([pipeline.score(d).diffusion["image"] for d in these] for these in (documents, swapped))
+    assert figure.value == pytest.approx(np.mean(own), rel=1e-5)
+    assert figure.reference == pytest.approx(np.mean(others), rel=1e-5)
+    assert figure.value != figure.reference
+
+
+def test_conditions_are_swapped_within_a_kind_for_others():
+    one, two = Document((Text("one", **GIVEN), Image(RED))), Document((Text("two", **GIVEN), Image(BLUE)))
+    again, alone = Document((Text("one", **GIVEN), Image(BLUE))), Document((Image(RED, **GIVEN), Text("one")))
+    free = Document((Text("free"), Image(RED)))
+    found = with_conditions_of_others([one, again, two, alone, free])
+    assert [d.segments[0].text for d in found[:3]] == ["two", "two", "one"]
+    assert [d.segments[1] for d in found[:3]] == [d.segments[1] for d in (one, again, two)]
+    assert found[3:] == [alone, free]
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_right_answers_score_high_and_wrong_ones_low(wrong):
+    pairs = [(item.image, WORDS[item.label]) for item in digits.load("held_out")[:30]]
+    documents = [Document((Image(image, **GIVEN), Text(word))) for image, word in pairs]
+    figures = measured(FakePipeline(wrong=wrong), documents).figures
+    assert figures["documents.exact_match"].value == 1 - wrong
+    assert figures["documents.wer"].value == 2 * wrong  # two words in place of one
+    words = [word for _, word in pairs]
+    assert figures["documents.exact_match"].reference == max(map(words.count, words)) / 30
+
+
+def test_what_the_context_cannot_hold_is_left_out_and_counted(pipeline):
+    limit = pipeline.model.config.transformer.context_length
+    long, short = Document((Text("a" * limit),)), Document((Text("b"),))
+    report = measured(pipeline, [long, short])
+    assert report.notes == ["documents: without 1 longer than the context."]
+    assert report.figures["documents.bits_per_byte"].protocol.startswith("1 texts")
+    report = measured(pipeline, [long])
+    assert not report.figures
+    assert report.to_dict()["protocol.documents"] == "not measured, all are longer than the context"
+
+
+def test_a_manifest_is_measured_only_where_there_is_one(tmp_path):
+    quiet = evaluate(FakePipeline(), quick=True, tasks=None)
+    assert not [note for note in quiet.notes if "documents" in note]
+    asked = evaluate(FakePipeline(), quick=True, tasks=["documents"])
+    assert asked.notes == ["documents: not measured, no manifest of held-out documents was named."]
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    lines = [[{"text": shapes.sentence("held_out", number)}] for number in range(2)]
+    lines += [[{"text": "seven", "condition": True}, {"text": " is a number"}]]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps({"segments": line}) + "\n" for line in lines))
+    return tmp_path / "own.jsonl"
+
+
+def test_the_command_measures_a_manifest_and_nothing_else(manifest, capsys):
+    out = manifest.with_name("own.json")
+    cli.main(["evaluate", "tiny", "--manifest", str(manifest), "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert 0 < found["documents.bits_per_byte"] < found["reference.documents.bits_per_byte"]
+    assert found["documents.exact_match"] == 0
+    assert found["digits.prompt_accuracy"] is None
+    assert "3 texts of" in found["protocol.documents.bits_per_byte"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no such manifest"), ('{"segments": [{"txt": "a"}]}\n', "own.jsonl:1: unknown key 'segments.0.txt'")],
+)
+def test_what_is_wrong_with_a_manifest_is_one_line(manifest, capsys, text, message):
+    manifest.unlink()
+    if text:
+        manifest.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "tiny", "--manifest", str(manifest), "--out", str(manifest.with_name("own.json"))])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
