@@ -3,11 +3,13 @@
 import pytest
 import torch
 from small import random_latents, small_model
+from torch import nn
 
 import latentlm.model.latentlm
-from latentlm.config import ModelConfig
+from latentlm.config import DiffusionHeadConfig, ModelConfig
 from latentlm.data.packing import DocumentEncoder, Packer, pack
 from latentlm.generation.pretrained import modality_specs
+from latentlm.model.heads import DiffusionHead
 from latentlm.model.latentlm import LatentLM
 from latentlm.types import Document, Image, Speech, Text
 
@@ -136,7 +138,6 @@ def test_rounding_up_to_tiles_changes_shapes_alone(tokenizers, documents, monkey
 
 def test_a_fresh_head_predicts_zero(tokenizers):
     from latentlm.generation.pretrained import modality_specs
-    from latentlm.model.latentlm import LatentLM
 
     text = tokenizers["text"]
     model = LatentLM(small_model(tokenizers).config, text.vocab_size, text.special, modality_specs(tokenizers))
@@ -149,6 +150,19 @@ def test_timestep_embedding_tells_998_from_1000_in_bf16(tokenizers):
     head = small_model(tokenizers).heads["image"].bfloat16()
     near, far = head.timestep(torch.tensor([998.39, 1000.0]))
     assert not torch.equal(near, far)
+
+
+@pytest.mark.parametrize(("depth", "bound"), [(3, 0.015), (12, 0.025)])
+def test_a_head_in_bf16_stays_near_the_head_in_fp32(depth, bound):
+    torch.manual_seed(0)
+    head = DiffusionHead(64, 16, DiffusionHeadConfig(num_layers=depth))
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    noisy, t, hidden = torch.randn(500, 16), torch.randint(0, 1000, (500,)), torch.randn(500, 64)
+    with torch.no_grad():
+        exact = head(noisy, t, hidden)
+        half = head.bfloat16()(noisy.bfloat16(), t, hidden.bfloat16()).float()
+    assert (half - exact).norm() / exact.norm() < bound
 
 
 def test_mean_targets_are_an_option(tokenizers, documents):
