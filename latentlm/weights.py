@@ -42,6 +42,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """UTF-8, whole or not at all. Raises OSError naming `path` where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def save_weights(
     path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None, note: str | None = None
 ) -> None:

@@ -69,9 +69,9 @@ def evaluate(
     from ..config import parse_recipe
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.page import render_page
-    from ..evaluation.report import write_text
     from ..evaluation.seen import Seen
     from ..generation.pretrained import read_metadata
+    from ..weights import write_text
 
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = "raw" if raw else "ema"

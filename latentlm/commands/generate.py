@@ -155,8 +155,8 @@ def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
 
 def write(made: Text | Image, out: Path | None) -> None:
     """The answer into `out`, or a text to the terminal."""
-    from ..evaluation.report import write_text
     from ..tokenizers.media import save_image
+    from ..weights import write_text
 
     if out is None:
         print(made.text)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..types import Audio
+from ..weights import write_text
 from .curves import loss_curve, read_losses, waveform
-from .report import Exhibit, Figure, Gallery, Report, write_text
+from .report import Exhibit, Figure, Gallery, Report
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

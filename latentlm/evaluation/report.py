@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..types import Audio
+from ..weights import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -165,25 +165,13 @@ class Report:
         return flat | protocols
 
     def save_json(self, path: str | Path) -> None:
-        """Write the flat object, atomically. ValueError names a path that cannot be written."""
+        """Write the flat object, atomically. OSError names a path that cannot be written."""
         write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def read_report(path: str | Path) -> Mapping[str, float | str | None]:
     """The flat object of a report.json."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Whole or not at all, by way of a temporary file. ValueError names a path that cannot be written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def interval(accuracy: float, num: int) -> float:

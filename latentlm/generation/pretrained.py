@@ -20,7 +20,7 @@ from ..model.latentlm import LatentLM, ModalitySpec
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer, read_config
 from ..types import FEATURES, MODALITIES
-from ..weights import load_weights
+from ..weights import load_weights, write_text
 from .generate import Pipeline
 
 PACKAGED = resources.files("latentlm") / "pretrained"
@@ -132,7 +132,7 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
         "model": model.config.model_dump(mode="json"),
         "metadata": metadata or {},
     }
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
     for name, tokenizer in tokenizers.items():
         tokenizer.save(folder / "tokenizers" / name)
 

@@ -27,6 +27,7 @@ from ..generation.generate import Pipeline
 from ..model.latentlm import LatentLM
 from ..model.layers import ffn_width
 from ..tokenizers.text import TextTokenizer
+from ..weights import write_text
 from .mapping import SHARD_SIZE, Rule, export, fill
 from .source import Source, locate
 
@@ -146,9 +147,9 @@ def save(pipeline: Pipeline, folder: str | Path, *, shard_size: int = SHARD_SIZE
     fields = write_fields(model.config.transformer, rows) | special
     fields["dtype"] = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     export(model, rules(model.config.transformer, rows), folder, keep=_own(model), shard_size=shard_size)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    (folder / "tokenizer.json").write_text(text.to_json() + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n', encoding="utf-8")
+    write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
+    write_text(folder / "tokenizer.json", text.to_json() + "\n")
+    write_text(folder / "tokenizer_config.json", '{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
 
 
 def read_config(fields: Mapping) -> TransformerConfig:

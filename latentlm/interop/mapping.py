@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..weights import misfits, save_weights
+from ..weights import misfits, save_weights, write_text
 from .source import Source
 
 SHARD_SIZE = 5_000_000_000
@@ -131,7 +131,7 @@ def export(
         "metadata": {"total_size": sum(tensor.nbytes for _, tensor in named)},
         "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
     }
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
 def materialise(module: nn.Module) -> None:

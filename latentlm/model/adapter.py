@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from ..weights import fingerprint, misfits, read_note, read_weights, save_weights
+from ..weights import fingerprint, misfits, read_note, read_weights, save_weights, write_text
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -134,7 +134,7 @@ def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, st
     }
     save_weights(folder / WEIGHTS, kept, note=start)
     fields = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules)}
-    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def apply(model: LatentLM, folder: str | Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..config import FORMAT_VERSION, ConvImageTokenizerConfig, ImageTokenizerConfig, SpeechTokenizerConfig
 from ..types import Latents, MediaBatch
-from ..weights import fingerprint, load_weights, save_weights
+from ..weights import fingerprint, load_weights, save_weights, write_text
 from .sigma_vae import Posterior, RunningMoments
 
 MEDIA_PER_CALL = 32
@@ -187,7 +187,7 @@ class Tokenizer(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
-        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
         save_weights(folder / "model.safetensors", self.state_dict())
 
     def load_weights(self, folder: str | Path) -> None:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from ..config import FORMAT_VERSION, TextTokenizerConfig, describe, read_json
 from ..types import MODALITIES
+from ..weights import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -188,8 +189,8 @@ class TextTokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
-        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        (folder / "tokenizer.json").write_text(self.to_json() + "\n", encoding="utf-8")
+        write_text(folder / "config.json", json.dumps(fields, indent=2) + "\n")
+        write_text(folder / "tokenizer.json", self.to_json() + "\n")
 
     def to_json(self) -> str:
         """The base vocabulary in the format of the `tokenizers` library."""

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ..config import Recipe
-from ..weights import replacing
+from ..weights import write_text
 from .checkpoint import Checkpoints
 from .distributed import World
 
@@ -61,8 +61,7 @@ def _check(folder: Path, resume: bool) -> None:
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Put `recipe` into `folder`, whole or not at all: other processes may be reading the one before it."""
-    with replacing(folder / RECIPE) as temporary:
-        temporary.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..weights import replacing
+from ..weights import write_text
 from .folder import naming
 
 HELD_OUT = "held_out.jsonl"
@@ -139,8 +139,7 @@ def truncate(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in read_log(path) if record["step"] <= step]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -20,6 +20,7 @@ from ..generation.generate import Pipeline, Request
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.media import save_audio, save_image, tensor_to_image
 from ..types import Audio, Document, Image, MediaBatch, Speech, Text
+from ..weights import write_text
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
 COLUMNS = 8
@@ -60,7 +61,7 @@ class SampleWriter:
         if pictures:
             save_image(contact_sheet(pictures), self.folder / f"step-{step:08d}-image.png")
         path = self.folder / f"step-{step:08d}.json"
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         shares = {"sampled texts right": right, "sampled speech that ends": ended}
         return {name: sum(found) / len(found) for name, found in shares.items() if found}
 

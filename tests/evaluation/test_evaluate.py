@@ -226,7 +226,7 @@ def test_numbers_that_are_not_finite_are_null_and_do_not_pass(tmp_path):
     assert not report.passed
     report.save_json(tmp_path / "report.json")
     assert json.loads((tmp_path / "report.json").read_text())["digits.frechet_ratio"] is None
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         report.save_json(tmp_path / "nowhere" / "report.json")
 
 
