@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..types import Audio
 from ..weights import replacing
+from .sound_file import SoundFileWriter, read_sound
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -118,11 +119,9 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
 
     A float file may hold NaN and infinities, which are refused: one of them would spoil all latents of its clip.
     """
-    import soundfile
-
     path = _existing(path)
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (N, channels)
+        samples, rate = read_sound(path)  # (N, channels)
     except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
         raise ValueError(f"{path}: not a readable sound file ({one_line(error)})") from None
     if not np.isfinite(samples).all():
@@ -138,13 +137,11 @@ def save_audio(audio: Audio, path: str | Path) -> None:
 
     ValueError for a suffix that libsndfile lacks and for a path that cannot be written.
     """
-    import soundfile
-
     samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
     try:
-        with _target(path) as target:
-            soundfile.write(str(target), samples, audio.sample_rate)
-    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        with _target(path) as target, SoundFileWriter(target, audio.sample_rate) as file:
+            file.write(samples)
+    except (RuntimeError, TypeError, ValueError, OSError) as error:  # libsndfile's are RuntimeErrors
         raise ValueError(f"{path}: cannot write the sound ({one_line(error)})") from None
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..types import Audio
 from .media import one_line
-
-if TYPE_CHECKING:
-    from soundfile import SoundFile
+from .sound_file import SoundFileWriter
 
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 LARGEST = 2**32 - HEADER.size
@@ -47,10 +44,10 @@ class Recording:
         samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
         try:
             if self._file is None:
-                open_file = _WavFile if self.path.suffix.lower() == ".wav" else _sound_file
+                open_file = _WavFile if self.path.suffix.lower() == ".wav" else SoundFileWriter
                 self._file, self.sample_rate = open_file(self.path, audio.sample_rate), audio.sample_rate
             self._file.write(samples)
-        except (OSError, RuntimeError) as error:  # libsndfile's are RuntimeErrors
+        except (OSError, RuntimeError, TypeError, ValueError) as error:  # libsndfile's are RuntimeErrors
             raise ValueError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
         self.num_samples += len(audio.samples)
 
@@ -67,15 +64,6 @@ class Recording:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-def _sound_file(path: Path, sample_rate: int) -> SoundFile:
-    import soundfile
-
-    try:
-        return soundfile.SoundFile(str(path), "w", sample_rate, 1)
-    except (TypeError, ValueError) as error:  # of a format that libsndfile lacks
-        raise ValueError(f"{path}: cannot write the sound ({one_line(error)})") from None
 
 
 class _WavFile:
@@ -97,7 +85,7 @@ class _WavFile:
     def write(self, samples: np.ndarray) -> None:
         data = (samples * 32768).round().clip(-32768, 32767).astype("<i2").tobytes()
         if self.size + len(data) > LARGEST:
-            raise ValueError(f"{self.path}: a WAV file holds at most 4 GiB; write .flac instead")
+            raise ValueError("a WAV file holds at most 4 GiB; write .flac instead")
         self._put(HEADER.size + self.size, data)
         self.size += len(data)
         self._put(0, self._header())

@@ -137,6 +137,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:
         loss_weights=loss_weights(recipe),
         identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
         on_start=lambda: write_recipe(folder, recipe),
+        write=None,  # raw and not calibrated, they would be no tokenizer
         on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
         on_sample=ReconstructionWriter(sources, folder / "samples"),
         tensorboard=find_spec("tensorboard") is not None,
@@ -151,7 +152,6 @@ def _export_tokenizer(trainer: Trainer, tokenizer, sources: list[list], folder: 
         tokenizer.eval()
         found = tokenizer.calibrate(_batches(tokenizer, items))
         tokenizer.save(folder)
-    (folder / "ema.safetensors").unlink(missing_ok=True)
     std, absolute = (None if value is None else value.tolist() for value in (found.std, found.c_sigma_absolute))
     print(f"calibrated on {found.num_latents} latents: std(μ) {std}, C_σ absolute {absolute}")
 

@@ -48,7 +48,7 @@ class Trainer:
     identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
     metadata      JSON values kept in every checkpoint, for people
     on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none
-    write         called on rank 0 with a path and the whole weights by name, to keep them there
+    write         called on rank 0 with a path and the whole weights by name, to keep them there; None: `on_export` does
     on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
     on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps;
                   the figures that it returns by name, if any, are logged
@@ -68,7 +68,7 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         on_start: Callable[[], None] | None = None,
-        write: Callable[[Path, Mapping[str, Tensor]], None] = save_weights,
+        write: Callable[[Path, Mapping[str, Tensor]], None] | None = save_weights,
         on_export: Callable[[Path], None] | None = None,
         on_sample: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
         tensorboard: bool = False,
@@ -289,12 +289,13 @@ class Trainer:
         `on_export`. Collective. Raises OSError, which names the file, where the disk refuses."""
         folder = Path(folder)
         self.world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
-        self._export_weights(folder / "model.safetensors", {})
-        if self.ema:
-            self._export_weights(folder / "ema.safetensors", self.ema.tensors())
+        if self.write:
+            self._export_weights(self.write, folder / "model.safetensors", {})
+            if self.ema:
+                self._export_weights(self.write, folder / "ema.safetensors", self.ema.tensors())
         if self.on_export:
             self.world.on_main(naming(folder)(lambda: self.on_export(folder)))
 
-    def _export_weights(self, path: Path, replaced: Mapping[str, Tensor]) -> None:
+    def _export_weights(self, write: Callable, path: Path, replaced: Mapping[str, Tensor]) -> None:
         weights = whole_weights(self.model, replaced, keep=self.world.is_main)
-        self.world.on_main(naming(path)(lambda: self.write(path, weights)))
+        self.world.on_main(naming(path)(lambda: write(path, weights)))

@@ -114,7 +114,7 @@ def test_a_header_that_asks_for_all_memory_is_one_line(tmp_path, monkeypatch):
 
     path = tmp_path / "a.mp3"
     path.write_bytes(b"x")
-    monkeypatch.setattr(soundfile, "read", read)
+    monkeypatch.setattr(soundfile, "SoundFile", read)
     with pytest.raises(ValueError, match=rf"^{path}: not a readable sound file \(MemoryError\)$"):
         load_audio(path)
 

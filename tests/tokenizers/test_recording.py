@@ -79,7 +79,7 @@ def test_a_wav_beyond_four_gibibytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("latentlm.tokenizers.recording.LARGEST", 100)
     with Recording(tmp_path / "a.wav") as recording:
         recording.append(noise(50))
-        with pytest.raises(ValueError, match=r"a\.wav: a WAV file holds at most 4 GiB"):
+        with pytest.raises(ValueError, match=r"a\.wav: cannot write the sound \(a WAV file holds at most 4 GiB"):
             recording.append(noise(1))
     assert len(load_audio(tmp_path / "a.wav").samples) == 50
 
@@ -97,12 +97,19 @@ def test_a_full_disk_keeps_what_was_appended_before(tmp_path, full_disk):
             recording.append(noise(1000))
     with wave.open(str(path)) as file:
         assert file.getnframes() == 300
-    with (
-        full_disk(),
-        pytest.raises(ValueError, match=r"a\.flac: cannot write"),
-        Recording(tmp_path / "a.flac") as other,
-    ):
-        other.append(noise(100_000))
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3", ".aiff"])
+def test_a_full_disk_is_said_of_every_format(tmp_path, full_disk, suffix):
+    path = tmp_path / f"a{suffix}"
+    message = f"a\\{suffix}: cannot write the sound \\(File too large\\)"
+    with full_disk():
+        with pytest.raises(ValueError, match=message), Recording(path) as recording:
+            recording.append(noise(100_000))
+        path.unlink()
+        with pytest.raises(ValueError, match=message):
+            save_audio(noise(100_000), path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_no_empty_file(tmp_path, monkeypatch):

@@ -49,6 +49,20 @@ def test_a_tokenizer_is_trained_calibrated_and_saved(tmp_path):
         train(recipe(), tmp_path / "run")
 
 
+def test_a_finished_tokenizer_stays_until_the_next_is_whole(tmp_path, monkeypatch):
+    folder = train(recipe(ema=0.5), tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(before) == {"config.json", "model.safetensors"}
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("latentlm.tokenizers.image.ImageTokenizer.calibrate", fails)
+    with pytest.raises(OSError, match="No space left"):
+        train(recipe(ema=0.5, steps=8), tmp_path / "run", resume=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_tokenizer_shows_its_reconstructions_and_draws_its_curves(tmp_path):
     train(recipe(steps=4, sample_every=2), tmp_path / "run")
     names = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
