@@ -63,7 +63,7 @@ def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     for task in tasks:
-        found = documents(SourceConfig(name=name, task=task, limit=num))
+        found = documents(SourceConfig(name=name, task=task))
         for number, document in enumerate(islice(found, num), start=1):
             print(f"{task} {number}: {_describe(document, None if out is None else out / f'{task}_{number}')}")
 

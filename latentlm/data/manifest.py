@@ -127,8 +127,9 @@ class Manifest(Sequence[Document]):
             if modality == "image":
                 return media.image_to_rgb(media.load_image(path))
             audio = media.load_audio(path)
-        except ValueError as error:
-            raise ValueError(f"{self.path}:{number}: segments.{position}.{modality}: {error}") from None
+        except (ValueError, OSError) as error:  # the system's, of a name that no file can have
+            said = media.one_line(error)
+            raise ValueError(f"{self.path}:{number}: segments.{position}.{modality}: {said}") from None
         if audio.samples.numel() == 0:
             raise ValueError(f"{self.path}:{number}: segments.{position}.speech: {path}: holds no sound")
         return audio
@@ -221,11 +222,25 @@ def _show(manifest: Manifest, line: ManifestLine, position: int) -> str:
     return f"{segment.modality} {name} {size}"
 
 
+class _TwoOfAKey(ValueError):
+    """JSON that names a key twice, of which `json` keeps the last in silence."""
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise _TwoOfAKey(f"key {name!r} stands twice")
+    return dict(pairs)
+
+
 def _parse(path: Path, number: int, line: str) -> ManifestLine:
     try:
-        raw = json.loads(line)
+        raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+    except (_TwoOfAKey, RecursionError) as error:
+        raise ValueError(f"{path}:{number}: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path}:{number}: a line is a JSON object with the key 'segments', got {line.strip()[:60]!r}")
     try:

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ..config import FORMAT_VERSION, ModelConfig, describe
 from ..hub import from_hub, is_hub_id
@@ -47,6 +47,7 @@ def load(
         raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
     tokenizers = load_tokenizers(folder / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
+    check_tokenizers(folder, model, tokenizers)
     averaged = folder / "ema.safetensors"
     load_weights(averaged if weights == "ema" and averaged.is_file() else folder / "model.safetensors", model)
     if adapter is not None:
@@ -109,16 +110,37 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
     """An unfilled model as config.json describes it."""
     path = folder / "config.json"
     fields = read_config(path)
+    for key in ("model", "modalities"):
+        if key not in fields:
+            raise ValueError(f"{path}: not a LatentLM config ({key!r} is missing)")
     try:
         config = ModelConfig.model_validate(fields["model"])
-        specs = {name: ModalitySpec(**spec) for name, spec in fields["modalities"].items()}
     except ValidationError as error:
         raise ValueError(f"{path}: model.{describe(error, ModelConfig)}") from None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a LatentLM config ({error})") from None
+    try:
+        specs = TypeAdapter(dict[str, ModalitySpec]).validate_python(fields["modalities"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, ('modalities', *first['loc'])))}: {first['msg']}") from None
     if fields.get("vocab_size") != text.vocab_size:
         raise ValueError(f"{path}: vocab_size {fields.get('vocab_size')} but the text tokenizer has {text.vocab_size}")
-    return LatentLM(config, text.vocab_size, text.special, specs)
+    try:
+        return LatentLM(config, text.vocab_size, text.special, specs)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
+    """ValueError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
+    found = modality_specs(tokenizers)
+    for name, wanted in model.modalities.items():
+        path = folder / "tokenizers" / name
+        if name not in found:
+            raise ValueError(f"{path}: no such tokenizer, and the model has {name}")
+        for key in ("latent_dim", "num_latents"):
+            theirs, ours = getattr(found[name], key), getattr(wanted, key)
+            if theirs != ours:
+                raise ValueError(f"{path}: {key} is {theirs}, the model's is {ours}")
 
 
 def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict | None = None) -> None:

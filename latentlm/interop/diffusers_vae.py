@@ -11,8 +11,9 @@ import re
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
-from ..config import ConvImageTokenizerConfig
+from ..config import ConvImageTokenizerConfig, describe
 from ..tokenizers.conv_image import ConvImageTokenizer
 from .mapping import Rule, fill
 from .source import Source, locate
@@ -100,7 +101,7 @@ def read_config(fields: dict, image_size: int | None = None) -> ConvImageTokeniz
     _require("up_block_types", up, ["UpDecoderBlock2D"] * stages)
     _require("use_post_quant_conv", theirs["use_post_quant_conv"], theirs["use_quant_conv"])
     size = image_size or given.get("sample_size", 32)
-    return ConvImageTokenizerConfig(
+    return _config(
         image_size=size[0] if isinstance(size, list | tuple) else size,
         latent_dim=theirs["latent_channels"],
         channels=tuple(theirs["block_out_channels"]),
@@ -109,6 +110,13 @@ def read_config(fields: dict, image_size: int | None = None) -> ConvImageTokeniz
         deepest_attention=deepest,
         latent_conv=theirs["use_quant_conv"],
     )
+
+
+def _config(**fields) -> ConvImageTokenizerConfig:
+    try:
+        return ConvImageTokenizerConfig(**fields)
+    except ValidationError as error:
+        raise ValueError(describe(error, ConvImageTokenizerConfig)) from None
 
 
 def original_config(source: Source, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
@@ -123,7 +131,7 @@ def original_config(source: Source, image_size: int, norm_groups: int = 32) -> C
         raise ValueError(f"{source.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
                          "post_quant_conv)")  # fmt: skip
     deepest = f"encoder.down.{stages - 1}.attn.0.norm.weight"
-    return ConvImageTokenizerConfig(
+    return _config(
         image_size=image_size,
         latent_dim=source.shape("post_quant_conv.weight")[0],
         channels=tuple(source.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(stages)),

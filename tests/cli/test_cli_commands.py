@@ -153,6 +153,15 @@ def test_demo_passes_what_it_is_told(monkeypatch, tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
 
 
+def test_a_preview_shows_every_task_of_a_source(capsys):
+    pytest.importorskip("espeakng_loader")
+    cli.main(["data", "preview", "spoken_digits", "-n", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        task for task in ("text_to_speech", "speech_to_text", "text_to_speech_in_voice") for _ in range(3)
+    ]
+
+
 def test_data_list_and_preview(tmp_path, capsys):
     cli.main(["data", "list"])
     listed = capsys.readouterr().out

@@ -163,3 +163,20 @@ def test_sound_is_mixed_to_mono(folder):
     samples = Manifest(path)[0].segments[0].content.samples
     expected = torch.from_numpy(np.sin(np.arange(4000) * 0.3) * 0.25).float()
     torch.testing.assert_close(samples, expected, atol=1e-4, rtol=0)
+
+
+def test_a_key_that_stands_twice_is_refused(folder):
+    path = write(folder, '{"segments": [{"text": "a", "text": "b"}]}')
+    with pytest.raises(ValueError, match=r"data.jsonl:1: key 'text' stands twice"):
+        read(path)
+
+
+def test_json_that_is_too_deep_is_one_line(folder):
+    with pytest.raises(ValueError, match=r"data.jsonl:1: maximum recursion depth"):
+        read(write(folder, "[" * 100_000))
+
+
+def test_a_name_that_no_file_can_have_is_one_line(folder):
+    path = write(folder, segments({"image": "a" * 5000}))
+    with pytest.raises(ValueError, match=r"data.jsonl:1: segments.0.image: File name too long"):
+        validate(path)

@@ -1,6 +1,7 @@
 """Checkpoint directories: what is saved comes back; what does not fit is named."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -79,3 +80,35 @@ def test_a_shrunk_model_is_half_the_size_and_draws_nearly_the_same(folder, tmp_p
     loaded = load(target)
     torch.testing.assert_close(loaded.model.text_head.weight, pipeline.model.text_head.weight, atol=1e-2, rtol=1e-2)
     assert loaded.generate("ab", "image", steps=3)[0].size == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["image", "speech"])
+def test_a_tokenizer_that_is_missing_is_named(folder, name):
+    shutil.rmtree(folder / "tokenizers" / name)
+    with pytest.raises(ValueError, match=f"tokenizers/{name}: no such tokenizer, and the model has {name}"):
+        load(folder)
+
+
+def test_a_tokenizer_of_other_latents_is_named(folder):
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    dim = fields["modalities"]["image"]["latent_dim"]
+    path.write_text(json.dumps(fields | {"modalities": fields["modalities"] | {"image": {"latent_dim": dim + 1}}}))
+    with pytest.raises(ValueError, match=f"tokenizers/image: latent_dim is {dim}, the model's is {dim + 1}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        (None, "not a LatentLM config .'modalities' is missing"),
+        ([1], r"config.json: modalities: Input should be a valid dictionary"),
+        ({"image": {"latent_dim": "x"}}, r"config.json: modalities.image.latent_dim: Input should be a valid integer"),
+    ],
+)
+def test_modalities_that_are_none_are_named(folder, modalities, message):
+    path = folder / "config.json"
+    fields = json.loads(path.read_text()) | {"modalities": modalities}
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    with pytest.raises(ValueError, match=message):
+        load(folder)
