@@ -72,6 +72,7 @@ app.command(
         "latentlm evaluate runs/demo --out demo.html --quick",
         "latentlm evaluate runs/demo --out guided.json --only digits --guidance 1.5",
         "latentlm evaluate runs/mine --out mine.html --manifest held_out.jsonl",
+        "latentlm evaluate runs/my_image --out tokenizer.html",
     ),
 )
 app.command(

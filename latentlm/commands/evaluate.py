@@ -6,11 +6,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from ..config.base import did_you_mean
+
+if TYPE_CHECKING:
+    from ..evaluation.report import Report
 
 
 def evaluate(
@@ -26,14 +29,15 @@ def evaluate(
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
-    """Measure a model on held-out data; every figure comes with its protocol and its reference.
+    """Measure a model or a tokenizer on held-out data; every figure comes with its protocol and its reference.
 
-    On the embedded sources that it was trained on, and on the held-out manifests of its recipe.
+    A model on the embedded sources that it was trained on, and on the held-out manifests of its recipe; a tokenizer by
+    what it loses of the embedded media, or those of a manifest.
 
     Parameters
     ----------
     model
-        Checkpoint folder, run folder, hub id, or the packaged model "tiny".
+        Checkpoint folder, run folder (of a tokenizer too), hub id, or the packaged model "tiny".
     out
         File to write: .json for one flat object of figures, .html for a page with the samples.
     manifest
@@ -68,12 +72,18 @@ def evaluate(
     from .. import load
     from ..config import parse_recipe
     from ..evaluation.evaluate import evaluate as run
-    from ..evaluation.page import render_page
+    from ..evaluation.evaluate import evaluate_tokenizer
     from ..evaluation.seen import Seen
-    from ..generation.pretrained import read_metadata
-    from ..weights import write_text
+    from ..generation.pretrained import read_metadata, resolve
+    from ..tokenizers.load import is_tokenizer, load_tokenizer
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = resolve(model)
+    if is_tokenizer(folder):
+        if only or guidance or raw:
+            raise ValueError(f"--only, --guidance and --raw are for models, and {model} is a tokenizer")
+        report = evaluate_tokenizer(load_tokenizer(folder), manifests=manifest, quick=quick, title=model)
+        _write(report, out)
+        return
     weights = "raw" if raw else "ema"
     pipeline, trained = load(model, weights=weights), read_metadata(model).get("recipe")
     seen = Seen.of(parse_recipe(trained, f"{model}: recipe")) if trained else Seen()
@@ -90,6 +100,15 @@ def evaluate(
         quick=quick,
         progress=_say,
     )
+    _write(report, out)
+
+
+def _write(report: Report, out: Path) -> None:
+    """The file, and every figure and remark on the terminal."""
+    from ..evaluation.page import render_page
+    from ..weights import write_text
+
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".json":
         report.save_json(out)
     else:

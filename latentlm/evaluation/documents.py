@@ -8,19 +8,24 @@ the condition of another document: a model that does not listen to its condition
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.cache import LatentCache
 from ..generation.generate import Pipeline
 from ..generation.scores import Scores, bits_per_byte, is_plain, mean_losses
-from ..types import Document, Image, Segment, Speech, Text
+from ..types import Audio, Document, Image, Segment, Speech, Text
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
 from .recogniser import num_word_errors
+from .reconstruction import reconstruct_images, reconstruct_speech
 from .report import Exhibit, Gallery, Report, interval
 from .text import uniform_bits
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
 
 SHOWN = {"text": 16, "image": 24, "speech": 8}
 SPOKEN_SECONDS = 30.0
@@ -52,6 +57,36 @@ def evaluate_documents(
         asked = [document for document in fitting if _answer_of(document) == modality]
         if asked:
             answer(pipeline, protocol, report, asked, origin)
+    reconstruct_documents(pipeline.tokenizers, protocol, report, fitting, origin)
+
+
+# ------------------------------------------------------------------ reconstruction
+
+
+def reconstruct_documents(
+    tokenizers: Mapping, protocol: Protocol, report: Report, documents: Sequence[Document], origin: str
+) -> None:
+    """Their first pictures and sounds (`counts.reconstructions` of each) through the tokenizers alone."""
+    media: dict[str, dict[int, PILImage | Audio]] = {"image": {}, "speech": {}}
+    for document in documents:
+        for segment in document.segments:
+            if not isinstance(segment, Text) and len(media[segment.modality]) < protocol.counts.reconstructions:
+                media[segment.modality][id(segment.content)] = segment.content
+    note = f"Left the picture of {origin}, right what the tokenizer makes of its latents."
+    if media["image"] and "image" in tokenizers:
+        images = list(media["image"].values())
+        made = reconstruct_images(tokenizers["image"], report, "documents.image", images, f"pictures of {origin}")
+        exhibits = [Exhibit("", picture=a, reference=b) for a, b in zip(made, images, strict=True)]
+        report.galleries.append(
+            Gallery("documents-image-tokenizer", "Pictures reconstructed", note, tuple(exhibits[: SHOWN["image"]]))
+        )
+    if media["speech"] and "speech" in tokenizers:
+        clips = list(media["speech"].values())
+        made = reconstruct_speech(tokenizers["speech"], report, "documents.speech", clips, f"clips of {origin}")
+        pairs = list(zip(clips, made, strict=True))[: SHOWN["speech"] // 2]
+        exhibits = [Exhibit(title, sound=a) for pair in pairs for title, a in zip(("real", "again"), pair, strict=True)]
+        note = f"Each clip of {origin}, then what the tokenizer makes of its latents."
+        report.galleries.append(Gallery("documents-speech-tokenizer", "Speech reconstructed", note, tuple(exhibits)))
 
 
 # ------------------------------------------------------------------ losses

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,12 +17,12 @@ from ..data.manifest import Manifest
 from ..data.task_source import Concatenated
 from ..generation.generate import Pipeline
 from ..generation.latent import DEFAULT_SOLVER
-from .documents import evaluate_documents
+from ..tokenizers.base import Tokenizer
+from .documents import evaluate_documents, reconstruct_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
-from .protocol import QUICK, TASKS, Protocol, check_tasks
-from .reconstruction import evaluate_images
-from .reconstruction import evaluate_speech as evaluate_speech_reconstruction
+from .protocol import QUICK, TASKS, Counts, Protocol, check_tasks
+from .reconstruction import evaluate_reconstruction, lack
 from .report import Report
 from .seen import Seen
 from .speech import evaluate_speech
@@ -85,6 +84,25 @@ def evaluate(
     return report
 
 
+def evaluate_tokenizer(
+    tokenizer: Tokenizer, *, manifests: Sequence[str | Path] = (), quick: bool = False, title: str = "Tokenizer"
+) -> Report:
+    """A tokenizer by itself: what media lose on their way through it, those of the manifests or else the embedded ones.
+
+    Raises ValueError for what a manifest has wrong.
+    """
+    report = Report(title, "A tokenizer by itself: media to latents and back.")
+    protocol = Protocol(counts=QUICK if quick else Counts())
+    tokenizers = {tokenizer.modality: tokenizer}
+    with torch.no_grad():
+        if manifests:
+            documents = Concatenated([Manifest(path) for path in manifests])
+            reconstruct_documents(tokenizers, protocol, report, documents, " and ".join(map(str, manifests)))
+        else:
+            evaluate_reconstruction(tokenizers, protocol, report, [tokenizer.modality])
+    return report
+
+
 def _runs(
     pipeline: Pipeline, protocol: Protocol, report: Report, seen: Seen, manifests: Mapping[str, Manifest]
 ) -> dict[str, Callable[[], None]]:
@@ -96,19 +114,9 @@ def _runs(
         "emoji": lambda: evaluate_emoji(*common, seen.emoji_names or None),
         "shapes": lambda: evaluate_shapes(*common),
         "speech": lambda: evaluate_speech(*common),
-        "reconstruction": lambda: _reconstruct(*common),
+        "reconstruction": lambda: evaluate_reconstruction(pipeline.tokenizers, protocol, report),
         "documents": lambda: evaluate_documents(*common, documents, origin),
     }
-
-
-def _reconstruct(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    runs = {"image": (evaluate_images, ()), "speech": (evaluate_speech_reconstruction, ("espeakng_loader",))}
-    for modality, (run, packages) in runs.items():
-        reason = _lack(pipeline, modality, packages)
-        if reason:
-            report.leave_out(f"reconstruction.{modality}", reason)
-        else:
-            run(pipeline, protocol, report)
 
 
 def _obstacle(task: str, pipeline: Pipeline, seen: Seen, manifests: Mapping, asked: bool) -> str | None:
@@ -122,12 +130,4 @@ def _obstacle(task: str, pipeline: Pipeline, seen: Seen, manifests: Mapping, ask
     if not asked and not seen.task(task):
         return "the model was not trained on any"
     modality = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
-    return _lack(pipeline, modality, ("espeakng_loader", "pocketsphinx") if task == "speech" else ())
-
-
-def _lack(pipeline: Pipeline, modality: str | None, packages: Sequence[str]) -> str | None:
-    """What is missing of a modality and of packages, or None."""
-    if modality is not None and modality not in pipeline.tokenizers:
-        return f"the model has no {modality}"
-    missing = [name for name in packages if find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed (extra demo)" if missing else None
+    return lack(pipeline.tokenizers, modality, ("espeakng_loader", "pocketsphinx") if task == "speech" else ())

@@ -42,6 +42,8 @@ CARDS = {
     "documents.image_loss": "loss of own pictures",
     "documents.speech_loss": "loss of own speech",
     "documents.stop_rate": "own speech stops by itself",
+    "documents.image_psnr": "own pictures reconstructed",
+    "documents.speech_stoi": "own speech reconstructed, STOI",
     "seconds.train": "training time",
     "seconds.total": "everything",
 }
@@ -72,7 +74,7 @@ def render_page(report: Report, train_log: str | Path | None = None) -> str:
     cards = "".join(_card(report.figures[name], title) for name, title in CARDS.items() if name in report.figures)
     body = [
         f"<h1>{escape(report.title)}</h1>",
-        f'<p class="lede">One causal Transformer that writes, draws and speaks. {_verdict(report)}</p>',
+        f'<p class="lede">{escape(report.subtitle)} {_verdict(report)}</p>',
         f"<nav>{menu}</nav>",
         f'<div class="cards">{cards}</div>',
         *sections,

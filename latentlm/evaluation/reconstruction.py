@@ -7,8 +7,8 @@ Pictures: PSNR at the tokenizer's own size. Sound: STOI and wide-band PESQ where
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data.embedded import digits, emoji, shapes, speech
-from ..generation.generate import Pipeline
-from ..types import Audio
+from ..tokenizers.base import Tokenizer
+from ..types import MODALITIES, Audio
 from .protocol import Protocol
 from .recogniser import available as recogniser_available
 from .report import Report
@@ -27,57 +27,58 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 RATE = 16000
+SHORTEST_SECONDS = 0.5
+"""Of a clip that STOI and PESQ can judge."""
+HOW = "posterior means, no language model"
 
 
-def evaluate_images(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    """PSNR of digits (held out), shapes (held out) and emoji."""
+def evaluate_reconstruction(
+    tokenizers: Mapping[str, Tokenizer], protocol: Protocol, report: Report, modalities: Sequence[str] = MODALITIES
+) -> None:
+    """The embedded media of `modalities` through their tokenizers; what cannot be measured is said."""
+    runs = {"image": (_embedded_images, ()), "speech": (_embedded_speech, ("espeakng_loader",))}
+    for modality in modalities:
+        run, packages = runs[modality]
+        reason = lack(tokenizers, modality, packages)
+        if reason:
+            report.leave_out(f"reconstruction.{modality}", reason)
+        else:
+            run(tokenizers[modality], protocol, report)
+
+
+def lack(tokenizers: Mapping[str, Tokenizer], modality: str | None, packages: Sequence[str]) -> str | None:
+    """What is missing of a modality and of packages, or None."""
+    if modality is not None and modality not in tokenizers:
+        return f"the model has no {modality}"
+    missing = [name for name in packages if find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed (extra demo)" if missing else None
+
+
+def _embedded_images(tokenizer: Tokenizer, protocol: Protocol, report: Report) -> None:
+    """Digits (held out), shapes (held out) and emoji."""
     num = protocol.counts.reconstructions
     sets = {
         "digits": [item.image for item in digits.load("held_out")[:num]],
         "shapes": [shapes.scene("held_out", index, 1).image for index in range(num)],
         "emoji": [item.image for item in emoji.load("train")[:num]],
     }
-    tokenizer = pipeline.tokenizers["image"]
     for name, images in sets.items():
-        pixels = _pixels(images, tokenizer.config.image_size)
-        decoded = tokenizer.decode([latents.mean for latents in tokenizer.encode(images)])
-        kind = "the atlas (which has no held-out part)" if name == "emoji" else "held-out pictures"
-        report.add(
-            f"reconstruction.{name}_psnr",
-            psnr(_pixels(decoded, tokenizer.config.image_size), pixels),
-            f"dB, mean over {len(images)} of {kind}; posterior means, no language model",
-            reference=psnr(pixels.mean((1, 2), keepdim=True).expand_as(pixels), pixels),
-            reference_name="each picture's mean colour",
-        )
+        kind = "pictures of the atlas (which has no held-out part)" if name == "emoji" else "held-out pictures"
+        reconstruct_images(tokenizer, report, f"reconstruction.{name}", images, kind)
 
 
-def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
+def _embedded_speech(tokenizer: Tokenizer, protocol: Protocol, report: Report) -> None:
     """STOI and PESQ of held-out phrases, the recogniser's rate on held-out digit words."""
-    tokenizer = pipeline.tokenizers["speech"]
     real = speech.load("held_out")
-    how = "held-out voices; posterior means, no language model"
     spoken = [item.audio for item in real if item.kind == "phrase"][: protocol.counts.reconstructions // 3]
-    decoded = through(tokenizer, spoken)
-    for name, metric in (("stoi", stoi), ("pesq", pesq)):
-        package = {"stoi": "pystoi", "pesq": "pesq"}[name]
-        if importlib.util.find_spec(package) is None:
-            report.leave_out(f"reconstruction.speech_{name}", f"{package} is not installed (extra eval)")
-            continue
-        values = [metric(a, b) for a, b in zip(spoken, decoded, strict=True)]
-        report.add(
-            f"reconstruction.speech_{name}",
-            float(np.mean(values)),
-            f"mean over {len(values)} phrases of {how}, 16 kHz",
-            reference={"stoi": 1.0, "pesq": 4.64}[name],
-            reference_name="identical sound",
-        )
+    reconstruct_speech(tokenizer, report, "reconstruction.speech", spoken, "phrases of held-out voices")
     if recogniser_available():
         judge, words = judge_of("digit"), real_said("digit")
         heard = [judge.hear(audio) for audio in through(tokenizer, [item.audio for item in words])]
         report.add(
             "reconstruction.speech_word_accuracy",
             float(np.mean([a == item.text for a, item in zip(heard, words, strict=True)])),
-            f"{len(words)} digit words of {how}; pocketsphinx with a grammar of the ten words",
+            f"{len(words)} digit words of held-out voices; {HOW}; pocketsphinx with a grammar of the ten words",
             reference=float(np.mean([item.right for item in words])),
             reference_name="the clips themselves",
         )
@@ -85,9 +86,45 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
         report.leave_out("reconstruction.speech_word_accuracy", "pocketsphinx is not installed (extra demo)")
 
 
-def through(tokenizer, clips: Sequence[Audio]) -> list[Audio]:
-    """Clips through encoder and decoder."""
-    return tokenizer.decode([latents.mean for latents in tokenizer.encode(list(clips))])
+def reconstruct_images(
+    tokenizer: Tokenizer, report: Report, name: str, images: Sequence[PILImage], what: str
+) -> list[PILImage]:
+    """Pictures through the tokenizer, and the figure `name`_psnr."""
+    size = tokenizer.config.image_size
+    pixels, decoded = _pixels(images, size), through(tokenizer, images)
+    report.add(
+        f"{name}_psnr",
+        psnr(_pixels(decoded, size), pixels),
+        f"dB, mean over {len(images)} {what}; {HOW}",
+        reference=psnr(pixels.mean((1, 2), keepdim=True).expand_as(pixels), pixels),
+        reference_name="each picture's mean colour",
+    )
+    return decoded
+
+
+def reconstruct_speech(
+    tokenizer: Tokenizer, report: Report, name: str, clips: Sequence[Audio], what: str
+) -> list[Audio]:
+    """Clips through the tokenizer, and the figures `name`_stoi and `name`_pesq of those long enough to have one."""
+    decoded = through(tokenizer, clips)
+    pairs = [pair for pair in zip(clips, decoded, strict=True) if pair[0].seconds >= SHORTEST_SECONDS]
+    for metric, package, best in ((stoi, "pystoi", 1.0), (pesq, "pesq", 4.64)):
+        figure = f"{name}_{metric.__name__}"
+        if find_spec(package) is None:
+            report.leave_out(figure, f"{package} is not installed (extra eval)")
+            continue
+        values = [value for value in (metric(*pair) for pair in pairs) if value is not None]
+        if not values:
+            report.leave_out(figure, f"no clip of {SHORTEST_SECONDS} s in which anything is said")
+            continue
+        how = f"mean over {len(values)} {what}, 16 kHz; {HOW}"
+        report.add(figure, float(np.mean(values)), how, reference=best, reference_name="identical sound")
+    return decoded
+
+
+def through(tokenizer: Tokenizer, media: Sequence) -> list:
+    """Pictures or clips through encoder and decoder, by their posterior means."""
+    return tokenizer.decode([latents.mean for latents in tokenizer.encode(list(media))])
 
 
 def _pixels(images: Sequence[PILImage], size: int) -> Tensor:
@@ -110,11 +147,15 @@ def stoi(reference: Audio, degraded: Audio) -> float:
     return float(measure(*_aligned(reference, degraded), RATE))
 
 
-def pesq(reference: Audio, degraded: Audio) -> float:
-    """Wide-band PESQ (ITU-T P.862.2), 1.04..4.64."""
+def pesq(reference: Audio, degraded: Audio) -> float | None:
+    """Wide-band PESQ (ITU-T P.862.2), 1.04..4.64; None where it finds no utterance."""
+    from pesq import NoUtterancesError
     from pesq import pesq as measure
 
-    return float(measure(RATE, *_aligned(reference, degraded), "wb"))
+    try:
+        return float(measure(RATE, *_aligned(reference, degraded), "wb"))
+    except NoUtterancesError:
+        return None
 
 
 def _aligned(reference: Audio, degraded: Audio) -> tuple[np.ndarray, np.ndarray]:

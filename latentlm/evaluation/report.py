@@ -106,6 +106,7 @@ class Report:
     """Figures by name, galleries in order, and remarks for the reader. Later figures of a name replace earlier ones."""
 
     title: str = "LatentLM"
+    subtitle: str = "One causal Transformer that writes, draws and speaks."
     figures: dict[str, Figure] = field(default_factory=dict)
     galleries: list[Gallery] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -17,7 +17,7 @@ from ..config import FORMAT_VERSION, ModelConfig, describe
 from ..hub import from_hub, is_hub_id
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM, ModalitySpec
-from ..tokenizers.load import load_tokenizer
+from ..tokenizers.load import is_tokenizer, load_tokenizer
 from ..tokenizers.text import TextTokenizer, read_config
 from ..types import FEATURES, MODALITIES
 from ..weights import load_weights, write_text
@@ -45,6 +45,11 @@ def load(
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
     if adapter is not None and weights == "raw":
         raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
+    if is_tokenizer(folder):
+        raise ValueError(
+            f"{folder}: a tokenizer, not a model: a recipe names it in its section tokenizers, latentlm evaluate "
+            "measures it, and latentlm.tokenizers.load_tokenizer loads it"
+        )
     tokenizers = load_tokenizers(folder / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     check_tokenizers(folder, model, tokenizers)

@@ -7,6 +7,7 @@ import pytest
 from fake_pipeline import FakePipeline
 from small import clip, picture
 
+import latentlm
 from latentlm import cli
 from latentlm.data.embedded import digits, shapes
 from latentlm.data.embedded.digits import WORDS
@@ -15,6 +16,7 @@ from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page
 from latentlm.evaluation.protocol import Protocol
 from latentlm.evaluation.report import Report
+from latentlm.tokenizers.media import save_image
 from latentlm.types import Document, Image, Speech, Text
 
 GIVEN = {"condition": True, "loss": False}
@@ -40,10 +42,12 @@ def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
         Document((Text("An apple "), Image(RED), Text(" and nothing else."))),
     ]
     report = measured(pipeline, documents)
-    names = "bits_per_byte text_loss image_loss speech_loss exact_match wer stop_rate length_ratio"
+    names = "bits_per_byte text_loss image_loss speech_loss exact_match wer stop_rate length_ratio image_psnr"
     assert set(report.figures) == {f"documents.{name}" for name in names.split()}
-    assert [g.name for g in report.galleries] == [f"documents-{name}" for name in ("text", "sounds", "image", "speech")]
-    assert [len(g.exhibits) for g in report.galleries] == [1, 1, 2, 1]
+    assert "no clip of 0.5 s" in report.left_out["documents.speech_stoi"]
+    kinds = ("text", "sounds", "image", "speech", "image-tokenizer", "speech-tokenizer")
+    assert [g.name for g in report.galleries] == [f"documents-{kind}" for kind in kinds]
+    assert [len(g.exhibits) for g in report.galleries] == [1, 1, 2, 1, 2, 2]
     assert report.galleries[0].exhibits[0].title == "[image] → red"
     assert report.galleries[2].exhibits[0].reference is RED
     assert "7 documents" not in report.figures["documents.image_loss"].protocol
@@ -118,6 +122,23 @@ def test_the_command_measures_a_manifest_and_nothing_else(manifest, capsys):
     assert found["documents.exact_match"] == 0
     assert found["digits.prompt_accuracy"] is None
     assert "3 texts of" in found["protocol.documents.bits_per_byte"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_command_measures_a_tokenizer_by_itself(tmp_path, tokenizers, own, capsys):
+    tokenizers["image"].save(tmp_path / "run" / "model")
+    (tmp_path / "own.jsonl").write_text('{"segments": [{"image": "a.png"}]}\n')
+    save_image(RED, tmp_path / "a.png")
+    given = ["--manifest", str(tmp_path / "own.jsonl")] if own else []
+    cli.main(["evaluate", str(tmp_path / "run"), "--quick", "--out", str(tmp_path / "a.json"), *given])
+    found = {name for name, value in json.loads((tmp_path / "a.json").read_text()).items() if value is not None}
+    wanted = {"documents.image_psnr"} if own else {f"reconstruction.{n}_psnr" for n in ("digits", "shapes", "emoji")}
+    assert {name for name in found if "." in name and name.split(".")[0] in ("documents", "reconstruction")} == wanted
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(tmp_path / "run"), "--only", "digits", "--out", str(tmp_path / "a.json")])
+    assert "is a tokenizer" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a tokenizer, not a model"):
+        latentlm.load(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 
 from latentlm.config import TransformerConfig, parse_recipe
 from latentlm.data.embedded import emoji
-from latentlm.evaluation import evaluate as module
+from latentlm.evaluation import reconstruction
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.image import nearest, to_pixels
 from latentlm.evaluation.protocol import QUICK, TASKS, Protocol
@@ -154,7 +154,7 @@ def test_a_model_without_speech_says_so():
 @pytest.mark.parametrize("missing", ["espeakng_loader", "pocketsphinx"])
 def test_what_is_not_installed_is_said_of_every_figure_that_needs_it(monkeypatch, missing):
     pipeline = FakePipeline(clips={"one": []})
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == missing else object())
+    monkeypatch.setattr(reconstruction, "find_spec", lambda name: None if name == missing else object())
     flat = evaluate(pipeline, tasks=["speech"], quick=True).to_dict()
     assert flat["protocol.speech.stop_rate"] == f"not measured, {missing} not installed (extra demo)"
 
