@@ -38,14 +38,25 @@ def same(one, two) -> bool:
     return torch.allclose(one.content.samples, two.content.samples, atol=1e-4)
 
 
+def assert_same(one, two) -> None:
+    assert one.finish_reason == two.finish_reason
+    assert [s.modality for s in one.segments] == [s.modality for s in two.segments]
+    assert all(same(a, b) for a, b in zip(one.segments, two.segments, strict=True))
+
+
 def test_a_batch_of_unlike_requests_equals_each_alone(pipeline):
     requests = unlike_requests()
-    together = pipeline.generate_batch(requests)
-    for request, output in zip(requests, together, strict=True):
-        alone = pipeline.generate_batch([request])[0]
-        assert output.finish_reason == alone.finish_reason
-        assert [s.modality for s in output.segments] == [s.modality for s in alone.segments]
-        assert all(same(a, b) for a, b in zip(output.segments, alone.segments, strict=True))
+    for request, output in zip(requests, pipeline.generate_batch(requests), strict=True):
+        assert_same(output, pipeline.generate_batch([request])[0])
+
+
+def test_guided_requests_equal_each_alone_wherever_the_unguided_stand(pipeline):
+    requests = [
+        Request(text("ab"), "image", guidance=guidance, steps=4, seed=seed)
+        for seed, guidance in enumerate((1.0, 2.0, 1.0, 3.0))
+    ]
+    for request, output in zip(requests, pipeline.generate_batch(requests), strict=True):
+        assert_same(output, pipeline.generate_batch([request])[0])
 
 
 def test_the_seed_reaches_the_noise_of_the_head(pipeline):
@@ -202,6 +213,23 @@ def choosing(monkeypatch):
         monkeypatch.setattr("latentlm.generation.engine.pick_token", pick)
 
     return choose
+
+
+def test_a_span_that_begins_restarts_the_guidance_of_its_own_request_alone(pipeline, choosing):
+    """The first begins within the third's picture, the second within the first's, the first again in the second's."""
+    a, bod, eos = ord("a"), pipeline.model.special.bod["image"], pipeline.model.special.eos
+    requests = [
+        Request(text("one"), "auto", guidance=2.0, steps=2, seed=1),
+        Request(text("another"), "auto", guidance=3.0, steps=2, seed=2),
+        Request(text("xy"), "image", guidance=2.5, steps=2, seed=3),
+    ]
+    choosing(a, a, bod, a, a, a, bod, bod, eos, eos)  # of the first two, step by step
+    together = pipeline.generate_batch(requests)
+    own = [a, bod, bod, eos], [a, a, a, a, bod, eos], []
+    for request, output, choices in zip(requests, together, own, strict=True):
+        choosing(*choices)
+        assert [s.modality for s in output.segments if s.modality != "text"] == ["image"] * max(1, choices.count(bod))
+        assert_same(output, pipeline.generate_batch([request])[0])
 
 
 def test_a_model_that_ends_at_once_answers_nothing(pipeline, choosing):

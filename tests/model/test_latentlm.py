@@ -1,5 +1,8 @@
 """The model's contracts: packed = separate, no leak from the future or from neighbours, cached = uncached."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 from small import random_latents, small_model
@@ -11,7 +14,7 @@ from latentlm.data.packing import DocumentEncoder, Packer, pack
 from latentlm.generation.pretrained import modality_specs
 from latentlm.model.heads import DiffusionHead
 from latentlm.model.latentlm import LatentLM
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.types import IGNORE, Document, Image, PackedBatch, Speech, Text
 
 DIMS = {"image": 6, "speech": 5}
 
@@ -58,6 +61,52 @@ def test_the_future_does_not_change_the_past(model, documents):
     after = model.hidden(batch)[0]
     torch.testing.assert_close(after[:cut], before[:cut], atol=0, rtol=0)
     assert not torch.allclose(after[cut:], before[cut:])
+
+
+def single_targets(batch: PackedBatch, name: str) -> Iterator[tuple[PackedBatch, int]]:
+    """The batch with one target of the loss `name` alone, and the position at which its answer is an input."""
+    if name in batch.latents:
+        span = batch.latents[name]
+        for number, index in enumerate(span.index.tolist()):
+            alone = replace(span, target=torch.arange(len(span.target)) == number)
+            yield replace(batch, latents={name: alone}), index
+        return
+    targets = getattr(batch, f"{name}_targets")
+    for place in (targets[0] != IGNORE).nonzero()[:, 0].tolist():
+        alone = targets.where(torch.arange(targets.shape[1]) == place, IGNORE)
+        yield replace(batch, **{f"{name}_targets": alone}), place + 1
+
+
+@pytest.mark.parametrize(("name", "number"), [("image", 3), ("speech", 2), ("text", 3), ("end", 2)])
+def test_a_loss_hangs_on_all_inputs_before_its_answer_and_on_no_other(tokenizers, documents, name, number):
+    model, inputs = small_model(tokenizers), []
+    model.transformer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    answers = list(single_targets(pack([documents[number]], DIMS), name))
+    assert len(answers) > 3
+    for batch, answer in answers:
+        loss = model(batch, torch.Generator().manual_seed(0))[name]
+        (gradient,) = torch.autograd.grad(loss, inputs.pop())
+        reached = gradient[0].abs().sum(1) > 0
+        assert reached[:answer].all()
+        assert not reached[answer:].any()
+
+
+def test_every_latent_is_learnt_at_several_times_each_with_its_own_noise_from_one_pass(tokenizers, documents):
+    model = small_model(tokenizers)
+    head, passes, times, noisy = model.heads["image"], [], [], []
+    model.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
+    head.timestep.register_forward_pre_hook(lambda _, args: times.append(args[0][:4]))
+    head.latent_in.register_forward_pre_hook(lambda _, args: noisy.append(args[0][:4]))
+    batch = pack([documents[0]], DIMS)
+    model(batch, torch.Generator().manual_seed(0))
+    (t,), (x,), clean = times, noisy, batch.latents["image"].values[:, None]
+    assert len(passes) == 1
+    assert t.shape == (4, 4)
+    assert t.unique().numel() == 16
+    alpha, sigma = model.process.alpha(t)[..., None], model.process.sigma(t)[..., None]
+    noise = ((x - alpha * clean) / sigma).flatten(0, 1)
+    assert torch.pdist(noise).min() > 0.1
+    assert noise.std().item() == pytest.approx(1.0, abs=0.3)
 
 
 def test_a_neighbour_in_the_row_changes_nothing(model, documents):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from latentlm.config import PosteriorConfig
 from latentlm.tokenizers.sigma_vae import Posterior, RunningMoments
-from latentlm.types import Latents
+from latentlm.types import Latents, draw
 
 C_SIGMA = 0.5
 
@@ -98,6 +98,16 @@ def test_learned_posterior_is_a_gaussian_with_its_kl():
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(mean, (0.5 * log_variance).exp()), normal(0.0, 1.0))
     torch.testing.assert_close(prior[0], kl.mean())
+
+
+def test_draws_from_a_learned_posterior_have_the_std_of_each_element():
+    std = torch.tensor([[0.1, 1.0, 5.0], [2.0, 0.5, 0.0]])
+    mean = torch.randn(2, 3, generator=generator())
+    _, z = draw([Latents(mean, std, "learned")] * 10000, generator(1))
+    noise = z.view(10000, 2, 3) - mean
+    torch.testing.assert_close(noise.square().mean(0).sqrt(), std, atol=1e-6, rtol=0.03)
+    unit = (noise / std)[:, std > 0]
+    assert unit.pow(4).mean().item() == pytest.approx(3, abs=0.3)  # Gaussian: no common deviation of an example
 
 
 def test_autoencoder_adds_nothing():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from latentlm.config import (
     MediaConfig,
@@ -17,6 +18,7 @@ from latentlm.config import (
     load_recipe,
     parse_recipe,
 )
+from latentlm.tokenizers.load import load_tokenizer
 from latentlm.tokenizers.media import load_audio, load_image, save_audio
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.training import run as module
@@ -41,8 +43,6 @@ def recipe(**training):
 
 def test_a_tokenizer_is_trained_calibrated_and_saved(tmp_path):
     folder = train(recipe(), tmp_path / "run")
-    from latentlm.tokenizers.load import load_tokenizer
-
     assert load_tokenizer(folder).latent_std > 0
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["kind"] == "image_tokenizer"
     with pytest.raises(ValueError, match="already holds a run"):
@@ -61,6 +61,31 @@ def test_a_finished_tokenizer_stays_until_the_next_is_whole(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         train(recipe(ema=0.5, steps=8), tmp_path / "run", resume=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_tokenizer_is_kept_with_its_averaged_weights_and_their_normalisation(tmp_path):
+    wanted = recipe(ema=0.9, optimizer={"learning_rate": 0.03, "warmup_steps": 0})
+    folder = train(wanted, tmp_path / "run")
+    state, kept = {}, load_file(folder / "model.safetensors")
+    for path in (tmp_path / "run/checkpoints/step-00000006/state").glob("*.safetensors"):
+        state |= load_file(path)
+    averaged = {name.removeprefix("ema."): value for name, value in state.items() if name.startswith("ema.")}
+    assert averaged
+    for name, value in averaged.items():
+        assert torch.equal(kept[name], value)
+    assert not torch.equal(kept["to_latent.weight"], state["model.to_latent.weight"])
+    tokenizer = load_tokenizer(folder)
+    _, sources = media_loader(wanted.data, tokenizer, seed=0, num_streams=1, world=World())
+    means = torch.cat([latents.mean for latents in tokenizer.encode(list(sources[0]))])
+    assert means.mean().item() == pytest.approx(0.0, abs=1e-4)
+    assert means.std().item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_tokenizer_learns_with_the_loss_weights_of_its_recipe(tmp_path):
+    train(recipe(steps=1, loss_weights={"mse": 3.0, "prior": 50.0}), tmp_path / "run")
+    (record,) = read_log(tmp_path / "run" / "train.jsonl")
+    losses, beta = record["losses"], recipe().tokenizer.posterior.weight
+    assert record["loss"] == pytest.approx(3 * recipe().losses.mse * losses["mse"] + 50 * beta * losses["prior"])
 
 
 def test_a_tokenizer_shows_its_reconstructions_and_draws_its_curves(tmp_path):

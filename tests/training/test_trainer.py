@@ -16,9 +16,11 @@ from safetensors import SafetensorError
 from tiny_run import Poisoned, TinyLoader, TinyModel, make_batch, tiny_config, trainer, without_clock
 from torch import nn
 
+from latentlm.config import OptimizerConfig
 from latentlm.training.checkpoint import CheckpointError
+from latentlm.training.distributed import World
 from latentlm.training.logs import read_log
-from latentlm.training.parallelize import resolve_precision
+from latentlm.training.parallelize import Replicated, resolve_precision
 from latentlm.training.tensors import run_tensors
 from latentlm.training.trainer import NonFiniteLoss, Trainer
 from latentlm.types import MediaBatch
@@ -143,6 +145,36 @@ def test_examples_divide_every_loss_of_a_tokenizer(tmp_path):
     record = read_log(tmp_path / "train.jsonl")[0]
     assert record["losses"] == pytest.approx({"mse": 4.0, "l1": 2.0})
     assert record["loss"] == pytest.approx(4.0)
+
+
+def test_each_loss_enters_the_gradient_with_its_weight(tmp_path):
+    run = trainer(
+        tmp_path,
+        model=TinyModel(dropout=0.0),
+        steps=1,
+        loss_weights={"speech": 0.5},  # beside {"image": 2} in the config
+        optimizer={"clip": 1e9},
+    )
+    run.fit()
+    weight, model = {"text": 1.0, "image": 2.0, "speech": 0.5}, TinyModel(dropout=0.0)
+    batches = [make_batch(stream, 0) for stream in range(2)]
+    for batch in batches:
+        for name, value in model(batch, torch.Generator().manual_seed(batch.seed)).items():
+            number = sum(each.target_counts()[name] for each in batches)
+            (weight[name] * value / number).backward(retain_graph=True)
+    for found, expected in zip(run.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "after"), [(10.0, 1.0), (0.5, 0.5)])
+def test_gradients_are_clipped_to_a_global_norm_of_1(norm, after):
+    model = TinyModel()
+    gradients, size = Replicated(model, World()), sum(value.numel() for value in model.parameters())
+    for value in model.parameters():
+        value.grad.fill_(norm / size**0.5)
+    assert gradients.clip(OptimizerConfig().clip).item() == pytest.approx(norm, rel=1e-5)
+    for value in model.parameters():
+        torch.testing.assert_close(value.grad, torch.full_like(value, after / size**0.5))
 
 
 def test_resume_is_bit_identical(tmp_path):
@@ -319,8 +351,6 @@ def test_more_steps_after_the_end(tmp_path):
 
 
 def test_streams_must_fit(tmp_path):
-    from latentlm.training.distributed import World
-
     with pytest.raises(ValueError, match="accumulation 3 is not a multiple of the 2 processes"):
         Trainer(TinyModel(), TinyLoader(3), tiny_config(accumulation=3), tmp_path, world=World(0, 2, 0, 2))
     with pytest.raises(ValueError, match="loader has 4 streams"):
