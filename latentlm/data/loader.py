@@ -114,7 +114,7 @@ class _Streams:
         self.step = state["step"]
 
     def _noise_seed(self, stream: int) -> int:
-        return int(np.random.SeedSequence((self.seed, self.step, stream)).generate_state(1, np.uint64)[0] >> 1)
+        return int(np.random.SeedSequence((self.seed, self.step, stream)).generate_state(1, np.uint64)[0]) >> 1
 
     def _batch(self, stream: int, mixture: Mixture):
         raise AssertionError("abstract")
