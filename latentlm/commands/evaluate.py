@@ -112,8 +112,8 @@ def _scales(items: Sequence[str]) -> dict[str, float]:
             scale = float(value)
         except ValueError:
             scale = math.nan
-        if not math.isfinite(scale):
-            raise ValueError(f"--guidance {item}: write a number, or TASK=NUMBER as in digits=1.5")
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"--guidance {item}: write a number from 0 on, or TASK=NUMBER as in digits=1.5")
         if equals and task not in GUIDANCE:
             raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
         scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)
