@@ -6,7 +6,6 @@ Place in the flow: on top; `speak.py` writes the sound, as it is made.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from ..data.script import Script
     from ..types import Audio, Image, Text
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma", ".mp4", ".mov")
-"""Suffixes that nobody means as words, though no such file is read."""
 WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
 """Suffixes a result may be written to; the first is the one to recommend."""
 
@@ -134,23 +129,13 @@ def check_out(out: Path | None, to: str) -> None:
 
 
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
-    """A word of the command line as prompt: what ends like a picture, a sound or a text is one, and must exist.
+    """A word of the command line as part of the prompt: what ends like a picture, a sound or a text is that file.
 
-    The line ends at a text's end, which editors write, are no part of it. Raises ValueError for a file of another kind.
+    Raises ValueError, one line, for a file that is missing, broken, or of a kind that is not read or not known.
     """
-    from ..data.script import read_script, read_text
-    from ..tokenizers.media import load_audio, load_image
+    from ..generation.files import means_file, read_file
 
-    suffix = Path(item).suffix.lower()
-    if suffix in SOUNDS:
-        return load_audio(item)
-    if suffix in PICTURES:
-        return load_image(item)
-    if suffix == ".txt":
-        return read_script(item) if to == "speech" else read_text(item).rstrip("\n")
-    if (suffix in OTHERS and " " not in item) or (suffix and os.path.isfile(item)):
-        raise ValueError(f"{item}: files of this kind are not read, only {', '.join((*PICTURES, *SOUNDS, '.txt'))}")
-    return item
+    return read_file(item, to) if means_file(item) else item
 
 
 def write(made: Text | Image, out: Path | None) -> None:

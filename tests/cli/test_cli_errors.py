@@ -75,8 +75,10 @@ def refused(capsys, tmp_path, monkeypatch):
             ["evaluate", "tiny", "--out", "x.json", "--guidance", "digit=2"],
             "--guidance digit=2: no task 'digit', did you",
         ),
-        (["evaluate", "tiny", "--out", "x.json", "--guidance", "high"], "--guidance high: write a number, or TASK="),
-        (["evaluate", "tiny", "--out", "x.json", "--guidance", "digits=nan"], "--guidance digits=nan: write a number"),
+        (
+            ["evaluate", "tiny", "--out", "x.json", "--guidance", "high"],
+            "--guidance high: write a number from 0 on, or TASK=",
+        ),
         (["evaluate", "tiny", "--out", "x.json", "--seed", "1" * 13], "--seed must have at most 12 digits, got 111"),
         (["evaluate", "tiny", "--out", "x.json", "--steps", "0"], "--steps must be at least 1, got 0"),
         (
@@ -137,9 +139,21 @@ def test_a_file_of_a_kind_that_is_not_read_is_no_prompt(refused, tmp_path, name)
     assert f"{name}: files of this kind are not read, only .png, " in line
 
 
-def test_words_are_no_files(refused, tmp_path):
+def test_a_file_without_an_extension_is_of_no_known_kind(refused, tmp_path):
+    (tmp_path / "noext").write_bytes(b"\x89PNG")
+    line = refused("generate", "tiny", "noext", "--to", "text")
+    assert "noext: its kind is unknown, the name has no extension (read are .png, " in line
+
+
+@pytest.mark.parametrize("scale", ["-1", "nan", "inf"])
+def test_a_guidance_below_0_or_without_end(refused, checkpoint, scale):
+    line = refused("generate", checkpoint, "x", "--to", "image", "--out", "x.png", "--guidance", scale)
+    assert f"guidance must be a number from 0 on, got {float(scale)}" in line
+    assert "write a number from 0 on" in refused("evaluate", "tiny", "--out", "x.json", "--guidance", f"digits={scale}")
+
+
+def test_words_are_no_files(refused):
     assert "nowhere.heic: files of this kind" in refused("generate", "tiny", "nowhere.heic", "--to", "text")
-    (tmp_path / "seven").write_bytes(b"")
     for words in ("seven", "It is at 5.30", "St. Petersburg", "No. 7.heic or another", "word. " * 2000):
         assert read_part(words, "image") == words
 

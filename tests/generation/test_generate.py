@@ -7,7 +7,6 @@ from small import clip, picture, small_model
 
 from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.generate import Pipeline, Request
-from latentlm.generation.prompts import as_prompt
 from latentlm.types import Audio, Document, Image, Speech, Text
 
 
@@ -58,6 +57,15 @@ def test_num_answers_use_consecutive_seeds(pipeline):
     several = pipeline.generate("a", "image", steps=3, seed=5, num=3)
     single = pipeline.generate("a", "image", steps=3, seed=7)[0]
     assert abs(np.asarray(several[2], np.int16) - np.asarray(single, np.int16)).max() <= 1
+
+
+def test_less_than_one_answer_is_refused(pipeline):
+    with pytest.raises(ValueError, match="num must be at least 1, got 0"):
+        pipeline.generate("a", "image", num=0)
+
+
+def test_a_large_guidance_is_the_users_choice(pipeline):
+    assert pipeline.generate("a", "image", steps=2, guidance=1e4)
 
 
 def test_guidance_is_two_branches_fed_by_the_same_latent(pipeline):
@@ -228,6 +236,12 @@ def test_a_span_without_room_is_not_begun(pipeline, choosing, name, left, opened
     assert other.finish_reason == "stop"
 
 
+def test_a_model_of_text_alone_says_what_it_has(tokenizers):
+    plain = {"text": tokenizers["text"]}
+    with pytest.raises(ValueError, match=r"^this model has no image; it has text$"):
+        Pipeline(small_model(plain).eval(), plain).generate("a", "image")
+
+
 def test_spans_that_a_model_lacks_are_not_begun(tokenizers, choosing):
     mute = Pipeline(small_model({name: tokenizers[name] for name in ("text", "image")}).eval(), dict(tokenizers))
     choosing(mute.model.special.bod["speech"])
@@ -277,6 +291,12 @@ def test_score_counts_the_targets(pipeline):
     assert both.num_text_bytes == 0
 
 
+def test_a_text_is_scored_as_a_document_of_it_and_nothing_else_is(pipeline):
+    assert pipeline.score("abcd") == pipeline.score(Document((Text("abcd"),)))
+    with pytest.raises(ValueError, match=r"score takes a text or a latentlm.Document, .* not list"):
+        pipeline.score(["abcd"])
+
+
 def test_a_document_past_the_context_has_no_score(pipeline):
     assert pipeline.score(Document((Text("x" * 1023),))).num_text_tokens == 1024
     with pytest.raises(ValueError, match="the document has 1025 positions, the context is 1024"):
@@ -290,7 +310,10 @@ def test_a_document_past_the_context_has_no_score(pipeline):
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be a number from 0 on, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be a number from 0 on, got nan"),
-        ({"guidance": float("inf")}, "guidance must be a number, got inf"),
+        ({"guidance": float("inf")}, "guidance must be a number from 0 on, got inf"),
+        ({"guidance": float("nan")}, "guidance must be a number from 0 on, got nan"),
+        ({"guidance": -1}, "guidance must be a number from 0 on, got -1"),
+        ({"to": "text", "guidance": -1.0}, "guidance must be a number from 0 on, got -1.0"),
         ({"prompt": text("x" * 2000)}, "the prompt has 2002 positions, the context is 1024"),
         ({"prompt": text("x" * 1020)}, "the prompt has 1022 positions and the image 4, the context is 1024"),
         ({"to": "text", "guidance": 2.0}, "guidance 2.0 has no meaning for text"),
@@ -300,9 +323,3 @@ def test_a_document_past_the_context_has_no_score(pipeline):
 def test_bad_requests_are_named(pipeline, change, message):
     with pytest.raises(ValueError, match=message):
         pipeline.generate_batch([Request(**({"prompt": text("a"), "to": "image"} | change))])
-
-
-@pytest.mark.parametrize("prompt", ["", "  ", []])
-def test_an_empty_prompt_is_refused(prompt):
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        as_prompt(prompt)
