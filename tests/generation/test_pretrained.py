@@ -79,3 +79,10 @@ def test_a_shrunk_model_is_half_the_size_and_draws_nearly_the_same(folder, tmp_p
     loaded = load(target)
     torch.testing.assert_close(loaded.model.text_head.weight, pipeline.model.text_head.weight, atol=1e-2, rtol=1e-2)
     assert loaded.generate("ab", "image", steps=3)[0].size == (8, 8)
+
+
+def test_a_device_that_is_not_there_is_one_line(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^device 'cuda' was asked for, but torch sees no CUDA device$"):
+        load(folder, device="cuda")
+    assert load(folder, device="auto").model.text_head.weight.device.type == "cpu"
