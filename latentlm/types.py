@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image as PILImage
 
 IGNORE = -100
@@ -29,10 +31,11 @@ FEATURES = {"speech": "semantic"}
 
 @dataclass(frozen=True)
 class Audio:
-    """Mono sound: `samples` (N,) float32 in [-1, 1] at `sample_rate` Hz; `name` of the file that it was read from.
+    """Mono sound: `samples` (N,) float32 in [-1, 1], on the CPU, at `sample_rate` Hz; `name` of the file it is from.
 
-    samples may be given as a numpy array too, and in any type of number: integers are divided by the largest that their
-    type has, as sound files mean them. Raises ValueError for another shape or kind, and a rate that is no whole number.
+    samples may be given as a numpy array too, on any device and in any type of number: integers are divided by the
+    largest that their type has, as sound files mean them. Raises ValueError for another shape or kind, and for a rate
+    that is no whole number.
     """
 
     samples: Tensor
@@ -50,15 +53,28 @@ class Audio:
     def seconds(self) -> float:
         return self.samples.shape[-1] / self.sample_rate
 
+    @classmethod
+    def load(cls, path: str | Path, sample_rate: int | None = None) -> Audio:
+        """A sound file, mixed down to mono, at `sample_rate` Hz where that is given. ValueError names the path."""
+        from .tokenizers.media import load_audio
+
+        return load_audio(path, sample_rate)
+
+    def save(self, path: str | Path) -> None:
+        """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError names the path."""
+        from .tokenizers.media import save_audio
+
+        save_audio(self, path)
+
 
 def _mono(samples: Tensor | np.ndarray) -> Tensor:
-    """samples (N,) of any number type -> float32, integers scaled to [-1, 1]; a tensor of float32 is not copied."""
+    """samples (N,) of any number type -> float32, integers scaled to [-1, 1]; copied only where it has to be."""
     if not isinstance(samples, Tensor | np.ndarray):
         raise ValueError(f"Audio takes a numpy array or a tensor of samples, shape (N,), not {type(samples).__name__}")
     if samples.ndim != 1:
         raise ValueError(f"samples have shape {tuple(samples.shape)}; expected mono, shape (N,)")
     if isinstance(samples, Tensor) and samples.is_floating_point():
-        return samples.float()
+        return samples.float().cpu()
     values = np.asarray(samples.cpu() if isinstance(samples, Tensor) else samples)
     if values.dtype.kind not in "iuf":
         raise ValueError(f"samples are of type {values.dtype}; expected floats in [-1, 1] or integers")

@@ -47,6 +47,24 @@ def test_a_tensor_of_float32_is_taken_as_it_is():
     assert Audio(np.arange(3.0)[::-1], 8000).samples.tolist() == [2.0, 1.0, 0.0]
 
 
+def test_sound_is_brought_to_the_cpu():
+    with pytest.raises(NotImplementedError, match="meta"):  # from this device nothing can be copied
+        Audio(torch.zeros(4, device="meta"), 8000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+def test_sound_goes_to_a_file_and_comes_back(tmp_path, name):
+    Audio(np.sin(np.arange(800.0)) * 0.5, 8000).save(tmp_path / name)
+    audio = Audio.load(tmp_path / name)
+    assert (audio.sample_rate, audio.name, audio.seconds) == (8000, str(tmp_path / name), 0.1)
+    torch.testing.assert_close(audio.samples, torch.arange(800.0).sin() * 0.5, atol=1e-4, rtol=0)
+    assert Audio.load(tmp_path / name, 4000).sample_rate == 4000
+    with pytest.raises(ValueError, match=r"a\.txt: cannot write the sound"):
+        audio.save(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"b\.wav: no such file"):
+        Audio.load(tmp_path / "b.wav")
+
+
 def test_the_rate_is_a_whole_number():
     for rate in (8000, 8000.0, np.int64(8000)):
         audio = Audio(torch.zeros(8000), rate)
