@@ -38,6 +38,10 @@ class Pipeline:
         self.encoder = DocumentEncoder(tokenizers["text"])
         self._streams = feature_streams(model, tokenizers)
 
+    def __repr__(self) -> str:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"<Pipeline: {', '.join(('text', *self.model.modalities))}; {num_parameters:,} parameters>"
+
     # ------------------------------------------------------------------ generate
 
     def prompt(

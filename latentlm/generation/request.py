@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config import SamplingConfig
 from ..config.base import did_you_mean
+from ..diffusion import SOLVERS
 from ..tokenizers.text import TextTokenizer
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ USUAL_LIMIT = 512
 class Request:
     """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document.
 
-    prompt: whatever `generate` takes; a Document is taken exactly as it is.
-    guidance, steps: None is the model's own, `config.sampling`; text has no guidance.
+    prompt: whatever `Pipeline.generate` takes; a Document is taken exactly as it is.
+    guidance, steps: None is the model's own, `config.sampling`; text has no guidance. solver: of `diffusion.SOLVERS`;
+    None is dpm++2m.
     max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
     that is given is also the size that the cache has from the start.
     """
@@ -65,6 +67,8 @@ def check(request: Request, modalities: Collection[str], text: TextTokenizer) ->
     for name in ("steps", "max_tokens", "max_latents"):
         if getattr(request, name) is not None and getattr(request, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
+    if request.solver is not None and request.solver not in SOLVERS:
+        raise ValueError(f"solver {request.solver!r} is unknown{did_you_mean(request.solver, SOLVERS)}")
     if not -(2**63) <= request.seed < 2**64:
         raise ValueError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
     if not 0 <= request.guidance < math.inf:
