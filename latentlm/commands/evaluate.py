@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -25,6 +25,8 @@ def evaluate(
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    device: str = "auto",
+    dtype: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
     """Measure a model on held-out data; every figure comes with its protocol and its reference.
 
@@ -52,6 +54,10 @@ def evaluate(
         Of all noise.
     raw
         Take the weights as trained, not their average.
+    device
+        auto, cpu, cuda or cuda:N; auto is a GPU where torch sees one.
+    dtype
+        Of the model; auto is bf16 on a GPU that multiplies it, else fp32.
     """
     if out.suffix not in (".json", ".html"):
         raise ValueError(f"--out {out}: a report ends in .json or .html")
@@ -71,11 +77,14 @@ def evaluate(
     from ..evaluation.page import render_page
     from ..evaluation.seen import Seen
     from ..generation.pretrained import read_metadata
+    from ..hardware import choose_device, choose_dtype
     from ..weights import write_text
 
     out.parent.mkdir(parents=True, exist_ok=True)
     weights = "raw" if raw else "ema"
-    pipeline, trained = load(model, weights=weights), read_metadata(model).get("recipe")
+    place = choose_device(device)
+    pipeline = load(model, weights=weights, device=place, dtype=choose_dtype(dtype, place))
+    trained = read_metadata(model).get("recipe")
     seen = Seen.of(parse_recipe(trained, f"{model}: recipe")) if trained else Seen()
     report = run(
         pipeline,
