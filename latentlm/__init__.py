@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .generation.pretrained import load
+    from .generation.request import Request
     from .types import Audio, Document, Image, Speech, Text
 
 __version__ = "0.1.0"
-__all__ = ["Audio", "Document", "Image", "Speech", "Text", "__version__", "load"]
+__all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "__version__", "load"]
 
-_HOMES = dict.fromkeys(("Audio", "Document", "Image", "Speech", "Text"), ".types") | {"load": ".generation.pretrained"}
+_HOMES = dict.fromkeys(("Audio", "Document", "Image", "Speech", "Text"), ".types")
+_HOMES |= {"Request": ".generation.request", "load": ".generation.pretrained"}
 
 
 def __getattr__(name: str):

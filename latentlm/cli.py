@@ -59,6 +59,7 @@ app.command(
         'latentlm generate tiny "red apple" --to image --out apple.png',
         'latentlm generate tiny "seven" --to speech --out seven.wav',
         "latentlm generate tiny apple.png --to text",
+        'latentlm generate tiny "blue circle" --to image --num 4 --out circle.png',
         'latentlm generate tiny "seven" --to speech --adapter runs/mine --out seven.wav',
         'latentlm generate runs/demo picture.png "how many shapes are there? " --to text',
         "latentlm generate MODEL talk.txt --to speech --voice 1=anna.wav --voice 2=ben.wav --out talk.wav",

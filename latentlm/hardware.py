@@ -1,4 +1,4 @@
-"""What the machine is good at: asked where a dtype or an operator is chosen, never assumed.
+"""What the machine has and is good at: asked where a device, a dtype or an operator is chosen, never assumed.
 
 Place in the flow: below everything; training and generation ask it.
 """
@@ -8,6 +8,48 @@ from __future__ import annotations
 import torch
 
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
+
+
+DEVICES = "auto, cpu, cuda, cuda:N"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def choose_device(name: torch.device | str = "auto") -> torch.device:
+    """The device of a name: "auto" is CUDA where torch sees it and the CPU elsewhere.
+
+    Raises ValueError, one line, for a name that torch does not know and for a device that is not there.
+    """
+    if str(name) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"unknown device {str(name)!r} (known: {DEVICES})") from None
+    if device.type != "cpu" and not _sees(device.type):
+        raise ValueError(f"device {str(name)!r} was asked for, but torch sees no {device.type.upper()} device")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        plural = "s" * (count > 1)
+        raise ValueError(f"device {str(name)!r} was asked for, but torch sees only {count} CUDA device{plural}")
+    return device
+
+
+def _sees(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type == kind
+
+
+def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """The dtype of a model's weights on `device`: "auto" is bf16 on a GPU that multiplies it, and fp32 elsewhere.
+
+    Raises ValueError for a name that is not in `DTYPES`.
+    """
+    if name == "auto":
+        name = "bf16" if torch.device(device).type == "cuda" and multiplies_bf16(device) else "fp32"
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r} (known: auto, {', '.join(DTYPES)})")
+    return DTYPES[name]
 
 
 def multiplies_bf16(device: torch.device | str = "cpu") -> bool:

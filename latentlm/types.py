@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image as PILImage
 
 IGNORE = -100
@@ -28,15 +31,67 @@ FEATURES = {"speech": "semantic"}
 
 @dataclass(frozen=True)
 class Audio:
-    """Mono sound: `samples` (N,) float32 in [-1, 1] at `sample_rate` Hz; `name` of the file that it was read from."""
+    """Mono sound: `samples` (N,) float32 in [-1, 1], on the CPU, at `sample_rate` Hz; `name` of the file it is from.
+
+    samples may be given as a numpy array too, on any device and in any type of number: integers are divided by the
+    largest that their type has, as sound files mean them. Raises ValueError for another shape or kind, and for a rate
+    that is no whole number.
+    """
 
     samples: Tensor
     sample_rate: int
     name: str = ""
 
+    def __post_init__(self):
+        try:
+            object.__setattr__(self, "samples", _mono(self.samples))
+            object.__setattr__(self, "sample_rate", _whole_rate(self.sample_rate))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}" if self.name else str(error)) from None
+
     @property
     def seconds(self) -> float:
         return self.samples.shape[-1] / self.sample_rate
+
+    @classmethod
+    def load(cls, path: str | Path, sample_rate: int | None = None) -> Audio:
+        """A sound file, mixed down to mono, at `sample_rate` Hz where that is given. ValueError names the path."""
+        from .tokenizers.media import load_audio
+
+        return load_audio(path, sample_rate)
+
+    def save(self, path: str | Path) -> None:
+        """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError names the path."""
+        from .tokenizers.media import save_audio
+
+        save_audio(self, path)
+
+
+def _mono(samples: Tensor | np.ndarray) -> Tensor:
+    """samples (N,) of any number type -> float32, integers scaled to [-1, 1]; copied only where it has to be."""
+    if not isinstance(samples, Tensor | np.ndarray):
+        raise ValueError(f"Audio takes a numpy array or a tensor of samples, shape (N,), not {type(samples).__name__}")
+    if samples.ndim != 1:
+        raise ValueError(f"samples have shape {tuple(samples.shape)}; expected mono, shape (N,)")
+    if isinstance(samples, Tensor) and samples.is_floating_point():
+        return samples.float().cpu()
+    values = np.asarray(samples.cpu() if isinstance(samples, Tensor) else samples)
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"samples are of type {values.dtype}; expected floats in [-1, 1] or integers")
+    if values.dtype.kind in "iu":
+        middle = 2.0 ** (8 * values.dtype.itemsize - 1)  # silence where there is no sign
+        values = (values.astype(np.float64) - middle * (values.dtype.kind == "u")) / middle
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _whole_rate(rate: float) -> int:
+    try:
+        whole = int(rate) if rate >= 1 else 0
+    except (TypeError, ValueError, OverflowError):
+        whole = 0
+    if not whole or whole != rate:
+        raise ValueError(f"sample_rate must be a whole number of Hz from 1 on, got {rate!r}")
+    return whole
 
 
 @dataclass(frozen=True)
@@ -111,9 +166,24 @@ class Speech(Segment):
 
 @dataclass(frozen=True)
 class Document:
-    """An ordered list of segments. Every task is one: prompt = the first segments, answer = those that follow."""
+    """An ordered list of segments. Every task is one: prompt = the first segments, answer = those that follow.
+
+    Raises ValueError for what is no list of segments, and an empty one.
+    """
 
     segments: tuple[Segment, ...]
+
+    def __post_init__(self):
+        if not isinstance(self.segments, list | tuple):
+            kind = type(self.segments).__name__
+            raise ValueError(f"a Document takes a list of segments (latentlm.Text, Image, Speech), not {kind}")
+        for number, segment in enumerate(self.segments):
+            if not isinstance(segment, Segment):
+                kind = type(segment).__name__
+                raise ValueError(f"segment {number} of a Document is latentlm.Text, Image or Speech, not {kind}")
+        if not self.segments:
+            raise ValueError("a Document needs at least one segment")
+        object.__setattr__(self, "segments", tuple(self.segments))
 
     def with_segments(self, segments: tuple[Segment, ...]) -> Document:
         return replace(self, segments=segments)

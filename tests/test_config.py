@@ -24,6 +24,7 @@ from latentlm.config import RecipeError, load_recipe
         ("demo", "model.transformer.head_dim", 31, "model.transformer: head_dim 31 is odd"),
         ("demo", "model.heads.image.width", 0, "model.heads.image.width: "),
         ("demo", "model.diffusion.num_timesteps", 0, "model.diffusion.num_timesteps: "),
+        ("demo", "model.sampling.guidance", -1, "model.sampling.guidance: Input should be greater than or equal to 0"),
         ("demo", "training.loss_weights.text", -1, "training.loss_weights.text: "),
         ("demo", "training.optimizer.betas", [0.9, 1.0], "training.optimizer.betas.1: "),
         ("demo", "training.max_minutes", float("inf"), "training.max_minutes: Input should be a finite number"),

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -28,6 +28,8 @@ def evaluate(
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    device: str = "auto",
+    dtype: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
     """Measure a model or a tokenizer on held-out data; every figure comes with its protocol and its reference.
 
@@ -56,6 +58,10 @@ def evaluate(
         Of all noise.
     raw
         Take the weights as trained, not their average.
+    device
+        auto, cpu, cuda or cuda:N; auto is a GPU where torch sees one.
+    dtype
+        Of the model; auto is bf16 on a GPU that multiplies it, else fp32.
     """
     if out.suffix not in (".json", ".html"):
         raise ValueError(f"--out {out}: a report ends in .json or .html")
@@ -75,17 +81,20 @@ def evaluate(
     from ..evaluation.evaluate import evaluate_tokenizer
     from ..evaluation.seen import Seen
     from ..generation.pretrained import read_metadata, resolve
+    from ..hardware import choose_device, choose_dtype
     from ..tokenizers.load import is_tokenizer, load_tokenizer
 
-    folder = resolve(model)
+    folder, place = resolve(model), choose_device(device)
     if is_tokenizer(folder):
         if only or guidance or raw:
             raise ValueError(f"--only, --guidance and --raw are for models, and {model} is a tokenizer")
-        report = evaluate_tokenizer(load_tokenizer(folder), manifests=manifest, quick=quick, title=model)
+        tokenizer = load_tokenizer(folder).to(place)
+        report = evaluate_tokenizer(tokenizer, manifests=manifest, quick=quick, title=model)
         _write(report, out)
         return
     weights = "raw" if raw else "ema"
-    pipeline, trained = load(model, weights=weights), read_metadata(model).get("recipe")
+    pipeline = load(model, weights=weights, device=place, dtype=choose_dtype(dtype, place))
+    trained = read_metadata(model).get("recipe")
     seen = Seen.of(parse_recipe(trained, f"{model}: recipe")) if trained else Seen()
     report = run(
         pipeline,
@@ -131,8 +140,8 @@ def _scales(items: Sequence[str]) -> dict[str, float]:
             scale = float(value)
         except ValueError:
             scale = math.nan
-        if not math.isfinite(scale):
-            raise ValueError(f"--guidance {item}: write a number, or TASK=NUMBER as in digits=1.5")
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"--guidance {item}: write a number from 0 on, or TASK=NUMBER as in digits=1.5")
         if equals and task not in GUIDANCE:
             raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
         scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)

@@ -1,12 +1,13 @@
-"""`latentlm generate`: a prompt of texts and files in, one text, picture or sound out.
+"""`latentlm generate`: a prompt of texts and files in, texts, pictures or sounds out.
 
-Place in the flow: on top; `speak.py` writes the sound, as it is made.
+Place in the flow: on top; `answers.py` writes what comes out, `speak.py` the sound, as it is made.
 """
 
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,25 +17,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from ..data.script import Script
-    from ..types import Audio, Image, Text
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma", ".mp4", ".mov")
-"""Suffixes that nobody means as words, though no such file is read."""
-WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
-"""Suffixes a result may be written to; the first is the one to recommend."""
+    from ..types import Audio
 
 MEANINGLESS = {
-    "text": ("steps", "voice", "max-seconds"),
+    "text": ("steps", "solver", "voice", "max-seconds"),
     "image": ("temperature", "voice", "max-tokens", "max-seconds"),
     "speech": ("max-tokens",),
+    "auto": (),
 }
 """Options that no result of a kind depends on."""
 MAX_TOKENS = 256
+AT_ONCE = 32
+"""Answers that are made together; more would only take more memory."""
 
 SAMPLING = Group("Sampling", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
+MACHINE = Group("Machine", sort_key=4)
 
 
 def generate(
@@ -42,17 +40,21 @@ def generate(
     prompt: Annotated[tuple[str, ...], Parameter(negative=(), metavar="PROMPT...")],
     /,
     *,
-    to: Literal["image", "speech", "text"],
+    to: Literal["image", "speech", "text", "auto"],
     out: Path | None = None,
+    num: int = 1,
     adapter: Path | None = None,
     guidance: Annotated[float | None, Parameter(group=SAMPLING)] = None,
     steps: Annotated[int | None, Parameter(group=SAMPLING)] = None,
+    solver: Annotated[str | None, Parameter(group=SAMPLING)] = None,
     seed: Annotated[int, Parameter(group=SAMPLING)] = 0,
     temperature: Annotated[float, Parameter(group=SAMPLING)] = 0.0,
     voice: Annotated[tuple[str, ...], Parameter(group=SAMPLING, negative=(), show_default=False)] = (),
     raw: Annotated[bool, Parameter(group=SAMPLING, negative=(), show_default=False)] = False,
     max_tokens: Annotated[int, Parameter(group=LIMITS)] = MAX_TOKENS,
     max_seconds: Annotated[float | None, Parameter(group=LIMITS)] = None,
+    device: Annotated[str, Parameter(group=MACHINE)] = "auto",
+    dtype: Annotated[Literal["auto", "fp32", "bf16"], Parameter(group=MACHINE)] = "auto",
 ) -> None:
     """Write, draw or say what follows a prompt.
 
@@ -62,19 +64,25 @@ def generate(
         Checkpoint folder, run folder, hub id, or the packaged model "tiny".
     prompt
         Text, or the path of a picture, a sound or a text (.txt), known by its extension. Several, in order, form one
-        document. A text to be spoken may be a script: lines like "Speaker 1: Good morning."
+        document; between two texts comes a space. A text to be spoken may be a script: lines like
+        "Speaker 1: Good morning."
     to
-        What to make.
+        What to make; auto lets the model choose, segment by segment, until it ends.
     out
-        File to write: a picture (.png), a sound (.wav) or a text. Text goes to the terminal without it.
+        File to write: a picture (.png), a sound (.wav) or a text; for auto a new folder (0.txt, 1.png, 2.wav, …). Text
+        goes to the terminal without it.
+    num
+        Answers to make, of seeds SEED, SEED + 1, …; several go into apple-0.png, apple-1.png, …
     adapter
         Folder of a LoRA adapter of this model, or of the run that trained it.
     guidance
         Classifier-free guidance of pictures and speech; 1 is off. The model's own unless given, mostly 2.
     steps
         Solver steps for each latent. The model's own unless given, mostly 20.
+    solver
+        dpm++2m, ddim, euler or heun; dpm++2m unless given.
     seed
-        Of all noise: equal seeds give equal results.
+        Of all noise: equal seeds give equal results, on one device.
     temperature
         Of text; 0 always takes the likeliest token.
     voice
@@ -85,15 +93,20 @@ def generate(
         Longest text, in tokens.
     max_seconds
         Longest speech, in seconds. Without it, a script lasts until the model ends it or its context is full.
+    device
+        auto, cpu, cuda or cuda:N; auto is a GPU where torch sees one.
+    dtype
+        Of the model; auto is bf16 on a GPU that multiplies it, else fp32.
     """
-    from .. import load
-    from ..generation.generate import Request
-    from .speak import clips_by_speaker, say, speak
+    from .. import Request, load
+    from ..hardware import choose_device, choose_dtype
+    from .answers import places, write
+    from .speak import clips_by_speaker, speak
 
-    check_out(out, to)
+    targets = places(out, to, num)
     if max_seconds is not None and not 0 < max_seconds < math.inf:
         raise ValueError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
-    given = {"steps": steps, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
+    given = {"steps": steps, "solver": solver, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
     given["max-tokens"] = max_tokens != MAX_TOKENS
     for name in MEANINGLESS[to]:
         if given[name]:
@@ -101,68 +114,49 @@ def generate(
     parts = [read_part(item, to) for item in prompt]
     clips = clips_by_speaker(voice)
 
-    pipeline = load(model, adapter=adapter, weights="raw" if raw else "ema")
+    place = choose_device(device)
+    weights = "raw" if raw else "ema"
+    pipeline = load(model, adapter=adapter, weights=weights, device=place, dtype=choose_dtype(dtype, place))
     tokenizer = pipeline.tokenizers.get("speech")
+    is_script = to == "speech" and pipeline.model.config.prompt == "vibevoice"  # each text is a line
     request = Request(
-        pipeline.prompt(parts, to, clips.pop("", None), clips),
+        pipeline.prompt(parts if is_script else spaced(parts), to, clips.pop("", None), clips),
         to,
         guidance=guidance,
         steps=steps,
-        seed=seed,
+        solver=solver,
         temperature=temperature,
         max_tokens=max_tokens,
         max_latents=max(1, round(max_seconds * tokenizer.rate)) if max_seconds and tokenizer else None,
     )
+    requests = [replace(request, seed=seed + number) for number in range(num)]
     if to == "speech":
-        speak(pipeline, request, out, max_seconds)
-    else:
-        (output,) = pipeline.generate_batch([request])
-        write(output.segments[0], out)
-        if output.finish_reason == "length":
-            cause = "--max-tokens" if output.num_steps >= max_tokens else "the end of the model's context"
-            say(f"cut after {output.num_steps} tokens by {cause}, before the text ended by itself")
-
-
-def check_out(out: Path | None, to: str) -> None:
-    """Before anything is loaded: the result must have a file it fits into. ValueError names it."""
-    if to in WRITTEN and out is None:
-        raise ValueError(f"--to {to} needs a file to write: --out answer{WRITTEN[to][0]}")
-    if to in WRITTEN and out.suffix.lower() not in WRITTEN[to]:
-        raise ValueError(f"--out {out}: a result of --to {to} ends in {', '.join(WRITTEN[to])}")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        for one, target in zip(requests, targets, strict=True):
+            speak(pipeline, one, target, max_seconds)
+        return
+    for start in range(0, num, AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        for output, target in zip(pipeline.generate_batch(requests[some]), targets[some], strict=True):
+            write(output, to, target, max_tokens)
 
 
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
-    """A word of the command line as prompt: what ends like a picture, a sound or a text is one, and must exist.
+    """A word of the command line as part of the prompt: what ends like a picture, a sound or a text is that file.
 
-    The line ends at a text's end, which editors write, are no part of it. Raises ValueError for a file of another kind.
+    Raises ValueError, one line, for a file that is missing, broken, or of a kind that is not read or not known.
     """
-    from ..data.script import read_script, read_text
-    from ..tokenizers.media import load_audio, load_image
+    from ..generation.files import means_file, read_file
 
-    suffix = Path(item).suffix.lower()
-    if suffix in SOUNDS:
-        return load_audio(item)
-    if suffix in PICTURES:
-        return load_image(item)
-    if suffix == ".txt":
-        return read_script(item) if to == "speech" else read_text(item).rstrip("\n")
-    if (suffix in OTHERS and " " not in item) or (suffix and os.path.isfile(item)):
-        raise ValueError(f"{item}: files of this kind are not read, only {', '.join((*PICTURES, *SOUNDS, '.txt'))}")
-    return item
+    return read_file(item, to) if means_file(item) else item
 
 
-def write(made: Text | Image, out: Path | None) -> None:
-    """The answer into `out`, or a text to the terminal."""
-    from ..tokenizers.media import save_image
-    from ..weights import write_text
-
-    if out is None:
-        print(made.text)
-        return
-    if made.modality == "text":
-        write_text(out, made.text + "\n")
-    else:
-        save_image(made.content, out)
-    print(out)
+def spaced(parts: Sequence[str | PILImage | Audio | Script]) -> list[str | PILImage | Audio | Script]:
+    """`parts` with texts that follow each other as one, a space between them where they have no white space there."""
+    joined: list[str | PILImage | Audio | Script] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            gap = " " if joined[-1][-1:].strip() and part[:1].strip() else ""
+            joined[-1] += gap + part
+        else:
+            joined.append(part)
+    return joined

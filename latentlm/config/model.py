@@ -90,7 +90,7 @@ class SamplingConfig(Config):
     """What a model is sampled with unless the caller says otherwise."""
 
     steps: int = Field(20, ge=1, description="of the solver, a latent")
-    guidance: float = Field(2.0, description="classifier-free guidance of pictures and speech; 1 is off")
+    guidance: float = Field(2.0, ge=0, description="classifier-free guidance of pictures and speech; 1 is off")
 
 
 class ModelConfig(Config):

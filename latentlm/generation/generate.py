@@ -6,50 +6,27 @@ A checkpoint directory is self-contained: `config.json`, `model.safetensors`, `e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..config.base import did_you_mean
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
-from ..data.script import Script
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
 from .answer import Part, answer, collect
 from .engine import Engine
 from .prompts import make_prompt
+from .request import USUAL_LIMIT, Request, check, settled
 from .scores import Scores
 from .task import Task
 
-TARGETS = ("text", "image", "speech", "auto")
-
-USUAL_LIMIT = 512
-"""Latents of a span of speech unless a request says otherwise. A script has no such limit but the context."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document.
-
-    guidance, steps: None is the model's own, `config.sampling`; text has no guidance.
-    max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
-    that is given is also the size that the cache has from the start.
-    """
-
-    prompt: Document
-    to: str
-    guidance: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    temperature: float = 0.0
-    max_tokens: int = 256
-    max_latents: int | None = None
-    solver: str | None = None
+if TYPE_CHECKING:
+    from .prompts import Clip, Prompt
 
 
 class Pipeline:
@@ -61,29 +38,33 @@ class Pipeline:
         self.encoder = DocumentEncoder(tokenizers["text"])
         self._streams = feature_streams(model, tokenizers)
 
+    def __repr__(self) -> str:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"<Pipeline: {', '.join(('text', *self.model.modalities))}; {num_parameters:,} parameters>"
+
     # ------------------------------------------------------------------ generate
 
     def prompt(
         self,
-        prompt: str | Sequence | Document | Script,
+        prompt: Prompt,
         to: str,
-        voice: Audio | None = None,
-        voices: Mapping[int | str, Audio] | None = None,
+        voice: Clip | None = None,
+        voices: Mapping[int | str, Clip] | None = None,
     ) -> Document:
         """The document of a `Request`, laid out as this model was trained; arguments and errors as in `generate`."""
         return make_prompt(prompt, to, self.model.config.prompt, voice, voices)
 
     def generate(
         self,
-        prompt: str | Sequence | Document | Script,
+        prompt: Prompt,
         to: str = "text",
         *,
         guidance: float | None = None,
         steps: int | None = None,
         seed: int = 0,
         temperature: float = 0.0,
-        voice: Audio | None = None,
-        voices: Mapping[int | str, Audio] | None = None,
+        voice: Clip | None = None,
+        voices: Mapping[int | str, Clip] | None = None,
         max_tokens: int = 256,
         max_latents: int | None = None,
         solver: str | None = None,
@@ -91,12 +72,15 @@ class Pipeline:
     ) -> list:
         """`num` answers to one prompt: strings, PIL images or Audio, by `to`; seeds are seed, seed + 1, …
 
-        prompt: a string, a Document, a Script, or a list of strings, PIL images, Audio and segments, in order. voice: a
-        clip of the voice that the speech should have; voices: of each speaker of a script. guidance: 1 is off. steps:
-        of the solver, a latent; both are the model's own unless given. max_latents: as in `Request`.
+        prompt: a string, a PIL image, an Audio, a segment, a pathlib.Path (picture, sound or text, by its suffix), a
+        list of these in order, a Document, or a Script. voice: a clip of the voice that the speech should have, as an
+        Audio or the path of its file; voices: of each speaker of a script. guidance: from 0 on, 1 is off. steps: of the
+        solver, a latent; both are the model's own unless given. max_latents: as in `Request`.
         With `to` "auto", each answer is the list of its segments, empty where the model ends at once.
         Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for.
         """
+        if num < 1:
+            raise ValueError(f"num must be at least 1, got {num}")
         document = self.prompt(prompt, to, voice, voices)
         common = {"guidance": guidance, "steps": steps, "temperature": temperature, "solver": solver}
         limits = {"max_tokens": max_tokens, "max_latents": max_latents}
@@ -163,12 +147,18 @@ class Pipeline:
 
     def _tasks(self, requests: Sequence[Request]) -> list[Task]:
         """Requests as the engine wants them; their media are encoded together."""
-        requests = [self._settled(request) for request in requests]
+        requests = [settled(self._laid_out(request), self.model.config.sampling) for request in requests]
         for request in requests:
-            self._check(request)
+            check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         cache.prepare(request.prompt for request in requests)
         return [self._task(request, cache.resolve(request.prompt)) for request in requests]
+
+    def _laid_out(self, request: Request) -> Request:
+        """`request` with a document as its prompt; one that is a document stays exactly that."""
+        if isinstance(request.prompt, Document):
+            return request
+        return replace(request, prompt=self.prompt(request.prompt, request.to))
 
     def _task(self, request: Request, document: Document) -> Task:
         prompt = self.encoder(document, closed=False)
@@ -183,35 +173,6 @@ class Pipeline:
             max_latents=request.max_latents or usual,
             generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(request.seed),
         )
-
-    def _settled(self, request: Request) -> Request:
-        """`request` with the model's own sampling where it says nothing."""
-        own = self.model.config.sampling
-        guidance = 1.0 if request.to == "text" else own.guidance
-        return replace(
-            request,
-            guidance=guidance if request.guidance is None else request.guidance,
-            steps=own.steps if request.steps is None else request.steps,
-        )
-
-    def _check(self, request: Request) -> None:
-        if request.to not in TARGETS:
-            raise ValueError(f"unknown target {request.to!r}{did_you_mean(request.to, TARGETS)}")
-        if request.to not in ("text", "auto") and request.to not in self.model.modalities:
-            raise ValueError(f"this model has no {request.to}; it has text, {', '.join(self.model.modalities)}")
-        if request.to in ("text", "auto") and self.tokenizers["text"].is_classes:
-            raise ValueError(f"this model makes pictures of classes; it writes no text (--to {request.to})")
-        for name in ("steps", "max_tokens", "max_latents"):
-            if getattr(request, name) is not None and getattr(request, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
-        if not -(2**63) <= request.seed < 2**64:
-            raise ValueError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
-        if request.to == "text" and request.guidance != 1.0:
-            raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
-        if not math.isfinite(request.guidance):
-            raise ValueError(f"guidance must be a number, got {request.guidance}")
-        if not 0 <= request.temperature < math.inf:
-            raise ValueError(f"temperature must be a number from 0 on, got {request.temperature}")
 
     def _decode(self, collected: list[list[Part]], targets: list[str]) -> list[list[Segment]]:
         """Latents of all requests ──▶ media, each modality in one go; what the engine decoded is there already."""
@@ -239,11 +200,16 @@ class Pipeline:
     # --------------------------------------------------------------------- score
 
     @torch.inference_mode()
-    def score(self, document: Document, seed: int = 0) -> Scores:
-        """Log-likelihood of the text that counts as target, and the diffusion losses, of one document.
+    def score(self, document: Document | str, seed: int = 0) -> Scores:
+        """Log-likelihood of the text that counts as target, and the diffusion losses, of one document or text.
 
-        Raises ValueError for a document that is longer than the context.
+        Raises ValueError for a document that is longer than the context, and for what is neither.
         """
+        if isinstance(document, str):
+            document = Document((Text(document),))
+        if not isinstance(document, Document):
+            kind = type(document).__name__
+            raise ValueError(f"score takes a text or a latentlm.Document, which says what is a target, not {kind}")
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         encoded = self.encoder(cache.resolve(document))
         limit = self.model.config.transformer.context_length

@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from ..config import FORMAT_VERSION, ModelConfig, describe
+from ..hardware import choose_device
 from ..hub import from_hub, is_hub_id
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM, ModalitySpec
@@ -38,8 +39,10 @@ def load(
 
     weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
     adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
+    device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
     Raises ValueError, one line, naming what is missing or does not fit.
     """
+    device = choose_device(device)
     folder = resolve(name)
     if weights not in ("ema", "raw"):
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")

@@ -6,30 +6,49 @@ of a model whose config says `prompt: vibevoice` begins with a script (`data/scr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ..data.script import Script, parse_script, vibevoice_prompt
+from ..tokenizers.media import load_audio
 from ..types import Audio, Document, Image, Segment, Speech, Text
+from .files import read_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+    Prompt = str | os.PathLike | PILImage | Audio | Segment | Script | Document | Sequence
+    """A text, a file by its path, a picture, a sound, a segment, a script, a document; a list of any but the last."""
+
+    Clip = Audio | str | os.PathLike
+    """A sound, or the path of its file."""
 
 
 def make_prompt(
-    prompt: str | Sequence | Document | Script,
+    prompt: Prompt,
     to: str,
     layout: str,
-    voice: Audio | None = None,
-    voices: Mapping[int | str, Audio] | None = None,
+    voice: Clip | None = None,
+    voices: Mapping[int | str, Clip] | None = None,
 ) -> Document:
     """The prompt of a model whose config says `prompt: layout`; clips are given as `voice` or, by speaker, as `voices`.
 
-    Raises ValueError for an empty prompt, for a script or voices that the model cannot read, for a voice of nobody.
+    Raises ValueError for an empty prompt, for a script or voices that the model cannot read, for a voice of nobody, and
+    for a file that cannot be read.
     """
     if voice is not None and voices:
         raise ValueError("give voice (a clip) or voices (a clip of each speaker), not both")
+    if voices is not None and not isinstance(voices, Mapping):
+        raise ValueError(f"voices is a dict from speakers to clips, not {type(voices).__name__}")
+    voice = None if voice is None else _read_clip(voice)
+    voices = {name: _read_clip(clip) for name, clip in (voices or {}).items()}
     if isinstance(prompt, Document):
         if voices:
             raise ValueError("voices belong to a script; a document holds its sound itself")
         return as_prompt(prompt, voice)
+    prompt = _parts(prompt, to)
     if layout == "vibevoice" and to == "speech":
         script = as_script(prompt)
         return vibevoice_prompt(script, _clips(script, voice, voices))
@@ -40,12 +59,10 @@ def make_prompt(
     return as_prompt(prompt, voice)
 
 
-def as_prompt(prompt: str | Sequence | Document | Script, voice: Audio | None = None) -> Document:
+def as_prompt(prompt: Prompt, voice: Audio | None = None) -> Document:
     """Anything a user may pass as a prompt, as a Document of condition segments."""
-    if isinstance(prompt, Document):
-        segments = list(prompt.segments)
-    else:
-        segments = [_as_segment(part) for part in ([prompt] if isinstance(prompt, str | Script) else prompt)]
+    parts = prompt.segments if isinstance(prompt, Document) else _parts(prompt)
+    segments = [_as_segment(part) for part in parts]
     if voice is not None:
         segments.insert(0, Speech(voice))
     if all(isinstance(s, Text) and not s.text.strip() for s in segments):
@@ -53,9 +70,24 @@ def as_prompt(prompt: str | Sequence | Document | Script, voice: Audio | None = 
     return Document(tuple(replace(segment, condition=True, loss=False) for segment in segments))
 
 
-def as_script(prompt: str | Sequence | Script) -> Script:
+def _parts(prompt: Prompt, to: str = "text") -> list:
+    """What a prompt is made of, in order; files are read. A single thing is a list of one."""
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
+    parts = list(prompt) if listed else [prompt]
+    return [read_file(part, to) if isinstance(part, os.PathLike) else part for part in parts]
+
+
+def _read_clip(clip: Clip) -> Audio:
+    if isinstance(clip, str | os.PathLike):
+        return load_audio(clip)
+    if not isinstance(clip, Audio):
+        raise ValueError(f"a voice is an Audio or the path of a sound file, not {type(clip).__name__}")
+    return clip
+
+
+def as_script(prompt: Prompt) -> Script:
     """A script as it is, or parsed from text; the texts of a list are its lines."""
-    parts = [prompt] if isinstance(prompt, str | Script) else list(prompt)
+    parts = _parts(prompt, "speech")
     if len(parts) == 1 and isinstance(parts[0], Script):
         return parts[0]
     for part in parts:
@@ -64,10 +96,10 @@ def as_script(prompt: str | Sequence | Script) -> Script:
     return parse_script("\n".join(parts))
 
 
-def _clips(script: Script, voice: Audio | None, voices: Mapping[int | str, Audio] | None) -> dict[str, Audio]:
+def _clips(script: Script, voice: Audio | None, voices: Mapping[int | str, Audio]) -> dict[str, Audio]:
     """Clips by speaker; a single `voice` is that of the only one."""
     if voice is None:
-        return script.cast(voices or {})
+        return script.cast(voices)
     if len(script.speakers) > 1:
         raise ValueError(f"one voice, but speakers {', '.join(script.speakers)}; say whose it is, as in 1=clip.wav")
     return dict.fromkeys(script.speakers, voice)
@@ -95,4 +127,4 @@ def _as_segment(part) -> Segment:
 
     if isinstance(part, PILImage.Image):
         return Image(part)
-    raise ValueError(f"a prompt is made of text, pictures and sound, not {type(part).__name__}")
+    raise ValueError(f"a prompt is made of text, files (pathlib.Path), pictures and sound, not {type(part).__name__}")

@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..hardware import choose_device
+
 Result = TypeVar("Result")
 
 TIMEOUT = timedelta(hours=2)
@@ -86,9 +88,7 @@ def start(device: str | None = None) -> World:
     Raises ValueError where CUDA is asked for and this process has no GPU.
     """
     environment = {name: int(os.environ.get(name, fallback)) for name, fallback in _TORCHRUN}
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device")
+    kind = choose_device(device or "auto").type
     if kind == "cuda" and environment["LOCAL_RANK"] >= (count := torch.cuda.device_count()):
         raise ValueError(
             f"{environment['LOCAL_WORLD_SIZE']} processes on this machine, but torch sees only {count} CUDA "

@@ -65,6 +65,13 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "x", "--to", "text", "--max-seconds", "1"], "--max-seconds has no meaning for --to text"),
         (["generate", "tiny", "x", "--to", "text", "--voice", "a.wav"], "--voice has no meaning for --to text"),
         (["generate", "tiny", "x", "--to", "text", "--steps", "5"], "--steps has no meaning for --to text"),
+        (["generate", "tiny", "x", "--to", "text", "--solver", "ddim"], "--solver has no meaning for --to text"),
+        (["generate", "tiny", "x", "--to", "text", "--num", "0"], "--num must be at least 1, got 0"),
+        (["generate", "tiny", "x", "--to", "auto"], "--to auto needs a folder to write: --out answer"),
+        (["generate", "tiny", "x", "--to", "auto", "--out", "x.png"], "--out x.png: a result of --to auto is a folder"),
+        (["generate", "tiny", "x", "--to", "text", "--device", "gpu"], "unknown device 'gpu' (known: auto, cpu, cuda"),
+        (["generate", "tiny", "x", "--to", "text", "--dtype", "fp8"], '"fp8" for --dtype'),
+        (["evaluate", "tiny", "--out", "x.json", "--device", "gpu"], "unknown device 'gpu' (known: auto, cpu, cuda"),
         (["generate", "", "x", "--to", "text"], "the name of the model is empty"),
         (["evaluate", "", "--out", "x.json"], "the name of the model is empty"),
         (["generate", "nowhere", "x", "--to", "text"], "no model 'nowhere'"),
@@ -75,8 +82,10 @@ def refused(capsys, tmp_path, monkeypatch):
             ["evaluate", "tiny", "--out", "x.json", "--guidance", "digit=2"],
             "--guidance digit=2: no task 'digit', did you",
         ),
-        (["evaluate", "tiny", "--out", "x.json", "--guidance", "high"], "--guidance high: write a number, or TASK="),
-        (["evaluate", "tiny", "--out", "x.json", "--guidance", "digits=nan"], "--guidance digits=nan: write a number"),
+        (
+            ["evaluate", "tiny", "--out", "x.json", "--guidance", "high"],
+            "--guidance high: write a number from 0 on, or TASK=",
+        ),
         (["evaluate", "tiny", "--out", "x.json", "--seed", "1" * 13], "--seed must have at most 12 digits, got 111"),
         (["evaluate", "tiny", "--out", "x.json", "--steps", "0"], "--steps must be at least 1, got 0"),
         (
@@ -137,9 +146,21 @@ def test_a_file_of_a_kind_that_is_not_read_is_no_prompt(refused, tmp_path, name)
     assert f"{name}: files of this kind are not read, only .png, " in line
 
 
-def test_words_are_no_files(refused, tmp_path):
+def test_a_file_without_an_extension_is_of_no_known_kind(refused, tmp_path):
+    (tmp_path / "noext").write_bytes(b"\x89PNG")
+    line = refused("generate", "tiny", "noext", "--to", "text")
+    assert "noext: its kind is unknown, the name has no extension (read are .png, " in line
+
+
+@pytest.mark.parametrize("scale", ["-1", "nan", "inf"])
+def test_a_guidance_below_0_or_without_end(refused, checkpoint, scale):
+    line = refused("generate", checkpoint, "x", "--to", "image", "--out", "x.png", "--guidance", scale)
+    assert f"guidance must be a number from 0 on, got {float(scale)}" in line
+    assert "write a number from 0 on" in refused("evaluate", "tiny", "--out", "x.json", "--guidance", f"digits={scale}")
+
+
+def test_words_are_no_files(refused):
     assert "nowhere.heic: files of this kind" in refused("generate", "tiny", "nowhere.heic", "--to", "text")
-    (tmp_path / "seven").write_bytes(b"")
     for words in ("seven", "It is at 5.30", "St. Petersburg", "No. 7.heic or another", "word. " * 2000):
         assert read_part(words, "image") == words
 

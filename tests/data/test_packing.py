@@ -76,10 +76,10 @@ def test_open_prompt_has_no_end(encoder):
     assert set(encoded.text_targets) <= {IGNORE, 97}
 
 
-@pytest.mark.parametrize("document", [Document(()), Document((Text(""),))])
-def test_empty_documents_are_refused(encoder, document):
+@pytest.mark.parametrize("segments", [(), (Text(""),)])
+def test_empty_documents_are_refused(encoder, segments):
     with pytest.raises(ValueError, match="segment"):
-        encoder(document)
+        encoder(Document(segments))
 
 
 def test_media_must_be_latents(encoder):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from small import clip, picture, small_model
 
+from latentlm import Request
 from latentlm.diffusion.solvers import make_plan, sample
-from latentlm.generation.generate import Pipeline, Request
-from latentlm.generation.prompts import as_prompt
+from latentlm.generation.generate import Pipeline
 from latentlm.types import Audio, Document, Image, Speech, Text
 
 
@@ -71,6 +71,11 @@ def test_num_answers_use_consecutive_seeds(pipeline):
     assert abs(np.asarray(several[2], np.int16) - np.asarray(single, np.int16)).max() <= 1
 
 
+def test_a_pipeline_shows_what_it_is_in_one_line(pipeline):
+    size = sum(parameter.numel() for parameter in pipeline.model.parameters())
+    assert repr(pipeline) == f"<Pipeline: text, image, speech; {size:,} parameters>"
+
+
 def test_guidance_is_two_branches_fed_by_the_same_latent(pipeline):
     """The engine against a plain loop without cache: condition = prompt, null = <BOD> alone, both fed one latent."""
     model, guidance, seed = pipeline.model, 2.5, 3
@@ -106,25 +111,6 @@ def test_guidance_and_steps_change_the_result(pipeline):
     base = np.asarray(pipeline.generate("a", "image", steps=3)[0])
     assert not np.array_equal(base, np.asarray(pipeline.generate("a", "image", steps=3, guidance=4.0)[0]))
     assert not np.array_equal(base, np.asarray(pipeline.generate("a", "image", steps=9)[0]))
-
-
-def test_guidance_may_be_a_whole_number(pipeline):
-    whole, same = (pipeline.generate("a", "image", steps=3, guidance=scale)[0] for scale in (2, 2.0))
-    assert np.array_equal(np.asarray(whole), np.asarray(same))
-
-
-@pytest.mark.parametrize("to", ["image", "speech", "auto"])
-def test_a_model_is_sampled_as_its_config_says_unless_told_otherwise(tokenizers, to, monkeypatch):
-    model = small_model(tokenizers)
-    own = model.config.sampling.model_copy(update={"guidance": 3.0, "steps": 4})
-    model.config = model.config.model_copy(update={"sampling": own})
-    built, tasks = Pipeline(model.eval(), tokenizers), []
-    make = built._tasks
-    monkeypatch.setattr(built, "_tasks", lambda requests: tasks.extend(made := make(requests)) or made)
-    for options in ({}, {"guidance": 1.5, "steps": 2}):
-        built.generate("a", to, max_latents=2, max_tokens=2, **options)
-    built.generate("a", "text", max_tokens=2)
-    assert [(task.guidance, task.steps) for task in tasks] == [(3.0, 4), (1.5, 2), (1.0, 4)]
 
 
 def test_the_prompt_reaches_the_picture(pipeline):
@@ -305,32 +291,13 @@ def test_score_counts_the_targets(pipeline):
     assert both.num_text_bytes == 0
 
 
+def test_a_text_is_scored_as_a_document_of_it_and_nothing_else_is(pipeline):
+    assert pipeline.score("abcd") == pipeline.score(Document((Text("abcd"),)))
+    with pytest.raises(ValueError, match=r"score takes a text or a latentlm.Document, .* not list"):
+        pipeline.score(["abcd"])
+
+
 def test_a_document_past_the_context_has_no_score(pipeline):
     assert pipeline.score(Document((Text("x" * 1023),))).num_text_tokens == 1024
     with pytest.raises(ValueError, match="the document has 1025 positions, the context is 1024"):
         pipeline.score(Document((Text("x" * 1024),)))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"to": "imag"}, "unknown target 'imag', did you mean 'image'"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be a number from 0 on, got -1.0"),
-        ({"temperature": float("nan")}, "temperature must be a number from 0 on, got nan"),
-        ({"guidance": float("inf")}, "guidance must be a number, got inf"),
-        ({"prompt": text("x" * 2000)}, "the prompt has 2002 positions, the context is 1024"),
-        ({"prompt": text("x" * 1020)}, "the prompt has 1022 positions and the image 4, the context is 1024"),
-        ({"to": "text", "guidance": 2.0}, "guidance 2.0 has no meaning for text"),
-        ({"solver": "dpm"}, "solver 'dpm' is unknown"),
-    ],
-)
-def test_bad_requests_are_named(pipeline, change, message):
-    with pytest.raises(ValueError, match=message):
-        pipeline.generate_batch([Request(**({"prompt": text("a"), "to": "image"} | change))])
-
-
-@pytest.mark.parametrize("prompt", ["", "  ", []])
-def test_an_empty_prompt_is_refused(prompt):
-    with pytest.raises(ValueError, match="the prompt is empty"):
-        as_prompt(prompt)

@@ -112,3 +112,10 @@ def test_modalities_that_are_none_are_named(folder, modalities, message):
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
     with pytest.raises(ValueError, match=message):
         load(folder)
+
+
+def test_a_device_that_is_not_there_is_one_line(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"^device 'cuda' was asked for, but torch sees no CUDA device$"):
+        load(folder, device="cuda")
+    assert load(folder, device="auto").model.text_head.weight.device.type == "cpu"

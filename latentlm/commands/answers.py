@@ -1,0 +1,91 @@
+"""Where answers go: files that are fit for them and known before anything is loaded, or the terminal.
+
+Place in the flow: on top, the last part of `generate.py`; `speak.py` writes speech, as it is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .speak import say
+
+if TYPE_CHECKING:
+    from ..types import GenerationOutput, Segment
+
+WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
+"""Suffixes a result may be written to; the first is the one to recommend."""
+
+
+def places(out: Path | None, to: str, num: int) -> list[Path | None]:
+    """Where each of `num` answers goes: `out`, or for more than one apple-0.png, apple-1.png, …; None is the terminal.
+
+    Raises ValueError where a result does not fit there, and for a folder that holds something.
+    """
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+    if out is None and to == "auto":
+        raise ValueError("--to auto needs a folder to write: --out answer")
+    if out is None and to in WRITTEN:
+        raise ValueError(f"--to {to} needs a file to write: --out answer{WRITTEN[to][0]}")
+    if out is None:
+        return [None] * num
+    if to in WRITTEN and out.suffix.lower() not in WRITTEN[to]:
+        raise ValueError(f"--out {out}: a result of --to {to} ends in {', '.join(WRITTEN[to])}")
+    if to == "auto" and out.suffix.lower() in (".txt", *WRITTEN["image"], *WRITTEN["speech"]):
+        raise ValueError(f"--out {out}: a result of --to auto is a folder of files")
+    found = [out] if num == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(num)]
+    for place in found if to == "auto" else ():
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise ValueError(f"--out {place}: is there already; a result of --to auto is a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def write(output: GenerationOutput, to: str, out: Path | None, max_tokens: int) -> None:
+    """One answer into `out`, or a text to the terminal; what a user should know of how it ended goes to stderr."""
+    if to == "auto":
+        _write_all(output.segments, out)
+    else:
+        _write_one(output.segments[0], out)
+    if to != "image" and all(segment.modality == "text" and not segment.text for segment in output.segments):
+        say("the model ended at once: its answer is empty")
+    if output.finish_reason == "length" and to == "auto":
+        limits = "a limit (--max-tokens, --max-seconds, the model's context)"
+        say(f"cut after {output.num_steps} tokens and latents by {limits}, before the model ended by itself")
+    elif output.finish_reason == "length":
+        cause = "--max-tokens" if output.num_steps >= max_tokens else "the end of the model's context"
+        say(f"cut after {output.num_steps} tokens by {cause}, before the text ended by itself")
+
+
+def _write_one(made: Segment, out: Path | None) -> None:
+    if out is None:
+        print(made.text)
+    else:
+        _save(made, out)
+        print(out)
+
+
+def _write_all(segments: Sequence[Segment], folder: Path) -> None:
+    """0.txt, 1.png, 2.wav, … in the order of the answer; the terminal gets its text, and the files in their places."""
+    shown = []
+    for number, segment in enumerate(segments):
+        folder.mkdir(exist_ok=True)
+        name = segment.modality
+        path = folder / f"{number}{'.txt' if name == 'text' else WRITTEN[name][0]}"
+        _save(segment, path)
+        shown.append(segment.text if name == "text" else f"[{name}: {path}]")
+    print("".join(shown))
+
+
+def _save(made: Segment, path: Path) -> None:
+    from ..tokenizers.media import save_audio, save_image
+    from ..weights import write_text
+
+    if made.modality == "text":
+        write_text(path, made.text + "\n")
+    elif made.modality == "image":
+        save_image(made.content, path)
+    else:
+        save_audio(made.content, path)

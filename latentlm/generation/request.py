@@ -1,0 +1,79 @@
+"""What a user asks of a model: a request, what it leaves open, and what is wrong with it.
+
+Place in the flow: 4, in front of `generate.py`, which makes it a task of the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..config import SamplingConfig
+from ..config.base import did_you_mean
+from ..diffusion import SOLVERS
+from ..tokenizers.text import TextTokenizer
+
+if TYPE_CHECKING:
+    from .prompts import Prompt
+
+TARGETS = ("text", "image", "speech", "auto")
+
+USUAL_LIMIT = 512
+"""Latents of a span of speech unless a request says otherwise. A script has no such limit but the context."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document.
+
+    prompt: whatever `Pipeline.generate` takes; a Document is taken exactly as it is.
+    guidance, steps: None is the model's own, `config.sampling`; text has no guidance. solver: of `diffusion.SOLVERS`;
+    None is dpm++2m.
+    max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
+    that is given is also the size that the cache has from the start.
+    """
+
+    prompt: Prompt
+    to: str
+    guidance: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    temperature: float = 0.0
+    max_tokens: int = 256
+    max_latents: int | None = None
+    solver: str | None = None
+
+
+def settled(request: Request, own: SamplingConfig) -> Request:
+    """`request` with the model's own sampling where it says nothing."""
+    guidance = 1.0 if request.to == "text" else own.guidance
+    return replace(
+        request,
+        guidance=guidance if request.guidance is None else request.guidance,
+        steps=own.steps if request.steps is None else request.steps,
+    )
+
+
+def check(request: Request, modalities: Collection[str], text: TextTokenizer) -> None:
+    """ValueError, one line, for what a model of these modalities cannot do with a settled request."""
+    if request.to not in TARGETS:
+        raise ValueError(f"unknown target {request.to!r}{did_you_mean(request.to, TARGETS)}")
+    if request.to not in ("text", "auto") and request.to not in modalities:
+        raise ValueError(f"this model has no {request.to}; it has {', '.join(('text', *modalities))}")
+    if request.to in ("text", "auto") and text.is_classes:
+        raise ValueError(f"this model makes pictures of classes; it writes no text (--to {request.to})")
+    for name in ("steps", "max_tokens", "max_latents"):
+        if getattr(request, name) is not None and getattr(request, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
+    if request.solver is not None and request.solver not in SOLVERS:
+        raise ValueError(f"solver {request.solver!r} is unknown{did_you_mean(request.solver, SOLVERS)}")
+    if not -(2**63) <= request.seed < 2**64:
+        raise ValueError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
+    if not 0 <= request.guidance < math.inf:
+        raise ValueError(f"guidance must be a number from 0 on, got {request.guidance}")
+    if request.to == "text" and request.guidance != 1.0:
+        raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
+    if not 0 <= request.temperature < math.inf:
+        raise ValueError(f"temperature must be a number from 0 on, got {request.temperature}")

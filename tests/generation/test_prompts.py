@@ -1,0 +1,91 @@
+"""What a user may pass as a prompt: one thing or several, files by their paths, voices by theirs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small import clip, picture
+
+from latentlm.data.script import Script, Turn
+from latentlm.generation.generate import Request
+from latentlm.generation.prompts import as_prompt, make_prompt
+from latentlm.tokenizers.media import save_audio, save_image
+from latentlm.types import Document, Image, Speech, Text
+
+GIVEN = {"condition": True, "loss": False}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """a.png, a.wav and a.txt in the working directory; what they were written from."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    drawn, said = picture(generator), clip(generator)
+    save_image(drawn, "a.png")
+    save_audio(said, "a.wav")
+    Path("a.txt").write_text("two words\n", encoding="utf-8")
+    Path("noext").write_bytes(Path("a.png").read_bytes())
+    return drawn, said
+
+
+def test_one_thing_is_a_prompt_of_one(files):
+    drawn, said = files
+    assert as_prompt(drawn).segments == (Image(drawn, **GIVEN),)
+    assert as_prompt(said).segments == (Speech(said, **GIVEN),)
+    assert as_prompt(Text("a")).segments == (Text("a", **GIVEN),)
+    assert as_prompt("a.png").segments == (Text("a.png", **GIVEN),)  # a string stays text
+
+
+def test_a_path_is_read_by_its_suffix(files):
+    drawn, said = files
+    image, speech, text = make_prompt([Path("a.png"), Path("a.wav"), Path("a.txt")], "image", "document").segments
+    assert np.array_equal(np.asarray(image.content), np.asarray(drawn))
+    torch.testing.assert_close(speech.content.samples, said.samples, atol=1e-4, rtol=0)
+    assert text == Text("two words", **GIVEN)
+    script = make_prompt(Path("a.txt"), "speech", "vibevoice")
+    assert script == make_prompt(Script((Turn("1", "two words"),)), "speech", "vibevoice")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "the prompt is empty"),
+        ("  ", "the prompt is empty"),
+        ([], "the prompt is empty"),
+        (Path("nowhere.png"), "^nowhere.png: no such file"),
+        (Path("nowhere"), "^nowhere: no such file"),
+        (Path("noext"), r"^noext: its kind is unknown, the name has no extension \(read are .png, "),
+        (Path("a.heic"), "^a.heic: files of this kind are not read, only .png, "),
+        (5, r"a prompt is made of text, files \(pathlib.Path\), pictures and sound, not int"),
+        (b"bytes", "pictures and sound, not bytes"),
+        (np.zeros((8, 8)), "pictures and sound, not ndarray"),
+        ([Document((Text("a"),))], "pictures and sound, not Document"),
+    ],
+)
+def test_what_is_no_prompt_is_named(files, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        as_prompt(prompt)
+
+
+def test_a_voice_is_a_clip_or_its_file(files):
+    for voice in ("a.wav", Path("a.wav")):
+        spoken, _ = make_prompt("a", "speech", "document", voice).segments
+        torch.testing.assert_close(spoken.content.samples, files[1].samples, atol=1e-4, rtol=0)
+        by_name = make_prompt("Speaker 1: a", "speech", "vibevoice", voices={1: voice})
+        assert [segment.modality for segment in by_name.segments].count("speech") == 1
+    with pytest.raises(ValueError, match=r"^nowhere.wav: no such file$"):
+        make_prompt("a", "speech", "document", "nowhere.wav")
+    with pytest.raises(ValueError, match="a voice is an Audio or the path of a sound file, not int"):
+        make_prompt("a", "speech", "document", 3)
+    with pytest.raises(ValueError, match="voices is a dict from speakers to clips, not list"):
+        make_prompt("a", "speech", "document", voices=["a.wav"])
+
+
+def test_a_request_takes_what_generate_takes(files, pipeline):
+    for prompt in ("a", ["a", files[0]], Path("a.png")):
+        (output,) = pipeline.generate_batch([Request(prompt, "image", steps=2)])
+        (expected,) = pipeline.generate(prompt, "image", steps=2)
+        assert np.array_equal(np.asarray(output.segments[0].content), np.asarray(expected))
+        (streamed,) = pipeline.stream(Request(prompt, "image", steps=2))
+        assert np.array_equal(np.asarray(streamed.content), np.asarray(expected))
