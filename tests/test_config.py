@@ -2,13 +2,13 @@
 
 import pytest
 
-from latentlm.config import RecipeError, load_recipe
+from latentlm.config import RecipeError, load_recipe, parse_recipe
 
 
 @pytest.mark.parametrize(
     ("recipe", "key", "value", "message"),
     [
-        ("demo", "data.sources", [], "data.sources: Tuple should have at least 1 item"),
+        ("demo", "data.sources", [], "data.sources: List should have at least 1 item"),
         ("demo", "data.rows", 0, "data.rows: Input should be greater than 0, got '0'"),
         ("demo", "data.sequence_length", -1, "data.sequence_length: "),
         ("demo", "model.transformer.num_layers", 0, "model.transformer.num_layers: "),
@@ -67,3 +67,41 @@ def test_a_recipe_is_utf_8_and_one_that_is_not_is_named(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(RecipeError, match=r"mine\.yaml: not UTF-8 text at byte 37"):
         load_recipe(tmp_path / "mine.yaml")
+
+
+def test_one_entry_of_a_list_can_be_changed():
+    changed = load_recipe("demo", {"data.sources.1.weight": 3, "data.sources.2.limit": None}).data.sources
+    plain = load_recipe("demo").data.sources
+    assert changed[1] == plain[1].model_copy(update={"weight": 3.0})
+    assert changed[2].limit is None
+    assert changed[3:] == plain[3:]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("data.sources.99.weight", "'99' is none of the 10 entries, which count from 0"),
+        ("data.sources.first.weight", "'first' is none of the 10 entries"),
+        ("description.a", "'description' has no key 'a', it is 'digits"),
+    ],
+)
+def test_an_override_of_what_is_not_there_is_named(key, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("demo", {key: 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (None, "r.yaml: kind: missing; one of latentlm, image_tokenizer, speech_tokenizer$"),
+        ("latentml", "r.yaml: kind: no kind 'latentml', did you mean 'latentlm'\\?; one of latentlm"),
+    ],
+)
+def test_a_kind_that_is_missing_or_misspelt_is_one_line(kind, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({"data": {}} | ({"kind": kind} if kind else {}), "r.yaml")
+
+
+def test_a_list_is_called_a_list():
+    with pytest.raises(RecipeError, match=r"data.sources: List should have at least 1 item"):
+        parse_recipe({"kind": "latentlm", "data": {"sources": []}})

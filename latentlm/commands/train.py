@@ -57,11 +57,11 @@ def train(
     Parameters
     ----------
     recipe
-        Name of a packaged recipe, or path of a YAML file.
+        Name of a packaged recipe, path of a YAML file, or the folder of a run, whose recipe.yaml it is.
     overrides
-        KEY=VALUE changes one key of the recipe; the value is read as YAML. May be repeated.
+        KEY=VALUE changes one key of the recipe, as data.sources.0.weight=2; the value is read as YAML. May be repeated.
     out
-        Folder of the run; by default runs/ and the recipe's name.
+        Folder of the run; by default runs/ and the recipe's name, or the run itself that is named.
     processes
         Processes on this machine; under torchrun, leave it at 1.
     resume
@@ -71,11 +71,14 @@ def train(
 
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    loaded = load_recipe(recipe, dict(_override(item) for item in overrides))
+    folder_of_run = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else None
+    named = recipe if folder_of_run is None else folder_of_run / "recipe.yaml"
+    loaded = load_recipe(named, dict(_override(item) for item in overrides))
     from ..training.run import train as run
 
     with _one_line():
-        folder = run(loaded, out or Path("runs") / Path(recipe).stem, processes=processes, resume=resume)
+        target = out or folder_of_run or Path("runs") / Path(recipe).stem
+        folder = run(loaded, target, processes=processes, resume=resume)
     print(f"trained: {folder}")
 
 

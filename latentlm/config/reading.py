@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -14,6 +15,7 @@ from .base import RecipeError, did_you_mean
 from .recipes import Recipe
 
 _RECIPE = TypeAdapter(Recipe)
+KINDS = ("latentlm", "image_tokenizer", "speech_tokenizer")
 
 
 def recipe_names() -> list[str]:
@@ -56,6 +58,10 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
     """Validate a plain mapping; RecipeError as in `load_recipe`."""
+    if raw.get("kind") not in KINDS:
+        kind = raw.get("kind")
+        found = "missing" if kind is None else f"no kind {kind!r}{did_you_mean(str(kind), KINDS)}"
+        raise RecipeError(f"{origin}: kind: {found}; one of {', '.join(KINDS)}")
     try:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:
@@ -82,18 +88,15 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     """
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    location = [part for part in first["loc"] if part not in _KINDS]
+    location = [part for part in first["loc"] if part not in KINDS]
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         return f"unknown key {key!r}{did_you_mean(str(location[-1]), known)}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = re.sub(r"\btuple\b", "list", first["msg"].removeprefix("Value error, ").replace("Tuple", "List"))
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: it names its keys itself
         return f"{key}: {message}" if key else message
     return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
-
-
-_KINDS = {"latentlm", "image_tokenizer", "speech_tokenizer"}
 
 
 def _model_for(raw: dict[str, Any]) -> type[BaseModel] | None:
@@ -123,9 +126,17 @@ def _entry(annotation: Any, part: str | int) -> Any:
 
 
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """raw[a][0][b] = value for "a.0.b"; sections that are not there are made, entries of lists are not."""
     *parents, last = dotted.split(".")
-    for parent in parents:
-        raw = raw.setdefault(parent, {})
-        if not isinstance(raw, dict):
-            raise RecipeError(f"override {dotted!r}: {parent!r} is not a mapping")
-    raw[last] = value
+    place: Any = raw
+    for parent, following in zip(parents, [*parents, last][1:], strict=True):
+        place = place[_index(place, parent, dotted)] if isinstance(place, list) else place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
+            raise RecipeError(f"override {dotted!r}: {parent!r} has no key {following!r}, it is {str(place)[:40]!r}")
+    place[_index(place, last, dotted) if isinstance(place, list) else last] = value
+
+
+def _index(entries: list, part: str, dotted: str) -> int:
+    if part.isdecimal() and int(part) < len(entries):
+        return int(part)
+    raise RecipeError(f"override {dotted!r}: {part!r} is none of the {len(entries)} entries, which count from 0")

@@ -159,7 +159,11 @@ def build_tokenizers(
     for modality in (*MODALITIES, *FEATURES.values()):
         name = getattr(recipe.tokenizers, modality)
         if name is not None:
-            tokenizers[modality] = load_tokenizer(tokenizer_folder(name, modality)).to(device)
+            found = load_tokenizer(tokenizer_folder(name, modality))
+            wanted = modality if modality in MODALITIES else "speech"
+            if found.modality != wanted:
+                raise ValueError(f"tokenizers.{modality}: {name} is a tokenizer of {found.modality}, not of {wanted}")
+            tokenizers[modality] = found.to(device)
     return tokenizers
 
 

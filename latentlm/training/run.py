@@ -152,8 +152,12 @@ def _export_tokenizer(trainer: Trainer, tokenizer, sources: list[list], folder: 
         tokenizer.eval()
         found = tokenizer.calibrate(_batches(tokenizer, items))
         tokenizer.save(folder)
-    std, absolute = (None if value is None else value.tolist() for value in (found.std, found.c_sigma_absolute))
-    print(f"calibrated on {found.num_latents} latents: std(μ) {std}, C_σ absolute {absolute}")
+    std, absolute = ("-" if v is None else _numbers(v) for v in (found.std, found.c_sigma_absolute))
+    print(f"calibrated on {found.num_latents:,} latents: std(μ) {std}, C_σ absolute {absolute}")
+
+
+def _numbers(values: Tensor) -> str:
+    return " ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
 def _batches(tokenizer, items: list, size: int = 32):

@@ -213,9 +213,9 @@ class Trainer:
         ]
         found = [text for texts in self.world.gather(mine) for text in texts]
         what = found[0] if found else f"all losses are finite but the gradient norm is {norm}"
-        return (
-            f"step {self.state.step + 1}: {what}; training stopped, the last checkpoint is {self.checkpoints.latest()}"
-        )
+        latest = self.checkpoints.latest()
+        left = f"the last checkpoint is {latest}" if latest else "there is no checkpoint yet"
+        return f"step {self.state.step + 1}: {what}; training stopped, {left}"
 
     def _log(self) -> TrainLog:
         return TrainLog(

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from latentlm import cli
 from latentlm.config import (
     MediaConfig,
     RecipeError,
@@ -259,3 +260,17 @@ def test_the_noise_of_a_source_is_its_own(tmp_path):
     drawn = (spans.values != spans.means).any(1)
     assert torch.equal(drawn, ~spans.target)
     assert 0 < spans.target.sum() < len(spans.target)
+
+
+def test_a_tokenizer_of_another_modality_is_named(tmp_path):
+    folder = train(recipe(), tmp_path / "image")
+    wanted = load_recipe("demo", {"tokenizers.speech": str(folder.parent), "training.steps": 1})
+    with pytest.raises(ValueError, match=rf"tokenizers.speech: {folder.parent} is a tokenizer of image, not of speech"):
+        train(wanted, tmp_path / "run")
+
+
+def test_a_run_is_its_own_recipe(tmp_path, capsys):
+    train(recipe(), tmp_path / "run")
+    cli.main(["train", str(tmp_path / "run"), "--resume", "--set", "training.steps=8"])
+    assert capsys.readouterr().out.endswith(f"trained: {tmp_path / 'run' / 'model'}\n")
+    assert read_log(tmp_path / "run" / "train.jsonl")[-1]["step"] == 8
