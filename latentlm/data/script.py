@@ -176,6 +176,11 @@ def vibevoice_document(document: Document) -> Document:
     return Document((*vibevoice_prompt(script, voices).segments, spoken))
 
 
+def laid_out(documents: Sequence[Document], layout: str, source: str) -> Sequence[Document]:
+    """The documents of `source` as a model whose config says `prompt: layout` learns them and is asked."""
+    return VibeVoiceDocuments(documents, source) if layout == "vibevoice" else documents
+
+
 class VibeVoiceDocuments(Sequence[Document]):
     """The documents of a source, each as `vibevoice_document` lays it out; ValueError names `source` and its number."""
 

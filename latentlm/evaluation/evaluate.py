@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from ..data.manifest import Manifest
+from ..data.script import laid_out
 from ..data.task_source import Concatenated
 from ..generation.generate import Pipeline
 from ..generation.latent import DEFAULT_SOLVER
 from ..tokenizers.base import Tokenizer
+from ..types import Document
 from .documents import evaluate_documents, reconstruct_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
@@ -67,7 +69,8 @@ def evaluate(
     report = Report(title)
     if not seen.phrases:
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))
-    documents = {str(path): Manifest(path) for path in manifests}
+    layout = pipeline.model.config.prompt
+    documents = {str(path): laid_out(Manifest(path), layout, str(path)) for path in manifests}
     for task, run in _runs(pipeline, protocol, report, seen, documents).items():
         if task not in (tasks or TASKS) or (task == "documents" and not documents and not tasks):
             continue
@@ -104,7 +107,7 @@ def evaluate_tokenizer(
 
 
 def _runs(
-    pipeline: Pipeline, protocol: Protocol, report: Report, seen: Seen, manifests: Mapping[str, Manifest]
+    pipeline: Pipeline, protocol: Protocol, report: Report, seen: Seen, manifests: Mapping[str, Sequence[Document]]
 ) -> dict[str, Callable[[], None]]:
     common = (pipeline, protocol, report)
     documents, origin = Concatenated(list(manifests.values())), " and ".join(manifests)

@@ -19,7 +19,7 @@ from ..config import DataConfig, LatentLMRecipe, MediaConfig, SourceConfig, Spee
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
-from ..data.script import VibeVoiceDocuments
+from ..data.script import laid_out
 from ..data.sources import documents, media
 from ..generation.pretrained import load, modality_specs, resolve
 from ..interop.hf_llm import Backbone
@@ -55,8 +55,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
     configs = recipe.data.sources
-    as_scripts = (start.model.config if start else recipe.model).prompt == "vibevoice"
-    sources = [_laid_out(config, "train", as_scripts) for config in configs]
+    layout = (start.model.config if start else recipe.model).prompt
+    sources = [_documents(config, "train", layout) for config in configs]
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
@@ -87,21 +87,20 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     identity["fingerprints"] = {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}
     held_out: list[Document] = []
     if recipe.training.sample_every:
-        kinds = partial(_held_out_kinds, configs, as_scripts)
+        kinds = partial(_held_out_kinds, configs, layout)
         world.on_main(lambda: held_out.extend(choose(kinds(), cache, encoder, context)))
     return LatentLMRun(model, tokenizers, loader, resolved, held_out, identity)
 
 
-def _laid_out(config: SourceConfig, split: str, as_scripts: bool) -> Sequence[Document]:
-    found = documents(config, split)
-    return VibeVoiceDocuments(found, config.name or config.manifest) if as_scripts else found
+def _documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
+    return laid_out(documents(config, split), layout, config.name or config.manifest)
 
 
-def _held_out_kinds(configs: Sequence[SourceConfig], as_scripts: bool) -> list[list[Sequence[Document]]]:
+def _held_out_kinds(configs: Sequence[SourceConfig], layout: str) -> list[list[Sequence[Document]]]:
     """The held-out documents of sources of plain text, and those of all other sources that have any."""
     kinds: list[list[Sequence[Document]]] = [[], []]
     for config in configs:
-        found = _laid_out(config, "held_out", as_scripts)
+        found = _documents(config, "held_out", layout)
         if len(found):
             kinds[config.task != "text"].append(found)
     return kinds

@@ -22,7 +22,7 @@ class FakeModel(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(diffusion=DiffusionConfig(), transformer=TransformerConfig())
+        self.config = SimpleNamespace(prompt="document", diffusion=DiffusionConfig(), transformer=TransformerConfig())
 
 
 class FakeTokenizer:

@@ -12,12 +12,14 @@ import latentlm
 from latentlm import cli
 from latentlm.data.embedded import digits, shapes
 from latentlm.data.embedded.digits import WORDS
+from latentlm.data.manifest import Manifest
+from latentlm.data.script import vibevoice_document
 from latentlm.evaluation.documents import evaluate_documents, with_conditions_of_others
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page
 from latentlm.evaluation.protocol import Protocol
 from latentlm.evaluation.report import Report
-from latentlm.tokenizers.media import save_image
+from latentlm.tokenizers.media import save_audio, save_image
 from latentlm.types import Document, Image, Speech, Text
 
 GIVEN = {"condition": True, "loss": False}
@@ -107,6 +109,18 @@ def test_a_manifest_is_measured_only_where_there_is_one(tmp_path):
     assert not [note for note in quiet.notes if "documents" in note]
     asked = evaluate(FakePipeline(), quick=True, tasks=["documents"])
     assert asked.notes == ["documents: not measured, no manifest of held-out documents was named."]
+
+
+def test_a_model_of_scripts_is_asked_by_scripts(pipeline, tmp_path, monkeypatch):
+    save_audio(SOUND, tmp_path / "a.wav")
+    line = {"segments": [{"text": "hello", "condition": True}, {"speech": "a.wav"}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(pipeline.model, "config", pipeline.model.config.model_copy(update={"prompt": "vibevoice"}))
+    report = evaluate(pipeline, tasks=["documents"], manifests=[tmp_path / "own.jsonl"], steps=2, guidance=1.0)
+    (document,) = Manifest(tmp_path / "own.jsonl")
+    expected = pipeline.score(vibevoice_document(document)).diffusion["speech"]
+    assert report.figures["documents.speech_loss"].value == pytest.approx(expected)
+    assert expected != pipeline.score(document).diffusion["speech"]
 
 
 @pytest.fixture
