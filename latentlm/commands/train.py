@@ -67,18 +67,18 @@ def train(
     resume
         Go on from the last checkpoint in the folder.
     """
-    from ..config import load_recipe
+    from ..config import load_recipe, recipe_names
 
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    folder_of_run = Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else None
-    named = recipe if folder_of_run is None else folder_of_run / "recipe.yaml"
+    is_run = recipe not in recipe_names() and (Path(recipe) / "recipe.yaml").is_file()
+    named = Path(recipe) / "recipe.yaml" if is_run else recipe
     loaded = load_recipe(named, dict(_override(item) for item in overrides))
     from ..training.run import train as run
 
     with _one_line():
-        target = out or folder_of_run or Path("runs") / Path(recipe).stem
-        folder = run(loaded, target, processes=processes, resume=resume)
+        target = Path(recipe) if is_run else Path("runs") / Path(recipe).stem
+        folder = run(loaded, out or target, processes=processes, resume=resume)
     print(f"trained: {folder}")
 
 

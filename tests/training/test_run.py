@@ -274,3 +274,13 @@ def test_a_run_is_its_own_recipe(tmp_path, capsys):
     cli.main(["train", str(tmp_path / "run"), "--resume", "--set", "training.steps=8"])
     assert capsys.readouterr().out.endswith(f"trained: {tmp_path / 'run' / 'model'}\n")
     assert read_log(tmp_path / "run" / "train.jsonl")[-1]["step"] == 8
+
+
+def test_a_packaged_recipe_goes_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "recipe.yaml").write_text("kind: nothing\n")
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(module, "train", lambda recipe, folder, **_: asked.append((recipe, folder)) or folder)
+    cli.main(["train", "demo"])
+    assert asked == [(load_recipe("demo"), Path("runs/demo"))]
