@@ -49,7 +49,7 @@ def evaluate(
         may be given several times.
     guidance
         A scale for all parts, or that of one as in digits=1.5; may be given several times. Digits 1, emoji 2, shapes 2,
-        speech 1.5, documents 2 unless given.
+        speech 1.5, documents the model's own unless given.
     steps
         Of the solver, a latent.
     quick
@@ -86,8 +86,8 @@ def evaluate(
 
     folder, place = resolve(model), choose_device(device)
     if is_tokenizer(folder):
-        if only or guidance or raw:
-            raise ValueError(f"--only, --guidance and --raw are for models, and {model} is a tokenizer")
+        if only or guidance or raw or dtype != "auto":
+            raise ValueError(f"--only, --guidance, --raw and --dtype are for models, and {model} is a tokenizer")
         tokenizer = load_tokenizer(folder).to(place)
         report = evaluate_tokenizer(tokenizer, manifests=manifest, quick=quick, title=model)
         _write(report, out)

@@ -23,7 +23,7 @@ from ..types import Document
 from .documents import evaluate_documents, reconstruct_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
-from .protocol import QUICK, TASKS, Counts, Protocol, check_tasks
+from .protocol import GUIDANCE, QUICK, TASKS, Counts, Protocol, check_tasks
 from .reconstruction import evaluate_reconstruction, lack
 from .report import Report
 from .seen import Seen
@@ -57,6 +57,7 @@ def evaluate(
     """
     parameter = next(pipeline.model.parameters())
     protocol = Protocol(
+        guidance=GUIDANCE | {"documents": pipeline.model.config.sampling.guidance},
         steps=steps,
         seed=seed,
         solver=solver or DEFAULT_SOLVER[pipeline.model.config.diffusion.process],

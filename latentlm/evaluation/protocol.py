@@ -14,7 +14,7 @@ from ..types import Document, GenerationOutput, Image, Speech, Text
 
 TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction", "documents")
 GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5, "documents": 2.0}
-"""Guidance scale a task, unless another is given."""
+"""Guidance scale a task, unless another is given; of documents the model's own, where it is known."""
 MAX_ANSWER_TOKENS = 64
 WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
 """An utterance that has not ended by then is cut: several times the longest real one."""

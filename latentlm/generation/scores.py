@@ -27,7 +27,7 @@ class Scores:
 
     @property
     def bits_per_byte(self) -> float:
-        return self.text_nats / (0.6931471805599453 * max(1, self.num_text_bytes))
+        return self.text_nats / (math.log(2) * max(1, self.num_text_bytes))
 
 
 def is_plain(document: Document) -> bool:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from latentlm.config import DiffusionConfig, TransformerConfig
+from latentlm.config import ModelConfig
 from latentlm.data.embedded import digits, emoji, shapes
 from latentlm.data.packing import DocumentEncoder
 from latentlm.generation.generate import Request
@@ -22,7 +22,7 @@ class FakeModel(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.config = SimpleNamespace(prompt="document", diffusion=DiffusionConfig(), transformer=TransformerConfig())
+        self.config = ModelConfig()
 
 
 class FakeTokenizer:

@@ -10,6 +10,7 @@ from small import clip, picture
 
 import latentlm
 from latentlm import cli
+from latentlm.config import ModelConfig, SamplingConfig
 from latentlm.data.embedded import digits, shapes
 from latentlm.data.embedded.digits import WORDS
 from latentlm.data.manifest import Manifest
@@ -121,6 +122,17 @@ def test_a_model_of_scripts_is_asked_by_scripts(pipeline, tmp_path, monkeypatch)
     expected = pipeline.score(vibevoice_document(document)).diffusion["speech"]
     assert report.figures["documents.speech_loss"].value == pytest.approx(expected)
     assert expected != pipeline.score(document).diffusion["speech"]
+
+
+def test_documents_are_drawn_with_the_model_s_own_guidance(tmp_path):
+    save_image(RED, tmp_path / "a.png")
+    line = {"segments": [{"text": "seven", "condition": True}, {"image": "a.png"}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n")
+    for given, expected in ((None, 1.25), ({"documents": 3.0}, 3.0)):
+        fake = FakePipeline()
+        fake.model.config = ModelConfig(sampling=SamplingConfig(guidance=1.25))
+        evaluate(fake, tasks=["documents"], manifests=[tmp_path / "own.jsonl"], guidance=given)
+        assert {request.guidance for request in fake.requests} == {expected}
 
 
 @pytest.fixture

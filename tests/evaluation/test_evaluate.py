@@ -8,7 +8,7 @@ import torch
 from fake_pipeline import FakePipeline
 from PIL import Image as PILImage
 
-from latentlm.config import TransformerConfig, parse_recipe
+from latentlm.config import ModelConfig, TransformerConfig, parse_recipe
 from latentlm.data.embedded import emoji
 from latentlm.evaluation import reconstruction
 from latentlm.evaluation.evaluate import evaluate
@@ -122,7 +122,7 @@ def test_text_has_its_references():
 @pytest.mark.parametrize(("context", "named"), [(300, {"prose", "shapes"}), (70, {"shapes"}), (8, set())])
 def test_documents_longer_than_the_context_are_left_out(context, named):
     pipeline = FakePipeline()
-    pipeline.model.config.transformer = TransformerConfig(context_length=context)
+    pipeline.model.config = ModelConfig(transformer=TransformerConfig(context_length=context))
     report = evaluate(pipeline, tasks=["text"], quick=True)
     found = {name.split(".")[1].split("_")[0] for name in report.figures if name.endswith("_bits_per_byte")}
     assert found == named
