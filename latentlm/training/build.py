@@ -30,6 +30,7 @@ from ..tokenizers.media import image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
 from .distributed import World
+from .folder import check_resumed
 from .held_out import choose
 
 
@@ -58,6 +59,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     layout = (start.model.config if start else recipe.model).prompt
     sources = [_documents(config, "train", layout) for config in configs]
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
+    fingerprints = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
+    check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
 
     def prepare() -> None:
@@ -73,7 +76,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
     context = model.config.transformer.context_length
     world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
-    identity = _choose_weights(model, recipe)
+    identity = fingerprints | _choose_weights(model, recipe)
     loader = DocumentLoader(
         resolved,
         recipe.data,
@@ -84,7 +87,6 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         rank=world.rank,
         world=world.size,
     )
-    identity["fingerprints"] = {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}
     held_out: list[Document] = []
     if recipe.training.sample_every:
         kinds = partial(_held_out_kinds, configs, layout)

@@ -167,11 +167,14 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     size = str(num_processes)
     with ExitStack() as stack:
         processes, outputs = [], []
+        alive, mine_alone = os.pipe()  # the end that is kept closes with this process, see `follow_launcher`
+        stack.callback(os.close, alive)
+        stack.callback(os.close, mine_alone)
         stack.callback(_kill, processes)
         for rank in range(num_processes):
             mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             output = None if rank == 0 else stack.enter_context(tempfile.TemporaryFile())
-            streams = popen if rank == 0 else popen | {"stdout": output, "stderr": output}
+            streams = popen | {"stdin": alive} | ({} if rank == 0 else {"stdout": output, "stderr": output})
             command = [sys.executable, "-u", *argv]
             process = subprocess.Popen(command, env=environment | mine, start_new_session=True, **streams)
             processes.append(process)
@@ -187,6 +190,17 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
             name = signal.Signals(-code).name
             print(f"latentlm: process {failed} was ended by signal {-code} ({name})", file=sys.stderr, flush=True)
         return code if code >= 0 else 128 - code
+
+
+def follow_launcher() -> None:
+    """From now on this process, which `launch` started, ends when that one is gone, even by SIGKILL: the folder it
+    held for both is then anybody's."""
+
+    def watch() -> None:
+        os.read(0, 1)  # nothing is ever sent: it returns when the other end is closed
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _wait(processes: list[subprocess.Popen]) -> int | None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -19,6 +21,7 @@ from ..config import Recipe
 from ..weights import write_text
 from .checkpoint import Checkpoints
 from .distributed import World
+from .record import Record
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
@@ -34,8 +37,9 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
     """Within, no other run can claim `folder`, which is made where it is missing.
 
     Raises ValueError where another one has it, or where it holds a run that is not, or cannot be, resumed. A line on
-    stderr says so where there is nothing to resume.
+    stderr says so where there is nothing to resume. A folder made here is gone again where nothing came into it.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -46,6 +50,9 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
         _check(folder, resume)
         yield
     finally:
+        if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
         lock.release()
 
 
@@ -57,6 +64,15 @@ def _check(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
     if resume and not resumable:
         print(f"{folder}: no checkpoint to resume from, training starts from the beginning", file=sys.stderr)
+
+
+def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
+    """ValueError where the last checkpoint in `folder` was made with other values of these keys of its identity."""
+    checkpoints = Checkpoints(folder, keep=1, world=World())
+    path = checkpoints.latest()
+    if path is not None:
+        record = Record.parse(path, checkpoints.record(path))
+        replace(record, identity={key: record.identity.get(key) for key in identity}).check(path, identity)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

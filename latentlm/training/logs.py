@@ -28,6 +28,7 @@ class TrainLog:
     """The log of one run; a context manager. With `enabled` False nothing is written anywhere.
 
     The run begins after `first_step` and `first_seconds`; it ends at `steps`, or after `minutes` where that is sooner.
+    `unit` is what its records count.
     Raises ValueError where TensorBoard is asked for and not installed.
     """
 
@@ -39,10 +40,11 @@ class TrainLog:
         steps: int,
         first_seconds: float = 0.0,
         minutes: float | None = None,
+        unit: str = "tokens",
         enabled: bool = True,
         tensorboard: bool = False,
     ):
-        self.enabled = enabled
+        self.enabled, self.unit = enabled, unit
         self.steps, self.minutes = steps, minutes
         self.path, self.figures_path = folder / "train.jsonl", folder / HELD_OUT
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -71,7 +73,7 @@ class TrainLog:
             self._file.close()
 
     def write(self, record: Mapping[str, Any], last: bool = False) -> None:
-        """`record`: step, loss, losses by name, learning_rate, gradient_norm, tokens_per_second, seconds, ...
+        """`record`: step, loss, losses by name, learning_rate, gradient_norm, {unit}_per_second, seconds, ...
 
         Raises OSError, which names the file, where the disk refuses.
         """
@@ -101,7 +103,7 @@ class TrainLog:
 
     def _show(self, record: Mapping[str, Any], last: bool) -> None:
         losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
-        text = f"{losses}  lr {record['learning_rate']:.2e}  {record['tokens_per_second']:,.0f} tokens/s"
+        text = f"{losses}  lr {record['learning_rate']:.2e}  {record[f'{self.unit}_per_second']:,.0f} {self.unit}/s"
         share, place = self._place(record["step"], record["seconds"])
         if self._bar:
             bar, task = self._bar
@@ -156,14 +158,17 @@ def _board(folder: Path, first_step: int) -> Any:
 def _bar(share: float, place: str) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a narrow terminal cuts the end, not the bar
     bar = Progress(
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[place]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        BarColumn(bar_width=10, table_column=Column(min_width=10)),
+        TextColumn("{task.fields[place]}", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[text]}", table_column=rest),
         console=Console(stderr=True),
         speed_estimate_period=300,
+        expand=True,
     )
     task = bar.add_task("train", total=1.0, completed=share, place=place, text="")
     bar.start()

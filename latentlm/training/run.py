@@ -29,7 +29,7 @@ from ..types import MediaBatch
 from ..weights import save_weights
 from .build import LatentLMRun, build_latentlm, media_loader
 from .checkpoint import CheckpointError
-from .distributed import World, finish, launch, start
+from .distributed import World, finish, follow_launcher, launch, start
 from .folder import RECIPE, claimed, holds_run, write_recipe
 from .held_out import HeldOut
 from .samples import ReconstructionWriter, SampleWriter
@@ -74,14 +74,17 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
         world = start()
         with ExitStack() as held:
             world.on_main(lambda: held.enter_context(claimed(folder, resume)))
-            _train(recipe, folder, world)
+            _train(recipe, folder, world, says=under_torchrun)
     return folder / "model"
 
 
-def _train(recipe: Recipe, folder: Path, world: World) -> None:
-    """In a folder that is claimed; ProcessFailed where a signal stopped it."""
+def _train(recipe: Recipe, folder: Path, world: World, says: bool = False) -> None:
+    """In a folder that is claimed; ProcessFailed where a signal stopped it. `says` where, as under torchrun, nobody is
+    there to tell its end."""
     run = _train_latentlm if isinstance(recipe, LatentLMRecipe) else _train_tokenizer
     finished = run(recipe, folder, world)
+    if says and finished and world.is_main:
+        print(f"trained: {folder / 'model'}")
     finish(world, 0 if finished else STOPPED)
     if not finished:
         raise ProcessFailed(STOPPED)
@@ -140,6 +143,7 @@ def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:
         write=None,  # raw and not calibrated, they would be no tokenizer
         on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
         on_sample=ReconstructionWriter(sources, folder / "samples"),
+        unit="examples",
         tensorboard=find_spec("tensorboard") is not None,
     )
     return trainer.fit().finished
@@ -186,4 +190,6 @@ def main(folder: Path, recipe: str | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        follow_launcher()
     main(Path(sys.argv[1]), *sys.argv[2:3])

@@ -54,9 +54,10 @@ class TrainingResult:
 
 
 def log_record(
-    state: TrainingState, window: Window, weights: Mapping[str, float], learning_rate: float
+    state: TrainingState, window: Window, weights: Mapping[str, float], learning_rate: float, unit: str
 ) -> dict[str, Any]:
-    """A line of the log: where the run is, and what `window` tells; `weights` by loss name, 1 where there is none."""
+    """A line of the log: where the run is, and what `window` tells; `weights` by loss name, 1 where there is none;
+    `unit`: what was counted, tokens or examples."""
     losses = window.losses()
     return {
         "step": state.step,
@@ -64,8 +65,8 @@ def log_record(
         "losses": losses,
         "learning_rate": learning_rate,
         "gradient_norm": window.gradient_norm / window.num_steps,
-        "tokens": int(state.tokens),
-        "tokens_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
+        unit: int(state.tokens),
+        f"{unit}_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
         "seconds": round(state.seconds, 3),
     }
 

@@ -47,9 +47,11 @@ class Trainer:
     loss_weights  by loss name, before `config.loss_weights`; 1 where neither has it
     identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
     metadata      JSON values kept in every checkpoint, for people
-    on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none
+    on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none; not at all
+                  where nothing is left to train
     write         called on rank 0 with a path and the whole weights by name, to keep them there; None: `on_export` does
     on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
+    unit          what a batch's `num_tokens` counts, for the log
     on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `config.sample_every` steps;
                   the figures that it returns by name, if any, are logged
 
@@ -71,12 +73,14 @@ class Trainer:
         write: Callable[[Path, Mapping[str, Tensor]], None] | None = save_weights,
         on_export: Callable[[Path], None] | None = None,
         on_sample: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
+        unit: str = "tokens",
         tensorboard: bool = False,
     ):
         self.world = world or World()
         check(config, loader, self.world, on_sample is not None)
         self.config, self.loader, self.folder = config, loader, Path(folder)
-        self.metadata, self.write, self.tensorboard = dict(metadata or {}), write, tensorboard
+        self.metadata, self.write = dict(metadata or {}), write
+        self.unit, self.tensorboard = unit, tensorboard
         self.on_start, self.on_export, self.on_sample = on_start, on_export, on_sample
         self.loss_weights = {**config.loss_weights, **(loss_weights or {})}
         self.model = model.to(self.world.device)
@@ -110,10 +114,12 @@ class Trainer:
         """
         set_threads(self.config.threads, self.world)
         self._resume(resume)
-        if self.on_start:
+        if self.on_start and self.progress < 1:
             self.world.on_main(self.on_start)
         started = time.monotonic() - self.state.seconds
         with self._log() as log, on_signals((signal.SIGINT, signal.SIGTERM), self._request_stop):
+            if self.progress >= 1:
+                log.say(f"nothing left to train: step {self.state.step} is the end of the schedule")
             while self.progress < 1 and not self._stop:
                 self._step(lambda: time.monotonic() - started)
                 step, done = self.state.step, self.progress >= 1 or self._stop
@@ -224,6 +230,7 @@ class Trainer:
             first_seconds=self.state.seconds,
             steps=self.config.steps,
             minutes=self.config.max_minutes,
+            unit=self.unit,
             enabled=self.world.is_main,
             tensorboard=self.tensorboard,
         )
@@ -232,7 +239,7 @@ class Trainer:
         """The record of the window since the last line, which ends here."""
         window, self.state.window = self.state.window, Window()
         self.last_losses = window.losses()
-        return log_record(self.state, window, self.loss_weights, self.optimizers.learning_rate)
+        return log_record(self.state, window, self.loss_weights, self.optimizers.learning_rate, self.unit)
 
     def _sample(self, log: TrainLog) -> None:
         """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""

@@ -72,22 +72,49 @@ time.sleep(120)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_interrupt_leaves_no_process_behind(tmp_path, number):
-    script = tmp_path / "stubborn.py"
-    script.write_text(STUBBORN)
+def started(tmp_path, body):
+    """A process that launches two of `body`, and their numbers, once they run."""
+    script = tmp_path / "script.py"
+    script.write_text(body)
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", IMPATIENT, str(script)]
     parent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    files = [tmp_path / f"stubborn.py.{rank}" for rank in range(2)]
+    files = [tmp_path / f"script.py.{rank}" for rank in range(2)]
     while not all(file.is_file() and file.read_text().endswith("\n") for file in files):
         assert parent.poll() is None
         time.sleep(0.05)
+    return parent, [int(file.read_text()) for file in files]
+
+
+def is_running(number):
+    """Not so where it has ended and nobody has asked for its exit code, as in a container without an init."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_leaves_no_process_behind(tmp_path, number):
+    parent, children = started(tmp_path, STUBBORN)
     parent.send_signal(number)
     time.sleep(0.5)
     assert parent.poll() is None
     parent.send_signal(number)
     parent.communicate(timeout=30)
-    for file in files:
+    for child in children:
         with pytest.raises(ProcessLookupError):
-            os.kill(int(file.read_text()), 0)
+            os.kill(child, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_processes_do_not_outlive_the_one_that_launched_them(tmp_path):
+    following = "from latentlm.training.distributed import follow_launcher\nfollow_launcher()\n"
+    parent, children = started(tmp_path, following + STUBBORN)
+    assert all(map(is_running, children))
+    parent.kill()
+    parent.communicate(timeout=30)
+    deadline = time.monotonic() + 30
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, children))

@@ -44,6 +44,7 @@ def test_torchrun_takes_the_steps_of_one_process(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"trained: {tmp_path / 'two' / 'model'}\n") == 1
     one, two = (read_log(tmp_path / name / "train.jsonl") for name in ("one", "two"))
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):

@@ -72,3 +72,17 @@ def test_a_folder_is_held_in_this_process_too_and_free_again_after_an_error(tmp_
     with pytest.raises(KeyError):
         fail()
     take(tmp_path, resume=False)
+
+
+def test_a_start_that_fails_leaves_no_folder(tmp_path):
+    def fail(folder, *files):
+        with claimed(folder, resume=False):
+            for file in files:
+                (folder / file).write_text("")
+            raise ValueError("a recipe that cannot be built")
+
+    (tmp_path / "there").mkdir()
+    for folder, files in (("new", ()), ("there", ()), ("begun", ("train.jsonl",))):
+        with pytest.raises(ValueError, match="cannot be built"):
+            fail(tmp_path / folder, *files)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "there"]

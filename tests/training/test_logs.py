@@ -61,6 +61,26 @@ def test_progress_bar_where_it_is(tmp_path, capsys, monkeypatch):
     assert "9/9" in capsys.readouterr().err
 
 
+def test_a_narrow_terminal_cuts_the_end_of_the_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    losses = dict.fromkeys(("end", "image", "speech", "text"), 1.25)
+    with TrainLog(tmp_path, first_step=0, steps=20_000, minutes=17.0) as log:
+        log.write(record(440, seconds=126.0) | {"losses": losses}, last=True)
+    shown = [line for line in capsys.readouterr().err.splitlines() if "440" in line][-1]
+    assert "step 440 (2.1 of 17.0 min)" in shown
+    assert "end 1.2500" in shown
+    assert "━" in shown
+
+
+def test_what_a_tokenizer_counts_are_examples(tmp_path, capsys):
+    counted = record(9) | {"examples_per_second": 640.0}
+    del counted["tokens_per_second"]
+    with TrainLog(tmp_path, first_step=0, steps=9, unit="examples") as log:
+        log.write(counted, last=True)
+    assert capsys.readouterr().err.endswith("640 examples/s\n")
+
+
 def test_where_the_clock_ends_the_run_lines_follow_it(tmp_path, capsys):
     with TrainLog(tmp_path, first_step=0, steps=20_000, minutes=17.0) as log:
         log.write(record(440, seconds=126.0))

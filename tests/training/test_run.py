@@ -45,6 +45,7 @@ def recipe(**training):
 def test_a_tokenizer_is_trained_calibrated_and_saved(tmp_path):
     folder = train(recipe(), tmp_path / "run")
     assert load_tokenizer(folder).latent_std > 0
+    assert read_log(tmp_path / "run/train.jsonl")[-1]["examples"] == 6 * 8
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["kind"] == "image_tokenizer"
     with pytest.raises(ValueError, match="already holds a run"):
         train(recipe(), tmp_path / "run")
@@ -267,6 +268,21 @@ def test_a_tokenizer_of_another_modality_is_named(tmp_path):
     wanted = load_recipe("demo", {"tokenizers.speech": str(folder.parent), "training.steps": 1})
     with pytest.raises(ValueError, match=rf"tokenizers.speech: {folder.parent} is a tokenizer of image, not of speech"):
         train(wanted, tmp_path / "run")
+
+
+def test_a_resume_with_another_tokenizer_is_refused_before_its_latents_are(tmp_path):
+    changes = {
+        "data.sources": [{"name": "digits", "task": "text_to_image", "limit": 8}],
+        "data.rows": 1,
+        "tokenizers.speech": None,
+        "training.steps": 1,
+        "model.transformer": {"width": 16, "num_layers": 1, "num_heads": 1},
+        "model.heads": {},
+    }
+    train(load_recipe("demo", changes), tmp_path / "run")
+    changes["tokenizers.image"] = str(train(recipe(), tmp_path / "image"))
+    with pytest.raises(ValueError, match=r"made with fingerprints\.image = '\w+', this run has '\w+'; cannot resume"):
+        train(load_recipe("demo", changes), tmp_path / "run", resume=True)
 
 
 def test_a_run_is_its_own_recipe(tmp_path, capsys):

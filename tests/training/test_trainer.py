@@ -330,6 +330,19 @@ def test_a_disk_that_is_full_outside_checkpoints_names_the_file(tmp_path, place,
     assert full.value.filename in (str(tmp_path / name), name)
 
 
+def test_a_resume_with_nothing_left_says_so_and_starts_nothing(tmp_path, capsys):
+    started = []
+    trainer(tmp_path, on_start=lambda: started.append(8)).fit()
+    assert "nothing left" not in capsys.readouterr().err
+    log = (tmp_path / "train.jsonl").read_bytes()
+    trainer(tmp_path, on_start=lambda: started.append(7), steps=7).fit()
+    assert "nothing left to train: step 8 is the end of the schedule" in capsys.readouterr().err
+    assert started == [8]
+    assert (tmp_path / "train.jsonl").read_bytes() == log
+    trainer(tmp_path, on_start=lambda: started.append(9), steps=9).fit()
+    assert started == [8, 9]
+
+
 def test_resume_refuses_another_run(tmp_path):
     trainer(tmp_path, identity={"model": "a"}).fit()
     with pytest.raises(ValueError, match=r"model = 'a', this run has 'b'"):

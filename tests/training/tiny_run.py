@@ -163,7 +163,7 @@ CLOCK = ("seconds", "tokens_per_second")
 def trainer(folder, model=None, loader=None, **values):
     options = {
         name: values.pop(name)
-        for name in ("loss_weights", "identity", "write", "on_export", "on_sample")
+        for name in ("loss_weights", "identity", "write", "on_start", "on_export", "on_sample")
         if name in values
     }
     config = tiny_config(**values)
