@@ -99,7 +99,7 @@ def _score_texts(pipeline: Pipeline, protocol: Protocol, report: Report, texts: 
         report.add(
             "documents.bits_per_byte",
             value,
-            f"{len(texts)} texts of {origin}, ends included; {_how(protocol)}",
+            protocol.describe_scores(f"{len(texts)} texts of {origin}, ends included"),
             reference=uniform_bits(pipeline.tokenizers["text"], written) / sum(s.num_text_bytes for s in scores),
             reference_name="every token equally likely",
         )
@@ -114,7 +114,7 @@ def _score_others(pipeline: Pipeline, protocol: Protocol, report: Report, others
         report.add(
             f"documents.{name}_loss",
             loss,
-            f"{_num_with(name, scores)} documents of {origin} with {name} to give; {unit}; {_how(protocol)}",
+            protocol.describe_scores(f"{_num_with(name, scores)} documents of {origin} with {name} to give; {unit}"),
             reference=beside[name],
             reference_name="under another's condition",
         )
@@ -229,7 +229,3 @@ def _exhibit(document: Document, text: str = "") -> Exhibit:
 
 def _given(document: Document) -> str:
     return " ".join(s.text.strip() if isinstance(s, Text) else f"[{s.modality}]" for s in document.segments[:-1])
-
-
-def _how(protocol: Protocol) -> str:
-    return f"{protocol.weights} weights, {protocol.dtype}, seed {protocol.seed}"

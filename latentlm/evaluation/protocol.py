@@ -69,9 +69,17 @@ class Protocol:
 
     def describe(self, samples: str, task: str | None = None) -> str:
         """`samples`, then how they were drawn. A task with guidance is one that samples latents."""
+        drawn = f"guidance {self.guidance[task]:g}, {self.steps} steps of {self.solver}" if task else "greedy"
+        return f"{samples}; {drawn}, {self._computed}"
+
+    def describe_scores(self, samples: str) -> str:
+        """`samples` that were given to the model and not drawn, then how they were scored."""
+        return f"{samples}; {self._computed}"
+
+    @property
+    def _computed(self) -> str:
         quick = "; QUICK run, noisy" if self.counts == QUICK else ""
-        drawn = f"guidance {self.guidance[task]:g}, {self.steps} steps of {self.solver}, " if task else "greedy, "
-        return f"{samples}; {drawn}{self.weights} weights, {self.dtype}, seed {self.seed}{quick}"
+        return f"{self.weights} weights, {self.dtype}, seed {self.seed}{quick}"
 
 
 def check_tasks(tasks: Sequence[str]) -> None:

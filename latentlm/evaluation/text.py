@@ -50,7 +50,8 @@ def evaluate_text(pipeline: Pipeline, protocol: Protocol, report: Report) -> Non
     counts = count_ngrams(train, 2)
     for name, texts in found.items():
         model[name] = _score(pipeline, texts["held_out"], protocol.seed)
-        how = f"held-out {_what(name)}, {len(texts['held_out'])} documents, end of document included; {_how(protocol)}"
+        what = f"held-out {_what(name)}, {len(texts['held_out'])} documents, end of document included"
+        how = protocol.describe_scores(what)
         bits, num_bytes = model[name]
         reference = ngram_bits(texts["held_out"], counts, 2) / num_bytes
         report.add(f"text.{name}_bits_per_byte", bits / num_bytes, how, reference=reference, reference_name=NGRAM)
@@ -61,7 +62,7 @@ def evaluate_text(pipeline: Pipeline, protocol: Protocol, report: Report) -> Non
     report.add(
         "text.bits_per_byte",
         sum(bits for bits, _ in model.values()) / num_bytes,
-        f"{how}; {_how(protocol)}",
+        protocol.describe_scores(how),
         reference=order_2,
         reference_name=NGRAM,
     )
@@ -111,10 +112,6 @@ def _continuations(pipeline: Pipeline, protocol: Protocol) -> Gallery:
 
 def _what(name: str) -> str:
     return {"prose": "prose of the Constitution", "shapes": "sentences of the shapes world"}[name]
-
-
-def _how(protocol: Protocol) -> str:
-    return f"{protocol.weights} weights, {protocol.dtype}"
 
 
 # ------------------------------------------------------------------ references

@@ -18,7 +18,7 @@ from latentlm.data.script import vibevoice_document
 from latentlm.evaluation.documents import evaluate_documents, with_conditions_of_others
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page
-from latentlm.evaluation.protocol import Protocol
+from latentlm.evaluation.protocol import QUICK, Protocol
 from latentlm.evaluation.report import Report
 from latentlm.tokenizers.media import save_audio, save_image
 from latentlm.types import Document, Image, Speech, Text
@@ -58,6 +58,9 @@ def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
     assert report.galleries[2].exhibits[0].reference is RED
     assert "7 documents" not in report.figures["documents.image_loss"].protocol
     assert report.figures["documents.image_loss"].protocol.startswith("3 documents of own.jsonl with image to give")
+    assert all("QUICK" not in figure.protocol for figure in report.figures.values())
+    for figure in measured(pipeline, documents, counts=QUICK).figures.values():
+        assert "QUICK run, noisy" in figure.protocol or "no language model" in figure.protocol
     page = render_page(report)
     assert "own texts written right" in page
     assert "Sounds written down" in page
