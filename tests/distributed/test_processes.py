@@ -51,10 +51,17 @@ def test_a_process_that_a_signal_ended_is_named(tmp_path, capfd, rank, name):
 
 def test_of_two_that_failed_the_one_that_a_signal_ended_is_named(tmp_path, capfd, monkeypatch):
     """Rank 0 fails for want of rank 1, and is looked at first."""
+    os.mkfifo(tmp_path / "alive")  # open in rank 1, so it ends for rank 0 when that one does
+    body = f"""
+alive = open({str(tmp_path / "alive")!r}, "w" if rank == 1 else "r")
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(alive.read() + "missed")
+"""
     began = time.sleep
     monkeypatch.setattr(distributed.time, "sleep", lambda seconds: began(3))
-    assert launched(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else sys.exit(1)") == 137
-    assert "process 1 was ended by signal 9 (SIGKILL)" in capfd.readouterr().err
+    assert launched(tmp_path, body) == 137
+    assert capfd.readouterr().err == "missed\nlatentlm: process 1 was ended by signal 9 (SIGKILL)\n"
 
 
 IMPATIENT = """
