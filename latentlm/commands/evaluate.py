@@ -25,6 +25,7 @@ def evaluate(
     only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     guidance: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     steps: int = 20,
+    solver: str | None = None,
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -52,6 +53,8 @@ def evaluate(
         speech 1.5, documents the model's own unless given.
     steps
         Of the solver, a latent.
+    solver
+        dpm++2m, dpm++2m-logsnr, ddim, euler or heun. The model's own unless given.
     quick
         Fewer samples: to see that it runs.
     seed
@@ -86,8 +89,9 @@ def evaluate(
 
     folder, place = resolve(model), choose_device(device)
     if is_tokenizer(folder):
-        if only or guidance or raw or dtype != "auto":
-            raise ValueError(f"--only, --guidance, --raw and --dtype are for models, and {model} is a tokenizer")
+        if only or guidance or solver or raw or dtype != "auto":
+            given = "--only, --guidance, --solver, --raw and --dtype"
+            raise ValueError(f"{given} are for models, and {model} is a tokenizer")
         tokenizer = load_tokenizer(folder).to(place)
         report = evaluate_tokenizer(tokenizer, manifests=manifest, quick=quick, title=model)
         _write(report, out)
@@ -102,6 +106,7 @@ def evaluate(
         manifests=manifest or _there(seen.held_out),
         guidance=scales,
         steps=steps,
+        solver=solver,
         seed=seed,
         weights=weights,
         seen=seen,

@@ -80,7 +80,7 @@ def generate(
     steps
         Solver steps for each latent. The model's own unless given, mostly 20.
     solver
-        dpm++2m, ddim, euler or heun; dpm++2m unless given.
+        dpm++2m, dpm++2m-logsnr, ddim, euler or heun. The model's own unless given, mostly dpm++2m.
     seed
         Of all noise: equal seeds give equal results, on one device.
     temperature

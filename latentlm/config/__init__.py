@@ -11,6 +11,7 @@ from .model import (
     ModelConfig,
     RopeScalingConfig,
     SamplingConfig,
+    Solver,
     TransformerConfig,
 )
 from .reading import describe, load_recipe, parse_recipe, read_json, recipe_names
@@ -57,6 +58,7 @@ __all__ = [
     "RecipeModelConfig",
     "RopeScalingConfig",
     "SamplingConfig",
+    "Solver",
     "SourceConfig",
     "SpeechReconstructionConfig",
     "SpeechTokenizerConfig",

@@ -86,9 +86,13 @@ class DiffusionConfig(Config):
     target: Literal["sample", "mean"] = Field("sample", description="diffuse the sampled z or the posterior mean")
 
 
+Solver = Literal["dpm++2m", "dpm++2m-logsnr", "ddim", "euler", "heun"]
+
+
 class SamplingConfig(Config):
     """What a model is sampled with unless the caller says otherwise."""
 
+    solver: Solver = Field("dpm++2m", description="of the diffusion head")
     steps: int = Field(20, ge=1, description="of the solver, a latent")
     guidance: float = Field(2.0, ge=0, description="classifier-free guidance of pictures and speech; 1 is off")
 

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,6 +90,13 @@ class Process:
         ratio = math.sqrt(low) + (math.sqrt(high) - math.sqrt(low)) * (time - below)
         alpha = 1 / math.hypot(1, ratio)
         return Level(time, alpha, ratio * alpha)
+
+    def time(self, ratio: float) -> float:
+        """The time at which σ/α is `ratio`, the inverse of `level`; the nearest that there is."""
+        if self.kind == "flow":
+            return self.num_timesteps * ratio / (1 + ratio)
+        alpha_bar = np.array(cumulative_alpha(self.schedule, self.num_timesteps))
+        return float(np.interp(ratio, np.sqrt((1 - alpha_bar) / alpha_bar), np.arange(self.num_timesteps)))
 
     def sample_timesteps(
         self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str

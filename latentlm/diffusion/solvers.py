@@ -4,12 +4,14 @@ Place in the flow: `make_plan` once per (process, solver, number of steps); `sam
 times. A sampler keeps two registers, the sample x and a memory m. Every solver here is linear in them and in the head's
 output o, so an evaluation is a handful of floats, with schedule and parametrisation folded in beforehand (fp64):
     o = predict(x, t);   x, m = x_of_x·x + x_of_output·o + x_of_memory·m,   memory.of_x·x + memory.of_output·o
-        dpm++2m   m is the previous estimate of x0       ddim, euler   no memory
+        dpm++2m   m is the previous estimate of x0 (dpm++2m-logsnr: at other stops)
+        ddim, euler   no memory
         heun      two evaluations a step; m is the sample that the first one started from
 No scheduler state, no tensor of coefficients, nothing read back from the device.
 Legend: `M` latents, `C` latent channels, `n` steps, `T` timesteps of the process.
 Stops, falling, all ending at σ = 0 (diffusers calls them "linspace"):
     dpm++2m, ddim   linspace(0, T-1, n+1) without 0, rounded for ddpm
+    dpm++2m-logsnr  T-1, then even in log(α/σ) as if from σ/α = 50, down to σ/α = 1/n, at most 1/20
     euler, heun     ddpm: linspace(0, T-1, n), the ODE solved in σ/α as k-diffusion does; flow: linspace(1, T, n)
 """
 
@@ -19,15 +21,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Solver
 from .parametrization import Linear, conversion
 from .schedule import CLEAN, Level, Process, working_dtype
 
-SOLVERS = ("dpm++2m", "ddim", "euler", "heun")
+SOLVERS = get_args(Solver)
+NOISIEST, CLEANEST = 50.0, 1 / 20
+"""σ/α between which latents of about unit variance take shape: above, all is noise, below, little is."""
 Predict = Callable[[Tensor, float], Tensor]
 
 
@@ -86,7 +92,7 @@ def make_plan(process: Process, name: str, num_steps: int, times: Sequence[float
         raise ValueError(f"num_steps must be in 1..{process.num_timesteps - 1}, got {num_steps}")
     times = solver_times(process, name, num_steps) if times is None else _checked(process, num_steps, times)
     levels = [*(process.level(time) for time in times), CLEAN]
-    build = {"dpm++2m": _dpm_solver, "ddim": _first_order, "euler": _first_order, "heun": _heun}[name]
+    build = {"ddim": _first_order, "euler": _first_order, "heun": _heun}.get(name, _dpm_solver)
     starts_at_level = name in ("euler", "heun")  # k-diffusion starts from pure noise of σ_max, not of variance 1
     return Plan(name, num_steps, levels[0].sigma if starts_at_level else 1.0, build(process, levels))
 
@@ -94,7 +100,9 @@ def make_plan(process: Process, name: str, num_steps: int, times: Sequence[float
 def solver_times(process: Process, name: str, num_steps: int) -> list[float]:
     """The falling network times of a solver's steps, exact in fp32."""
     last = process.num_timesteps - 1
-    if name in ("dpm++2m", "ddim"):
+    if name == "dpm++2m-logsnr":
+        times = _even_in_log_snr(process, num_steps)
+    elif name in ("dpm++2m", "ddim"):
         times = np.linspace(0, last, num_steps + 1)[:0:-1]
         times = times.round() if process.kind == "ddpm" else times
     elif process.kind == "ddpm":
@@ -102,6 +110,15 @@ def solver_times(process: Process, name: str, num_steps: int) -> list[float]:
     else:
         times = np.linspace(process.num_timesteps, 1, num_steps)
     return [float(time) for time in times.astype(np.float32)]
+
+
+def _even_in_log_snr(process: Process, num_steps: int) -> np.ndarray:
+    """Times as `dpm++2m-logsnr` has them; in time, the stops lie too far apart where most of a latent is decided."""
+    last, first = process.level(process.num_timesteps - 1), process.level(0)
+    noisiest = min(NOISIEST, last.sigma / last.alpha)
+    cleanest = max(min(CLEANEST, 1 / num_steps), first.sigma / first.alpha)
+    times = [process.time(ratio) for ratio in np.geomspace(noisiest, cleanest, num_steps)]
+    return np.array([last.time, *times[1:]])
 
 
 def _checked(process: Process, num_steps: int, times: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from ..data.manifest import Manifest
 from ..data.script import laid_out
 from ..data.task_source import Concatenated
 from ..generation.generate import Pipeline
-from ..generation.latent import DEFAULT_SOLVER
+from ..generation.request import check_solver
 from ..tokenizers.base import Tokenizer
 from ..types import Document
 from .documents import evaluate_documents, reconstruct_documents
@@ -53,14 +53,15 @@ def evaluate(
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
     for the record. seen: what it was trained on; the rest is left out, and the report says so. tasks: only these of
     `protocol.TASKS`, seen or not. manifests: documents that were held out. quick: fewer samples. progress is told what
-    begins. Raises ValueError for an unknown task, emoji or guidance key, and for what a manifest has wrong.
+    begins. Raises ValueError for an unknown task, emoji, solver or guidance key, and for what a manifest has wrong.
     """
     parameter = next(pipeline.model.parameters())
+    check_solver(solver or pipeline.model.config.sampling.solver)
     protocol = Protocol(
         guidance=GUIDANCE | {"documents": pipeline.model.config.sampling.guidance},
         steps=steps,
         seed=seed,
-        solver=solver or DEFAULT_SOLVER[pipeline.model.config.diffusion.process],
+        solver=solver or pipeline.model.config.sampling.solver,
         weights=weights,
         dtype=str(parameter.dtype).removeprefix("torch."),
     ).with_guidance(guidance)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
-from .latent import DEFAULT_SOLVER, LatentSampler, cached_plan
+from .latent import LatentSampler, cached_plan
 from .packed import Packing
 from .states import States, take
 from .task import Event, Heard, Task, check_length, expected_length
@@ -249,8 +249,7 @@ class Engine:
     def _sampler(self, key: tuple) -> LatentSampler:
         if key not in self.samplers:
             name, solver, steps = key
-            process = self.model.process
-            plan = cached_plan(process, solver or DEFAULT_SOLVER[self.model.config.diffusion.process], steps)
+            plan = cached_plan(self.model.process, solver, steps)
             self.samplers[key] = LatentSampler(self.model.heads[name], plan)
         return self.samplers[key]
 

@@ -16,8 +16,6 @@ from ..diffusion.solvers import Plan, make_plan, sample
 from ..model.heads import DiffusionHead
 from .denoiser import Denoiser
 
-DEFAULT_SOLVER = {"ddpm": "dpm++2m", "flow": "dpm++2m"}
-
 
 class LatentSampler:
     """The head of one modality with one solver plan. The timestep embeddings of the plan are computed once."""

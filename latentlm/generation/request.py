@@ -29,8 +29,7 @@ class Request:
     """One thing to generate. `to` "auto" lets the model choose what follows, until it ends the document.
 
     prompt: whatever `Pipeline.generate` takes; a Document is taken exactly as it is.
-    guidance, steps: None is the model's own, `config.sampling`; text has no guidance. solver: of `diffusion.SOLVERS`;
-    None is dpm++2m.
+    guidance, steps, solver (of `diffusion.SOLVERS`): None is the model's own, `config.sampling`; text has no guidance.
     max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
     that is given is also the size that the cache has from the start.
     """
@@ -53,7 +52,14 @@ def settled(request: Request, own: SamplingConfig) -> Request:
         request,
         guidance=guidance if request.guidance is None else request.guidance,
         steps=own.steps if request.steps is None else request.steps,
+        solver=own.solver if request.solver is None else request.solver,
     )
+
+
+def check_solver(name: str) -> None:
+    """ValueError, one line, for a solver that there is not."""
+    if name not in SOLVERS:
+        raise ValueError(f"solver {name!r} is unknown{did_you_mean(name, SOLVERS)}")
 
 
 def check(request: Request, modalities: Collection[str], text: TextTokenizer) -> None:
@@ -67,8 +73,7 @@ def check(request: Request, modalities: Collection[str], text: TextTokenizer) ->
     for name in ("steps", "max_tokens", "max_latents"):
         if getattr(request, name) is not None and getattr(request, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
-    if request.solver is not None and request.solver not in SOLVERS:
-        raise ValueError(f"solver {request.solver!r} is unknown{did_you_mean(request.solver, SOLVERS)}")
+    check_solver(request.solver)
     if not -(2**63) <= request.seed < 2**64:
         raise ValueError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
     if not 0 <= request.guidance < math.inf:

@@ -40,7 +40,7 @@ class Task:
     to: str
     guidance: float
     steps: int
-    solver: str | None
+    solver: str
     temperature: float
     max_tokens: int
     max_latents: int | None

@@ -207,8 +207,9 @@ def test_evaluate_hands_on_how_to_sample(checkpoint, monkeypatch, given, expecte
     asked = {}
     report = Report("x")
     monkeypatch.setattr(evaluation, "evaluate", lambda pipeline, **options: asked.update(options) or report)
-    cli.main(["evaluate", "small", "--out", "x.json", "--steps", "7", *[a for g in given for a in ("--guidance", g)]])
-    assert (asked["guidance"], asked["steps"], asked["tasks"]) == (expected, 7, None)
+    sampling = ["--steps", "7", "--solver", "ddim", *[a for g in given for a in ("--guidance", g)]]
+    cli.main(["evaluate", "small", "--out", "x.json", *sampling])
+    assert (asked["guidance"], asked["steps"], asked["solver"], asked["tasks"]) == (expected, 7, "ddim", None)
 
 
 def test_evaluate_says_what_was_left_out(checkpoint, monkeypatch, capsys):

@@ -201,6 +201,8 @@ def test_a_recipe_tells_which_emoji_it_trains_on(limits, num):
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="unknown evaluation 'digit'"):
         evaluate(FakePipeline(), tasks=["digit"])
+    with pytest.raises(ValueError, match=r"solver 'dpm\+\+2s' is unknown, did you mean 'dpm\+\+2m'"):
+        evaluate(FakePipeline(), tasks=["text"], solver="dpm++2s")
     with pytest.raises(ValueError, match="unknown task 'music'"):
         Protocol().with_guidance({"music": 2.0})
 

@@ -35,11 +35,13 @@ from diffusers.schedulers import (
     scheduling_heun_discrete,
 )
 
-from latentlm.diffusion import SOLVERS, Process, make_plan, sample
+from latentlm.diffusion import Process, make_plan, sample
 
 STEPS = (3, 5, 10, 20, 50)
 BETAS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
 PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon", "x0": "sample"}
+SOLVERS = ("dpm++2m", "ddim", "euler", "heun")
+"""All but dpm++2m-logsnr: dpm++2m at stops of ours, for which see below."""
 DDPM_CASES = [(solver, schedule, p) for solver in SOLVERS for schedule in BETAS for p in PREDICTIONS]
 WELL_CONDITIONED = [case for case in DDPM_CASES if case[0] in ("dpm++2m", "ddim") and case[1:] != ("cosine", "epsilon")]
 ILL_CONDITIONED = [case for case in DDPM_CASES if case not in WELL_CONDITIONED]
@@ -227,3 +229,21 @@ def test_flow_dpm_solver(agree, solver, num_steps):
     result = sample(make_plan(FLOW, solver, num_steps), ours, noise())
     np.testing.assert_allclose(ours.times, theirs.times, rtol=1e-6)
     agree(f"{solver} flow, fp32", result, reference, 1e-5, REFERENCE, relative=True)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", BETAS)
+def test_stops_between_timesteps(double, agree, schedule, prediction, num_steps):
+    """dpm++2m-logsnr: dpm++2m of the scheduler, given our σ/α. Its times are integers, so the head is shown ours."""
+    process = Process("ddpm", schedule, prediction, 1000)
+    plan = make_plan(process, "dpm++2m-logsnr", num_steps)
+    scheduler = ddpm_scheduler("dpm++2m", process)
+    scheduler.set_timesteps(num_steps)
+    levels = [process.level(time) for time in plan.times]
+    scheduler.sigmas = torch.tensor([level.sigma / level.alpha for level in levels] + [0.0], dtype=torch.float64)
+    head, reference = FakeHead(process), noise(torch.float64)
+    for time, t in zip(plan.times, scheduler.timesteps, strict=True):
+        reference = scheduler.step(head(reference, time), t, reference).prev_sample
+    result = sample(plan, FakeHead(process), noise(torch.float64))
+    agree("dpm++2m-logsnr ddpm, fp64", result, reference, 1e-9, REFERENCE, relative=True)
