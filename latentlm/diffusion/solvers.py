@@ -4,14 +4,13 @@ Place in the flow: `make_plan` once per (process, solver, number of steps); `sam
 times. A sampler keeps two registers, the sample x and a memory m. Every solver here is linear in them and in the head's
 output o, so an evaluation is a handful of floats, with schedule and parametrisation folded in beforehand (fp64):
     o = predict(x, t);   x, m = x_of_x·x + x_of_output·o + x_of_memory·m,   memory.of_x·x + memory.of_output·o
-        dpm++2m   m is the previous estimate of x0 (dpm++2m-logsnr: at other stops)
-        ddim, euler   no memory
-        heun      two evaluations a step; m is the sample that the first one started from
+        dpm++2m, dpm++2m-logsnr   m is the previous estimate of x0       ddim, euler   no memory
+        heun                      two evaluations a step; m is the sample that the first one started from
 No scheduler state, no tensor of coefficients, nothing read back from the device.
 Legend: `M` latents, `C` latent channels, `n` steps, `T` timesteps of the process.
-Stops, falling, all ending at σ = 0 (diffusers calls them "linspace"):
+Stops, falling, all ending at σ = 0 (diffusers calls all but the second "linspace"):
     dpm++2m, ddim   linspace(0, T-1, n+1) without 0, rounded for ddpm
-    dpm++2m-logsnr  T-1, then even in log(α/σ) as if from σ/α = 50, down to σ/α = 1/n, at most 1/20
+    dpm++2m-logsnr  T-1, then even in log(α/σ): n stops from σ/α = 50 to 1/n, at most 1/20, without the first
     euler, heun     ddpm: linspace(0, T-1, n), the ODE solved in σ/α as k-diffusion does; flow: linspace(1, T, n)
 """
 
@@ -113,7 +112,7 @@ def solver_times(process: Process, name: str, num_steps: int) -> list[float]:
 
 
 def _even_in_log_snr(process: Process, num_steps: int) -> np.ndarray:
-    """Times as `dpm++2m-logsnr` has them; in time, the stops lie too far apart where most of a latent is decided."""
+    """Times as `dpm++2m-logsnr` has them: as dense for wide latents as for narrow ones, see docs/numerics.md."""
     last, first = process.level(process.num_timesteps - 1), process.level(0)
     noisiest = min(NOISIEST, last.sigma / last.alpha)
     cleanest = max(min(CLEANEST, 1 / num_steps), first.sigma / first.alpha)
