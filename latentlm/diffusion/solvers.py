@@ -91,7 +91,7 @@ def make_plan(process: Process, name: str, num_steps: int, times: Sequence[float
         raise ValueError(f"num_steps must be in 1..{process.num_timesteps - 1}, got {num_steps}")
     times = solver_times(process, name, num_steps) if times is None else _checked(process, num_steps, times)
     levels = [*(process.level(time) for time in times), CLEAN]
-    build = {"ddim": _first_order, "euler": _first_order, "heun": _heun}.get(name, _dpm_solver)
+    build = _BUILDERS[name]
     starts_at_level = name in ("euler", "heun")  # k-diffusion starts from pure noise of σ_max, not of variance 1
     return Plan(name, num_steps, levels[0].sigma if starts_at_level else 1.0, build(process, levels))
 
@@ -201,6 +201,15 @@ def _heun(process: Process, levels: list[Level]) -> tuple[Evaluation, ...]:
         )
         plan += [replace(euler, memory=Linear(1.0, 0.0)), corrector]
     return tuple(plan)
+
+
+_BUILDERS: dict[Solver, Callable[[Process, list[Level]], tuple[Evaluation, ...]]] = {
+    "dpm++2m": _dpm_solver,
+    "dpm++2m-logsnr": _dpm_solver,
+    "ddim": _first_order,
+    "euler": _first_order,
+    "heun": _heun,
+}
 
 
 def _log_snr(level: Level) -> float:

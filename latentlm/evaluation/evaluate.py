@@ -56,12 +56,13 @@ def evaluate(
     begins. Raises ValueError for an unknown task, emoji, solver or guidance key, and for what a manifest has wrong.
     """
     parameter = next(pipeline.model.parameters())
-    check_solver(solver or pipeline.model.config.sampling.solver)
+    solver = solver or pipeline.model.config.sampling.solver
+    check_solver(solver)
     protocol = Protocol(
         guidance=GUIDANCE | {"documents": pipeline.model.config.sampling.guidance},
         steps=steps,
         seed=seed,
-        solver=solver or pipeline.model.config.sampling.solver,
+        solver=solver,
         weights=weights,
         dtype=str(parameter.dtype).removeprefix("torch."),
     ).with_guidance(guidance)
