@@ -32,7 +32,7 @@ from latentlm.data import documents
 from latentlm.data.embedded import digits
 from latentlm.evaluation.judge import NUM_CLASSES, Scans, accuracy, compare, load_judge, real_scans, to_scans
 from latentlm.evaluation.protocol import Protocol, answer_media, ask, before_answer
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.training.logs import read_log
 from latentlm.training.run import train
 

@@ -26,15 +26,16 @@ from figures import Figure, describe, hardware, table, write_json
 from safetensors.torch import load_file
 
 import latentlm
+from latentlm.checkpoint import load_tokenizers, modality_specs, resolve, write_config
 from latentlm.config import DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, load_recipe
 from latentlm.data.cache import LatentCache
 from latentlm.data.manifest import Manifest
 from latentlm.data.sources import get_source
 from latentlm.generation.engine import Engine
-from latentlm.generation.generate import Pipeline, Request
-from latentlm.generation.pretrained import load_tokenizers, modality_specs, resolve, write_config
+from latentlm.generation.pipeline import Pipeline
+from latentlm.generation.request import Request
+from latentlm.media.sound import save_audio
 from latentlm.model.latentlm import LatentLM
-from latentlm.tokenizers.media import save_audio
 from latentlm.training.run import train
 from latentlm.types import Audio, Document
 from latentlm.weights import save_weights

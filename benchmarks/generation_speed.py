@@ -18,9 +18,9 @@ from products import Products
 from latentlm.config import DiffusionHeadConfig, ModelConfig, TransformerConfig
 from latentlm.data.packing import EncodedDocument
 from latentlm.generation.engine import Engine
-from latentlm.generation.packed import PATIENCE
 from latentlm.generation.task import Task
 from latentlm.model.latentlm import LatentLM, ModalitySpec
+from latentlm.model.prepack import PATIENCE
 from latentlm.tokenizers.text import TextTokenizer
 
 PROMPT = "red apple"

@@ -29,9 +29,10 @@ from latentlm.config import (
     SpeechTokenizerConfig,
     TransformerConfig,
 )
-from latentlm.generation.generate import Pipeline, Request
+from latentlm.generation.pipeline import Pipeline
+from latentlm.generation.request import Request
+from latentlm.media.recording import Recording
 from latentlm.model.latentlm import LatentLM, ModalitySpec
-from latentlm.tokenizers.recording import Recording
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.types import Audio

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .generation.pretrained import load
+    from .generation.pipeline import load
     from .generation.request import Request
     from .types import Audio, Document, Image, Speech, Text
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 __all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "__version__", "load"]
 
 _HOMES = dict.fromkeys(("Audio", "Document", "Image", "Speech", "Text"), ".types")
-_HOMES |= {"Request": ".generation.request", "load": ".generation.pretrained"}
+_HOMES |= {"Request": ".generation.request", "load": ".generation.pipeline"}
 
 
 def __getattr__(name: str):

@@ -43,7 +43,7 @@ def run(
     from .evaluation.evaluate import evaluate
     from .evaluation.page import write_report
     from .evaluation.seen import Seen
-    from .generation.pretrained import load
+    from .generation.pipeline import load
     from .training.distributed import default_processes
     from .training.folder import holds_run
     from .training.run import train

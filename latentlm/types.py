@@ -56,13 +56,13 @@ class Audio:
     @classmethod
     def load(cls, path: str | Path, sample_rate: int | None = None) -> Audio:
         """A sound file, mixed down to mono, at `sample_rate` Hz where that is given. ValueError names the path."""
-        from .tokenizers.media import load_audio
+        from .media.sound import load_audio
 
         return load_audio(path, sample_rate)
 
     def save(self, path: str | Path) -> None:
         """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError names the path."""
-        from .tokenizers.media import save_audio
+        from .media.sound import save_audio
 
         save_audio(self, path)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from latentlm.config import ModelConfig, TransformerConfig
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.interop.hf_llm import save
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.text import TextTokenizer

@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import small_model, small_tokenizers
 
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.model.latentlm import LatentLM
 
 
@@ -23,7 +23,7 @@ def _threads():
 @pytest.fixture
 def notices(caplog, monkeypatch) -> Callable[[], list[str]]:
     """Returns what was said of sound since the last call, as if nothing had been said before in this process."""
-    monkeypatch.setattr("latentlm.tokenizers.media._named", {})
+    monkeypatch.setattr("latentlm.media.sound._named", {})
 
     def since() -> list[str]:
         said = [record.getMessage() for record in caplog.records if record.name == "latentlm"]

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from latentlm.checkpoint import modality_specs
 from latentlm.config import (
     DiffusionHeadConfig,
     ImageTokenizerConfig,
@@ -10,7 +11,6 @@ from latentlm.config import (
     SpeechTokenizerConfig,
     TransformerConfig,
 )
-from latentlm.generation.pretrained import modality_specs
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer

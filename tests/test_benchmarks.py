@@ -22,7 +22,7 @@ from figures import Figure, instructions  # noqa: E402
 from floor import step_flops  # noqa: E402
 from products import Products  # noqa: E402
 
-from latentlm.generation.packed import PATIENCE  # noqa: E402
+from latentlm.model.prepack import PATIENCE  # noqa: E402
 
 SETTING = generation_speed.Setting(width=64, num_layers=2, num_heads=2, num_latents=12, steps=4, chunk=2, square=64)
 

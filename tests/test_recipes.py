@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from latentlm.checkpoint import build_from_config, resolve
 from latentlm.config import (
     ImageTokenizerRecipe,
     LatentLMRecipe,
@@ -25,7 +26,6 @@ from latentlm.config import (
 )
 from latentlm.data.packing import VARIABLE_LENGTH
 from latentlm.data.task_source import ALL
-from latentlm.generation.pretrained import build_from_config, resolve
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.base import Tokenizer
 from latentlm.tokenizers.image import ImageTokenizer

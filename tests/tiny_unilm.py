@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.interop import unilm, unilm_vae
 
 GOLDEN = Path(__file__).parent / "golden" / "unilm"

@@ -80,7 +80,8 @@ def _write_all(segments: Sequence[Segment], folder: Path) -> None:
 
 
 def _save(made: Segment, path: Path) -> None:
-    from ..tokenizers.media import save_audio, save_image
+    from ..media.picture import save_image
+    from ..media.sound import save_audio
     from ..weights import write_text
 
     if made.modality == "text":

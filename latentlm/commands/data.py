@@ -88,7 +88,8 @@ def validate(manifest: Path, /) -> None:
 
 def _describe(document: Document, stem: Path | None) -> str:
     """One line; pictures and sounds are written beside `stem`, numbered, where one is given."""
-    from ..tokenizers.media import save_audio, save_image
+    from ..media.picture import save_image
+    from ..media.sound import save_audio
     from ..types import Audio, Text
 
     parts = []

@@ -79,11 +79,11 @@ def evaluate(
     check_tasks(only)
     scales = _scales(guidance)
     from .. import load
+    from ..checkpoint import read_metadata, resolve
     from ..config import parse_recipe
     from ..evaluation.evaluate import evaluate as run
     from ..evaluation.evaluate import evaluate_tokenizer
     from ..evaluation.seen import Seen
-    from ..generation.pretrained import read_metadata, resolve
     from ..hardware import choose_device, choose_dtype
     from ..tokenizers.load import is_tokenizer, load_tokenizer
 

@@ -145,7 +145,7 @@ def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
 
     Raises ValueError, one line, for a file that is missing, broken, or of a kind that is not read or not known.
     """
-    from ..generation.files import means_file, read_file
+    from ..generation.prompts import means_file, read_file
 
     return read_file(item, to) if means_file(item) else item
 

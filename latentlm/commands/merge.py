@@ -18,7 +18,7 @@ def merge(model: str, adapter: Path, /, *, out: Path) -> None:
         Folder for the merged model.
     """
     from .. import load
-    from ..generation.pretrained import read_metadata, write_config
+    from ..checkpoint import read_metadata, write_config
     from ..weights import save_weights
 
     if out.exists():

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..generation.generate import Pipeline, Request
-    from ..tokenizers.recording import Recording
+    from ..generation.pipeline import Pipeline
+    from ..generation.request import Request
+    from ..media.recording import Recording
     from ..types import Audio
 
 
@@ -22,7 +23,7 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
 
     Raises ValueError for a second voice of one speaker, a file that cannot be read, and silence.
     """
-    from ..tokenizers.media import load_audio
+    from ..media.sound import load_audio
 
     found: dict[str, Audio] = {}
     for item in items:
@@ -44,7 +45,7 @@ def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | 
 
     Raises ValueError where the model ends before its first sound; then there is no file.
     """
-    from ..tokenizers.recording import Recording
+    from ..media.recording import Recording
 
     with Recording(out) as recording:
         try:

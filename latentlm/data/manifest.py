@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
 
 from ..config import describe
-from ..tokenizers import media
+from ..media.files import one_line
+from ..media.picture import image_to_rgb, load_image
+from ..media.sound import load_audio
 from ..types import Audio, Document, Image, Segment, Speech, Text
 
 if TYPE_CHECKING:
@@ -125,10 +127,10 @@ class Manifest(Sequence[Document]):
         path = self.path.parent / name
         try:
             if modality == "image":
-                return media.image_to_rgb(media.load_image(path))
-            audio = media.load_audio(path)
+                return image_to_rgb(load_image(path))
+            audio = load_audio(path)
         except (ValueError, OSError) as error:  # the system's, of a name that no file can have
-            said = media.one_line(error)
+            said = one_line(error)
             raise ValueError(f"{self.path}:{number}: segments.{position}.{modality}: {said}") from None
         if audio.samples.numel() == 0:
             raise ValueError(f"{self.path}:{number}: segments.{position}.speech: {path}: holds no sound")

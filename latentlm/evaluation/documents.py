@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.cache import LatentCache
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from ..generation.scores import Scores, bits_per_byte, is_plain, mean_losses
 from ..types import Audio, Document, Image, Segment, Speech, Text
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer

@@ -16,7 +16,7 @@ import torch
 from ..data.manifest import Manifest
 from ..data.script import laid_out
 from ..data.task_source import Concatenated
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from ..generation.request import check_solver
 from ..tokenizers.base import Tokenizer
 from ..types import Document

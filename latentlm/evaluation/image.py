@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data import documents
 from ..data.embedded import digits, emoji
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from .judge import NUM_CLASSES, Scans, accuracy, compare, load_judge, real_scans, to_scans
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
 from .report import Exhibit, Gallery, Report, interval

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data import documents
 from ..data.embedded import shapes
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
 from .report import Exhibit, Gallery, Report, interval
 

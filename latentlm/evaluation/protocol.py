@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..config.base import did_you_mean
-from ..generation.generate import Pipeline, Request
+from ..generation.pipeline import Pipeline
+from ..generation.request import Request
 from ..types import Document, GenerationOutput, Image, Speech, Text
 
 TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction", "documents")

@@ -72,7 +72,7 @@ class Recogniser:
 
 def _prepare(audio: Audio) -> np.ndarray:
     """16 kHz, peak at half of full scale, faint noise and padding: int16."""
-    from ..tokenizers.media import resample
+    from ..media.sound import resample
 
     samples = resample(audio, SAMPLE_RATE).samples.detach().float().cpu().numpy().astype(np.float64)
     samples = samples * (PEAK / max(float(np.abs(samples).max(initial=0.0)), 1e-4))

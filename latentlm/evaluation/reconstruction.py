@@ -129,7 +129,7 @@ def through(tokenizer: Tokenizer, media: Sequence) -> list:
 
 def _pixels(images: Sequence[PILImage], size: int) -> Tensor:
     """Pictures -> (B, size, size, 3) in [0, 1], fitted as the tokenizer does."""
-    from ..tokenizers.media import image_to_tensor
+    from ..media.picture import image_to_tensor
 
     return (torch.stack([image_to_tensor(image, size) for image in images]).permute(0, 2, 3, 1) + 1) / 2
 
@@ -160,7 +160,7 @@ def pesq(reference: Audio, degraded: Audio) -> float | None:
 
 def _aligned(reference: Audio, degraded: Audio) -> tuple[np.ndarray, np.ndarray]:
     """Both at 16 kHz, cut to the shorter."""
-    from ..tokenizers.media import resample
+    from ..media.sound import resample
 
     first, second = (resample(audio, RATE).samples.detach().float().cpu().numpy() for audio in (reference, degraded))
     num = min(len(first), len(second))

@@ -16,7 +16,7 @@ import torch
 
 from ..data import documents
 from ..data.embedded import phrases, speech
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from ..types import Audio
 from .protocol import PHRASE_SECONDS, WORD_SECONDS, Protocol, answer_media, answer_text, ask, before_answer
 from .recogniser import Recogniser, num_word_errors

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data import documents
 from ..data.embedded import prose, shapes
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from ..types import Document, Text
 from .protocol import Protocol, answer_text, ask
 from .report import Exhibit, Gallery, Report

@@ -2,7 +2,7 @@
 
 Place in the flow: 4, between a model's head and `latent.py`. A latent takes tens of evaluations of a few rows, so what
 lies between the matrix products counts as much as they do: scales are completed and the modulations taken apart for
-many evaluations at once, into memory that stays; matrices lie ready (`packed.py`); norm and modulation are one.
+many evaluations at once, into memory that stays; matrices lie ready (`model/prepack.py`); norm and modulation are one.
 Legend: `M` rows, `W` head width, `n` evaluations, `C` latent channels.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model.heads import DiffusionHead, FinalLayer, HeadBlock
-from .packed import packed
+from ..model.prepack import packed
 
 MODULATION_ROWS = 512
 """Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""

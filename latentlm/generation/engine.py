@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..model.latentlm import LatentLM
+from ..model.prepack import Packing
 from ..tokenizers.streaming import FeatureStream
 from .latent import LatentSampler, cached_plan
-from .packed import Packing
 from .states import States, take
 from .task import Event, Heard, Task, check_length, expected_length
 from .text import free_text_bias, pick_token

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.script import Script, parse_script, vibevoice_prompt
-from ..tokenizers.media import load_audio
+from ..data.script import Script, parse_script, read_script, read_text, vibevoice_prompt
+from ..media.picture import load_image
+from ..media.sound import load_audio
 from ..types import Audio, Document, Image, Segment, Speech, Text
-from .files import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 
     Clip = Audio | str | os.PathLike
     """A sound, or the path of its file."""
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
+READ = (*PICTURES, *SOUNDS, ".txt")
+OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma", ".mp4", ".mov")
+"""Suffixes that nobody means as words, though no such file is read."""
 
 
 def make_prompt(
@@ -128,3 +136,32 @@ def _as_segment(part) -> Segment:
     if isinstance(part, PILImage.Image):
         return Image(part)
     raise ValueError(f"a prompt is made of text, files (pathlib.Path), pictures and sound, not {type(part).__name__}")
+
+
+# ------------------------------------------------------------------ files
+
+
+def read_file(path: str | os.PathLike, to: str) -> str | PILImage | Audio | Script:
+    """A picture, a sound or a text (.txt) as part of a prompt; a text to be spoken (`to` "speech") is a script.
+
+    The line ends at a text's end, which editors write, are no part of it. Raises ValueError, one line that names the
+    file, for one that is missing, broken or of another kind.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in SOUNDS:
+        return load_audio(path)
+    if suffix in PICTURES:
+        return load_image(path)
+    if suffix == ".txt":
+        return read_script(path) if to == "speech" else read_text(path).rstrip("\n")
+    if suffix:
+        raise ValueError(f"{path}: files of this kind are not read, only {', '.join(READ)}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: no such file")
+    raise ValueError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(READ)})")
+
+
+def means_file(word: str) -> bool:
+    """Whether a word of the command line is a file's name: what ends like one, or is there."""
+    suffix = Path(word).suffix.lower()
+    return suffix in READ or (suffix in OTHERS and " " not in word) or os.path.isfile(word)

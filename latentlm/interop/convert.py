@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoint import write_config
 from ..config import SourceConfig
-from ..generation.pretrained import write_config
 from ..weights import save_weights
 from .mapping import SHARD_SIZE
 from .source import Source, locate
 
 if TYPE_CHECKING:
-    from ..generation.generate import Pipeline
+    from ..generation.pipeline import Pipeline
     from ..tokenizers.base import Tokenizer
 
 
@@ -101,7 +101,7 @@ def _hf_llm_again(what: Conversion, folder: Path) -> None:
 
 
 def _export(what: Conversion, folder: Path) -> None:
-    from ..generation.pretrained import load
+    from ..generation.pipeline import load
     from . import hf_llm
 
     hf_llm.save(load(what.source), folder, shard_size=what.shard_size)

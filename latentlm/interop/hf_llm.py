@@ -23,7 +23,7 @@ import torch
 from pydantic import ValidationError
 
 from ..config import SPECIAL_OFFSET, ModelConfig, RopeScalingConfig, TransformerConfig, describe
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from ..model.latentlm import LatentLM
 from ..model.layers import ffn_width
 from ..tokenizers.text import TextTokenizer

@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from pydantic import Field, ValidationError, model_validator
 
+from ..checkpoint import modality_specs
 from ..config import Config, DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, describe, read_json
-from ..generation.generate import Pipeline
-from ..generation.pretrained import modality_specs
+from ..generation.pipeline import Pipeline
 from ..model.latentlm import LatentLM
 from ..tokenizers.image import PictureTokenizer
 from ..tokenizers.text import TextTokenizer

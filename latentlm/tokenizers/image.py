@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ConvImageTokenizerConfig, ImageReconstructionConfig, ImageTokenizerConfig
+from ..media.picture import image_to_tensor, tensor_to_image
 from ..types import MediaBatch
 from .base import Tokenizer
 from .losses import image_reconstruction
-from .media import image_to_tensor, tensor_to_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

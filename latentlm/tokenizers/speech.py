@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SpeechReconstructionConfig, SpeechTokenizerConfig
+from ..media.sound import at_rate, normalise_loudness
 from ..types import Audio, MediaBatch
 from .base import Tokenizer
 from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
 from .losses import speech_reconstruction
-from .media import at_rate, normalise_loudness
 from .spectral import InverseSTFT, SpectralFeatures
 from .streaming import StreamDecoder, StreamEncoder
 

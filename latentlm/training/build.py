@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint import modality_specs, resolve
 from ..config import DataConfig, LatentLMRecipe, MediaConfig, SourceConfig, SpeechTokenizerConfig
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
 from ..data.script import laid_out
 from ..data.sources import documents, media
-from ..generation.pretrained import load, modality_specs, resolve
+from ..generation.pipeline import load
 from ..interop.hf_llm import Backbone
+from ..media.picture import image_to_tensor
 from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
-from ..tokenizers.media import image_to_tensor
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document, Text
 from .distributed import World

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder
-from ..generation.generate import Pipeline
+from ..generation.pipeline import Pipeline
 from ..generation.scores import bits_per_byte, is_plain, mean_losses
 from ..types import Document
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import write_config
 from ..config import LatentLMRecipe, Recipe, load_recipe, parse_recipe
-from ..generation.generate import Pipeline
-from ..generation.pretrained import write_config
+from ..generation.pipeline import Pipeline
 from ..model import adapter
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.losses import loss_weights

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from torch import nn
 
-from ..generation.generate import Pipeline, Request
+from ..generation.pipeline import Pipeline
+from ..generation.request import Request
+from ..media.picture import save_image, tensor_to_image
+from ..media.sound import save_audio
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.media import save_audio, save_image, tensor_to_image
 from ..types import Audio, Document, Image, MediaBatch, Speech, Text
 from ..weights import write_text
 

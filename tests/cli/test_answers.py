@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from latentlm import cli
+from latentlm.checkpoint import write_config
 from latentlm.commands.generate import spaced
 from latentlm.evaluation import evaluate as evaluation
 from latentlm.evaluation.report import Report
-from latentlm.generation.pretrained import load, write_config
-from latentlm.tokenizers.media import load_audio, load_image
+from latentlm.generation.pipeline import load
+from latentlm.media.picture import load_image
+from latentlm.media.sound import load_audio
 from latentlm.types import GenerationOutput, Image, Speech, Text
 from latentlm.weights import save_weights
 
@@ -33,7 +35,7 @@ def answering(monkeypatch):
 
     def choose(*segments, reason: str = "stop") -> None:
         output = GenerationOutput(segments, reason, 7)
-        monkeypatch.setattr("latentlm.generation.generate.Pipeline.generate_batch", lambda _, requests: [output])
+        monkeypatch.setattr("latentlm.generation.pipeline.Pipeline.generate_batch", lambda _, requests: [output])
 
     return choose
 
@@ -116,7 +118,7 @@ def test_texts_that_follow_each_other_have_a_space_between_them(small, monkeypat
         asked.extend(request.prompt for request in requests)
         return [GenerationOutput((Text("yes"),), "stop")]
 
-    monkeypatch.setattr("latentlm.generation.generate.Pipeline.generate_batch", answer)
+    monkeypatch.setattr("latentlm.generation.pipeline.Pipeline.generate_batch", answer)
     cli.main(["generate", small, "red", "apple", "--to", "text"])
     assert [segment.text for segment in asked[0].segments] == ["red apple"]
     picture = object()
@@ -130,7 +132,7 @@ def test_the_lines_of_a_script_stay_lines(small, monkeypatch):
         seen.append(parts)
         raise ValueError("seen")
 
-    monkeypatch.setattr("latentlm.generation.generate.Pipeline.prompt", prompt)
+    monkeypatch.setattr("latentlm.generation.pipeline.Pipeline.prompt", prompt)
     with pytest.raises(SystemExit):
         cli.main(["generate", small, "red", "apple", "--to", "speech", "--out", "a.wav"])
     config = Path(small) / "config.json"

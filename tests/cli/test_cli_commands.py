@@ -9,14 +9,16 @@ import torch
 import yaml
 
 from latentlm import __version__, cli
+from latentlm.checkpoint import write_config
 from latentlm.commands.generate import read_part
 from latentlm.config import AdapterConfig
 from latentlm.evaluation import evaluate as evaluation
 from latentlm.evaluation.protocol import GUIDANCE
 from latentlm.evaluation.report import Report
-from latentlm.generation.pretrained import load, write_config
+from latentlm.generation.pipeline import load
+from latentlm.media.picture import load_image
+from latentlm.media.sound import load_audio
 from latentlm.model import adapter
-from latentlm.tokenizers.media import load_audio, load_image
 from latentlm.weights import save_weights
 
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from latentlm import cli
+from latentlm.checkpoint import write_config
 from latentlm.commands.generate import read_part
-from latentlm.generation.pretrained import write_config
 from latentlm.weights import save_weights
 
 

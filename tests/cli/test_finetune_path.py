@@ -9,7 +9,7 @@ import pytest
 from small import clip
 
 from latentlm import cli
-from latentlm.tokenizers.media import load_audio
+from latentlm.media.sound import load_audio
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -10,10 +10,11 @@ import torch
 from small import small_model
 
 from latentlm import cli
+from latentlm.checkpoint import write_config
 from latentlm.data.script import read_script
-from latentlm.generation.generate import Pipeline, Request
-from latentlm.generation.pretrained import load, write_config
-from latentlm.tokenizers.media import load_audio
+from latentlm.generation.pipeline import Pipeline, load
+from latentlm.generation.request import Request
+from latentlm.media.sound import load_audio
 from latentlm.tokenizers.streaming import StreamDecoder
 from latentlm.weights import save_weights
 

@@ -17,7 +17,8 @@ from backbones import write_backbone
 from small import clip, picture
 
 import latentlm
-from latentlm.tokenizers.media import save_audio, save_image
+from latentlm.media.picture import save_image
+from latentlm.media.sound import save_audio
 
 ROOT = Path(latentlm.__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]

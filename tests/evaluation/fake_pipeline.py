@@ -10,7 +10,7 @@ import torch
 from latentlm.config import ModelConfig
 from latentlm.data.embedded import digits, emoji, shapes
 from latentlm.data.packing import DocumentEncoder
-from latentlm.generation.generate import Request
+from latentlm.generation.request import Request
 from latentlm.generation.scores import Scores
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.types import Audio, Document, GenerationOutput, Image, Latents, Speech, Text
@@ -35,13 +35,13 @@ class FakeTokenizer:
         self.config = SimpleNamespace(image_size=32)
 
     def encode(self, media: list) -> list[Latents]:
-        from latentlm.tokenizers.media import image_to_tensor
+        from latentlm.media.picture import image_to_tensor
 
         values = [image_to_tensor(m, 32).flatten()[None] if self.kind == "image" else m.samples[None] for m in media]
         return [Latents(value, torch.zeros(()), "none") for value in values]
 
     def decode(self, latents: list[torch.Tensor]) -> list:
-        from latentlm.tokenizers.media import tensor_to_image
+        from latentlm.media.picture import tensor_to_image
 
         generator = torch.Generator().manual_seed(0)
         noisy = [z + self.noise * torch.randn(z.shape, generator=generator) for z in latents]

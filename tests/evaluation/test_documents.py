@@ -20,7 +20,8 @@ from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page
 from latentlm.evaluation.protocol import QUICK, Protocol
 from latentlm.evaluation.report import Report
-from latentlm.tokenizers.media import save_audio, save_image
+from latentlm.media.picture import save_image
+from latentlm.media.sound import save_audio
 from latentlm.types import Document, Image, Speech, Text
 
 GIVEN = {"condition": True, "loss": False}

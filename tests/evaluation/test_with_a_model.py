@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from latentlm.checkpoint import modality_specs
 from latentlm.config import (
     DiffusionHeadConfig,
     ImageTokenizerConfig,
@@ -16,8 +17,7 @@ from latentlm.data.embedded import digits
 from latentlm.evaluation import evaluate as module
 from latentlm.evaluation.page import write_report
 from latentlm.evaluation.protocol import QUICK
-from latentlm.generation.generate import Pipeline
-from latentlm.generation.pretrained import modality_specs
+from latentlm.generation.pipeline import Pipeline
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer

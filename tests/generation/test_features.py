@@ -5,11 +5,12 @@ import pytest
 import torch
 from small import clip, small_tokenizers
 
+from latentlm.checkpoint import modality_specs
 from latentlm.config import DiffusionHeadConfig, ModelConfig, SpeechTokenizerConfig, TransformerConfig
 from latentlm.data.cache import LatentCache
 from latentlm.data.packing import DocumentEncoder, pack
-from latentlm.generation.generate import Pipeline, Request
-from latentlm.generation.pretrained import modality_specs
+from latentlm.generation.pipeline import Pipeline
+from latentlm.generation.request import Request
 from latentlm.model.latentlm import LatentLM
 from latentlm.model.layers import Connector
 from latentlm.tokenizers.speech import SpeechTokenizer

@@ -8,9 +8,10 @@ import torch
 from small import clip, picture
 
 from latentlm.data.script import Script, Turn
-from latentlm.generation.generate import Request
 from latentlm.generation.prompts import as_prompt, make_prompt
-from latentlm.tokenizers.media import save_audio, save_image
+from latentlm.generation.request import Request
+from latentlm.media.picture import save_image
+from latentlm.media.sound import save_audio
 from latentlm.types import Document, Image, Speech, Text
 
 GIVEN = {"condition": True, "loss": False}

@@ -5,7 +5,7 @@ import pytest
 from small import small_model
 
 from latentlm import Request
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.prompts import as_prompt
 
 

@@ -10,7 +10,7 @@ from backbones import BEGIN, END, write_backbone
 from safetensors.torch import load_file, save_file
 
 from latentlm.config import SPECIAL_OFFSET
-from latentlm.generation.generate import Request
+from latentlm.generation.request import Request
 from latentlm.interop.hf_llm import load, read_config, write_fields
 from latentlm.types import Document, Text
 

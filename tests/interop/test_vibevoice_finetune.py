@@ -11,11 +11,11 @@ pytest.importorskip("transformers")
 from tiny_vibevoice import HOP, build, save
 
 import latentlm
+from latentlm.checkpoint import load_tokenizers
 from latentlm.config import load_recipe
 from latentlm.data.cache import LatentCache
-from latentlm.generation.pretrained import load_tokenizers
 from latentlm.interop.convert import Conversion, convert
-from latentlm.tokenizers.media import load_audio, save_audio
+from latentlm.media.sound import load_audio, save_audio
 from latentlm.training.build import build_latentlm
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log

@@ -11,8 +11,9 @@ from small import small_model
 
 from latentlm.config import AdapterConfig
 from latentlm.data.packing import DocumentEncoder, pack
-from latentlm.generation.generate import Pipeline, Request
+from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.prompts import as_prompt
+from latentlm.generation.request import Request
 from latentlm.model import adapter
 from latentlm.model.latentlm import LatentLM
 from latentlm.types import Document, Image, Latents, Speech, Text

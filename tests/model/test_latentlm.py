@@ -9,9 +9,9 @@ from small import random_latents, small_model
 from torch import nn
 
 import latentlm.model.latentlm
+from latentlm.checkpoint import modality_specs
 from latentlm.config import DiffusionHeadConfig, ModelConfig
 from latentlm.data.packing import DocumentEncoder, Packer, pack
-from latentlm.generation.pretrained import modality_specs
 from latentlm.model.heads import DiffusionHead
 from latentlm.model.latentlm import LatentLM
 from latentlm.types import IGNORE, Document, Image, PackedBatch, Speech, Text
@@ -186,7 +186,7 @@ def test_rounding_up_to_tiles_changes_shapes_alone(tokenizers, documents, monkey
 
 
 def test_a_fresh_head_predicts_zero(tokenizers):
-    from latentlm.generation.pretrained import modality_specs
+    from latentlm.checkpoint import modality_specs
 
     text = tokenizers["text"]
     model = LatentLM(small_model(tokenizers).config, text.vocab_size, text.special, modality_specs(tokenizers))

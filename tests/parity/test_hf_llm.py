@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentlm.config import ModelConfig
 from latentlm.data.packing import DocumentEncoder, pack
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.interop.hf_llm import HEAD, load, read_config, rules, save
 from latentlm.interop.mapping import check
 from latentlm.interop.source import Source

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny_unilm import BIAS, GOLDEN, REFERENCE, SCALE, golden, load_tiny, write_checkpoint
 
+from latentlm.checkpoint import modality_specs
 from latentlm.config import ConvImageTokenizerConfig, ImageTokenizerConfig
 from latentlm.generation.engine import Engine
-from latentlm.generation.generate import Pipeline, Request
-from latentlm.generation.pretrained import modality_specs
+from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.prompts import as_prompt
+from latentlm.generation.request import Request
 from latentlm.interop import diffusers_vae, unilm, unilm_vae
 from latentlm.interop.mapping import check, fill
 from latentlm.interop.source import Source, TensorSource

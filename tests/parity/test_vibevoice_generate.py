@@ -16,7 +16,7 @@ from transformers.models.vibevoice import generation_vibevoice
 
 from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.engine import Engine
-from latentlm.generation.generate import Request
+from latentlm.generation.request import Request
 from latentlm.interop.vibevoice import load
 from latentlm.types import Audio, Document, Speech, Text
 
@@ -251,8 +251,8 @@ def test_streamed_is_the_whole_and_several_spans_are_one_answer(ours, monkeypatc
 
 
 def test_a_saved_model_comes_back(ours, tmp_path):
-    from latentlm.generation.pretrained import load as load_ours
-    from latentlm.generation.pretrained import write_config
+    from latentlm.checkpoint import write_config
+    from latentlm.generation.pipeline import load as load_ours
     from latentlm.weights import save_weights
 
     write_config(tmp_path, ours.model, ours.tokenizers)

@@ -13,7 +13,7 @@ from latentlm.config import SpeechTokenizerConfig
 from latentlm.data.packing import DocumentEncoder
 from latentlm.data.script import parse_script, vibevoice_prompt
 from latentlm.interop.vibevoice import load
-from latentlm.tokenizers.media import load_audio
+from latentlm.media.sound import load_audio
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.types import Audio, Latents

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from latentlm.config import ImageTokenizerConfig
+from latentlm.media.picture import image_to_rgb, image_to_tensor, tensor_to_image
 from latentlm.tokenizers.image import ImageTokenizer, sincos_positions
-from latentlm.tokenizers.media import image_to_rgb, image_to_tensor, tensor_to_image
 
 
 @pytest.mark.parametrize(("image_size", "grid"), [(256, (16, 16)), (384, (24, 24))])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from latentlm import cli
 from latentlm.config import RecipeError, load_recipe, parse_recipe
 from latentlm.data.packing import DocumentEncoder, pack
-from latentlm.generation.pretrained import load
+from latentlm.generation.pipeline import load
 from latentlm.interop import hf_llm
 from latentlm.training.build import build_latentlm
 from latentlm.training.distributed import World

@@ -16,10 +16,10 @@ from test_trainer import start_script, wait_for_lines
 from tiny_run import adapted_model, real_loader, trainer, without_clock
 
 import latentlm
+from latentlm.checkpoint import load_tokenizers
 from latentlm.config import RecipeError, load_recipe, parse_recipe
 from latentlm.data.cache import media_hash, read_latents
 from latentlm.data.manifest import Manifest
-from latentlm.generation.pretrained import load_tokenizers
 from latentlm.training.build import LatentLMRun, build_latentlm
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log

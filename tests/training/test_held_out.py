@@ -9,7 +9,7 @@ from small import clip, picture
 from latentlm.config import parse_recipe
 from latentlm.data.cache import LatentCache
 from latentlm.generation.scores import Scores, bits_per_byte, mean_losses
-from latentlm.tokenizers.media import save_image
+from latentlm.media.picture import save_image
 from latentlm.training.held_out import HeldOut, choose
 from latentlm.training.logs import TrainLog
 from latentlm.training.run import train

@@ -19,8 +19,9 @@ from latentlm.config import (
     load_recipe,
     parse_recipe,
 )
+from latentlm.media.picture import load_image
+from latentlm.media.sound import load_audio, save_audio
 from latentlm.tokenizers.load import load_tokenizer
-from latentlm.tokenizers.media import load_audio, load_image, save_audio
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.training import run as module
 from latentlm.training.build import build_latentlm, media_loader

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ...config import read_json
-from ...generation.generate import Pipeline
+from ...generation.pipeline import Pipeline
 from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
 from ...tokenizers.speech import SpeechTokenizer

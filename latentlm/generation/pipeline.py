@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..checkpoint import build_from_config, check_tokenizers, fill, load_tokenizers, resolve
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
+from ..hardware import choose_device
+from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
+from ..tokenizers.load import is_tokenizer
 from ..tokenizers.streaming import FeatureStream
 from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
 from .answer import Part, answer, collect
@@ -243,3 +248,41 @@ def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[],
         streams[name] = partial(FeatureStream, tokenizers[name], second)
         streams[name]()  # says now what does not fit
     return streams
+
+
+def load(
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    weights: str = "ema",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Pipeline:
+    """The model in a checkpoint directory, a packaged one by name ("tiny"), or a hub id ("owner/name").
+
+    weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
+    adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
+    device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
+    Raises ValueError, one line, naming what is missing or does not fit.
+    """
+    device = choose_device(device)
+    folder = resolve(name)
+    if weights not in ("ema", "raw"):
+        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+    if adapter is not None and weights == "raw":
+        raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
+    if is_tokenizer(folder):
+        raise ValueError(
+            f"{folder}: a tokenizer, not a model: a recipe names it in its section tokenizers, latentlm evaluate "
+            "measures it, and latentlm.tokenizers.load_tokenizer loads it"
+        )
+    tokenizers = load_tokenizers(folder / "tokenizers")
+    model = build_from_config(folder, tokenizers["text"])
+    check_tokenizers(folder, model, tokenizers)
+    fill(model, folder, weights)
+    if adapter is not None:
+        apply_adapter(model, adapter)
+    for tokenizer in tokenizers.values():
+        if isinstance(tokenizer, torch.nn.Module):
+            tokenizer.to(device)
+    return Pipeline(model.to(device, dtype), tokenizers)

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from latentlm.tokenizers.media import load_audio, save_audio
-from latentlm.tokenizers.recording import Recording
+from latentlm.media.recording import Recording
+from latentlm.media.sound import load_audio, save_audio
 from latentlm.types import Audio
 
 
@@ -59,7 +59,7 @@ def test_nothing_said_is_no_file(tmp_path):
 def test_a_killed_program_leaves_what_it_appended(tmp_path):
     program = (
         "import sys, time, torch\n"
-        "from latentlm.tokenizers.recording import Recording\n"
+        "from latentlm.media.recording import Recording\n"
         "from latentlm.types import Audio\n"
         "recording = Recording(sys.argv[1])\n"
         "recording.append(Audio(torch.full((400,), 0.25), 8000))\n"
@@ -76,7 +76,7 @@ def test_a_killed_program_leaves_what_it_appended(tmp_path):
 
 
 def test_a_wav_beyond_four_gibibytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentlm.tokenizers.recording.LARGEST", 100)
+    monkeypatch.setattr("latentlm.media.recording.LARGEST", 100)
     with Recording(tmp_path / "a.wav") as recording:
         recording.append(noise(50))
         with pytest.raises(ValueError, match=r"a\.wav: cannot write the sound \(a WAV file holds at most 4 GiB"):
@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_no_empty_file(tmp_path, monke
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("latentlm.tokenizers.recording._WavFile._put", refuse)
+    monkeypatch.setattr("latentlm.media.recording._WavFile._put", refuse)
     with Recording(tmp_path / "a.wav") as recording, pytest.raises(ValueError, match="No space left on device"):
         recording.append(noise(5))
     assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from latentlm.config import TransformerConfig
-from latentlm.generation import packed as module
-from latentlm.generation.packed import FEWEST_ROWS, PATIENCE, PackedLinear, Packing, packed, packed_twin
+from latentlm.model import prepack as module
 from latentlm.hardware import multiplies_bf16
+from latentlm.model.prepack import FEWEST_ROWS, PATIENCE, PackedLinear, Packing, packed, packed_twin
 from latentlm.model.transformer import Transformer
 
 packs = pytest.mark.skipif(

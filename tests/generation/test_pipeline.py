@@ -7,7 +7,7 @@ from small import clip, picture, small_model
 
 from latentlm import Request
 from latentlm.diffusion.solvers import make_plan, sample
-from latentlm.generation.generate import Pipeline
+from latentlm.generation.pipeline import Pipeline
 from latentlm.types import Audio, Document, Image, Speech, Text
 
 

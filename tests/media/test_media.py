@@ -9,7 +9,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from latentlm.tokenizers.media import at_rate, image_to_rgb, load_audio, load_image, resample, save_audio, save_image
+from latentlm.media.picture import image_to_rgb, load_image, save_image
+from latentlm.media.sound import at_rate, load_audio, resample, save_audio
 from latentlm.types import Audio
 
 
@@ -58,7 +59,7 @@ def test_of_thousands_of_clips_the_first_three_are_named(notices):
 def test_a_notice_reaches_stderr_of_a_program_that_sets_up_no_logs(tmp_path):
     path = tmp_path / "stereo.wav"
     soundfile.write(path, np.zeros((10, 2)), 8000)
-    script = f"from latentlm.tokenizers.media import load_audio; [load_audio({str(path)!r}) for _ in range(2)]"
+    script = f"from latentlm.media.sound import load_audio; [load_audio({str(path)!r}) for _ in range(2)]"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == f"{path}: 2 channels mixed down to one\n"
 

@@ -1,6 +1,6 @@
-"""Checkpoint directories: a model with its tokenizers, complete in one folder, without pickle.
+"""The folder of a model: config, weights and tokenizers, complete in one place, without pickle.
 
-Place in the flow: 4, what training exports and `latentlm.load` reads.
+Place in the flow: beside the model; training writes what is here, `latentlm.load` (generation/pipeline.py) reads it.
     config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,semantic}/
 """
 
@@ -13,57 +13,15 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from ..config import FORMAT_VERSION, ModelConfig, describe
-from ..hardware import choose_device
-from ..hub import from_hub, is_hub_id
-from ..model.adapter import apply as apply_adapter
-from ..model.latentlm import LatentLM, ModalitySpec
-from ..tokenizers.load import is_tokenizer, load_tokenizer
-from ..tokenizers.text import TextTokenizer, read_config
-from ..types import FEATURES, MODALITIES
-from ..weights import load_weights, write_text
-from .generate import Pipeline
+from .config import FORMAT_VERSION, ModelConfig, describe
+from .hub import from_hub, is_hub_id
+from .model.latentlm import LatentLM, ModalitySpec
+from .tokenizers.load import load_tokenizer
+from .tokenizers.text import TextTokenizer, read_config
+from .types import FEATURES, MODALITIES
+from .weights import load_weights, save_weights, write_text
 
 PACKAGED = resources.files("latentlm") / "pretrained"
-
-
-def load(
-    name: str | Path,
-    *,
-    adapter: str | Path | None = None,
-    weights: str = "ema",
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Pipeline:
-    """The model in a checkpoint directory, a packaged one by name ("tiny"), or a hub id ("owner/name").
-
-    weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
-    adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
-    device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
-    Raises ValueError, one line, naming what is missing or does not fit.
-    """
-    device = choose_device(device)
-    folder = resolve(name)
-    if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
-    if adapter is not None and weights == "raw":
-        raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
-    if is_tokenizer(folder):
-        raise ValueError(
-            f"{folder}: a tokenizer, not a model: a recipe names it in its section tokenizers, latentlm evaluate "
-            "measures it, and latentlm.tokenizers.load_tokenizer loads it"
-        )
-    tokenizers = load_tokenizers(folder / "tokenizers")
-    model = build_from_config(folder, tokenizers["text"])
-    check_tokenizers(folder, model, tokenizers)
-    averaged = folder / "ema.safetensors"
-    load_weights(averaged if weights == "ema" and averaged.is_file() else folder / "model.safetensors", model)
-    if adapter is not None:
-        apply_adapter(model, adapter)
-    for tokenizer in tokenizers.values():
-        if isinstance(tokenizer, torch.nn.Module):
-            tokenizer.to(device)
-    return Pipeline(model.to(device, dtype), tokenizers)
 
 
 def resolve(name: str | Path) -> Path:
@@ -138,6 +96,12 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
         raise ValueError(f"{path}: {error}") from None
 
 
+def fill(model: LatentLM, folder: Path, weights: str) -> None:
+    """Read the weights of a model: "ema", the average or, where the folder has none, the raw ones; or "raw"."""
+    averaged = folder / "ema.safetensors"
+    load_weights(averaged if weights == "ema" and averaged.is_file() else folder / "model.safetensors", model)
+
+
 def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
     """ValueError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
     found = modality_specs(tokenizers)
@@ -170,3 +134,19 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
 def read_metadata(folder: str | Path) -> dict:
     """What training wrote about a checkpoint: recipe, steps, data."""
     return read_config(resolve(folder) / "config.json").get("metadata", {})
+
+
+def shrink(source: str | Path, target: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Copy a model's folder with the averaged weights alone, in `dtype`: half the size, for a package or a download.
+
+    `latentlm.load` computes in the dtype it is asked for. Raises ValueError as `latentlm.load`.
+    """
+    folder, target = resolve(source), Path(target)
+    tokenizers = load_tokenizers(folder / "tokenizers")
+    model = build_from_config(folder, tokenizers["text"])
+    fill(model, folder, "ema")
+    write_config(target, model, tokenizers, read_metadata(source))
+    save_weights(target / "model.safetensors", model.state_dict(), dtype)
+    for name, tokenizer in tokenizers.items():
+        if isinstance(tokenizer, torch.nn.Module):
+            save_weights(target / "tokenizers" / name / "model.safetensors", tokenizer.state_dict(), dtype)

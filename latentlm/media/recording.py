@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..types import Audio
-from .media import one_line
+from .files import one_line
 from .sound_file import SoundFileWriter
 
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentlm.generation.pretrained import load, write_config
+from latentlm.checkpoint import write_config
+from latentlm.generation.pipeline import load
 from latentlm.weights import save_weights
 
 
@@ -71,7 +72,7 @@ def test_weights_in_bf16_load_into_fp32(folder, model):
 
 
 def test_a_shrunk_model_is_half_the_size_and_draws_nearly_the_same(folder, tmp_path_factory, pipeline):
-    from latentlm.generation.shrink import shrink
+    from latentlm.checkpoint import shrink
 
     target = tmp_path_factory.mktemp("shrunk")
     shrink(folder, target)

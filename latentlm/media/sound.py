@@ -1,0 +1,95 @@
+"""Sound: files ↔ mono samples, through soundfile; rates through soxr.
+
+Place in the flow: before 1; what the tokenizers and the data room use to read, write and resample. Those libraries are
+imported when a function is called. A file that is missing or cannot be read gives a ValueError of one line that names
+it. Sound that is mixed down, or resampled for its reader, is said in the log `latentlm`, on stderr unless the program
+takes its logs elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..types import Audio
+from .files import BROKEN, existing, one_line, target
+from .sound_file import SoundFileWriter, read_sound
+
+QUIETEST = 1e-6
+"""Keeps the loudness of silence finite."""
+
+NUM_NAMED = 3
+"""Clips that are named with what was done to them: a manifest may hold thousands that need the same."""
+
+log = logging.getLogger("latentlm")
+_named: dict[str, list[str]] = {}  # what was done -> names of the clips of which it was said
+
+
+def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
+    """A sound file as mono float32, brought to `sample_rate` where one is given. ValueError names the path.
+
+    A float file may hold NaN and infinities, which are refused: one of them would spoil all latents of its clip.
+    """
+    path = existing(path)
+    try:
+        samples, rate = read_sound(path)  # (N, channels)
+    except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
+        raise ValueError(f"{path}: not a readable sound file ({one_line(error)})") from None
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path}: holds samples that are not finite numbers")
+    audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, str(path))
+    if samples.shape[1] > 1:
+        _say(audio, f"{samples.shape[1]} channels mixed down to one")
+    return audio if sample_rate is None else at_rate(audio, sample_rate)
+
+
+def save_audio(audio: Audio, path: str | Path) -> None:
+    """Write a sound file, clipped to [-1, 1], whole or not at all; the suffix names the format.
+
+    ValueError for a suffix that libsndfile lacks and for a path that cannot be written.
+    """
+    samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
+    try:
+        with target(path) as place, SoundFileWriter(place, audio.sample_rate) as file:
+            file.write(samples)
+    except (RuntimeError, TypeError, ValueError, OSError) as error:  # libsndfile's are RuntimeErrors
+        raise ValueError(f"{path}: cannot write the sound ({one_line(error)})") from None
+
+
+def at_rate(audio: Audio, sample_rate: int) -> Audio:
+    """A user's sound for a reader of `sample_rate` Hz: as `resample`, and a line of the log where the rate differs."""
+    if audio.sample_rate != sample_rate:
+        _say(audio, f"{audio.sample_rate:,} Hz resampled to {sample_rate:,} Hz")
+    return resample(audio, sample_rate)
+
+
+def resample(audio: Audio, sample_rate: int) -> Audio:
+    """The same sound at `sample_rate` Hz (soxr, high quality); unchanged where it has that rate already."""
+    if audio.sample_rate == sample_rate:
+        return audio
+    import soxr
+
+    samples = soxr.resample(audio.samples.detach().float().cpu().numpy(), audio.sample_rate, sample_rate)
+    samples = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    return replace(audio, samples=samples, sample_rate=sample_rate)
+
+
+def normalise_loudness(samples: Tensor, level: float) -> Tensor:
+    """samples (N,) at a root mean square of `level` dB relative to full scale, or less where a peak would exceed 1."""
+    samples = samples * (10 ** (level / 20) / (samples.square().mean().sqrt() + QUIETEST))
+    peak = samples.abs().max()
+    return samples / (peak + QUIETEST) if peak > 1 else samples
+
+
+def _say(audio: Audio, what: str) -> None:
+    """A line on what was done to a clip, once a process; of each thing done for the first NUM_NAMED clips alone."""
+    names, name = _named.setdefault(what, []), audio.name or "sound without a file"
+    if name in names or len(names) == NUM_NAMED:
+        return
+    names.append(name)
+    log.warning("%s: %s%s", name, what, "; further clips are not named" if len(names) == NUM_NAMED else "")
