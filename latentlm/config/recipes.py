@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .base import Config, Count, did_you_mean
+from .modalities import modality_names, tokenizer_names
 from .model import ModelConfig, TransformerConfig
 from .tokenizers import ImageTokenizerConfig, SpeechTokenizerConfig, TextTokenizerConfig
 from .training import DataConfig, SourceConfig, TrainingConfig
@@ -41,16 +42,29 @@ class RecipeModelConfig(ModelConfig):
 
 
 class TokenizersConfig(Config):
-    """Text is built from the recipe; image and speech name trained tokenizer directories, or packaged ones ("tiny").
+    """Text is built from the recipe; every modality ("image", "speech") names the folder of a trained tokenizer, of a
+    model that has one, or a packaged model ("tiny"). Modalities that need no training ("vectors") may be left out.
 
     `semantic` names a second tokenizer of speech (`parts: encoder` suffices), at the same rate: its latents are
     features, added to the model's input wherever speech is the answer (PAPER §6).
     """
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | None]
+
     text: TextTokenizerConfig = TextTokenizerConfig()
-    image: str | None = None
-    speech: str | None = None
-    semantic: str | None = None
+
+    @model_validator(mode="after")
+    def _known(self):
+        for name in self.__pydantic_extra__:
+            known = ("text", *tokenizer_names())
+            if name not in known:
+                raise ValueError(f"unknown key {name!r}{did_you_mean(name, known)}")
+        return self
+
+    def folder(self, name: str) -> str | None:
+        """What is named for a modality or a second tokenizer; None where nothing is."""
+        return self.__pydantic_extra__.get(name)
 
 
 class LatentLMRecipe(Config):
@@ -85,7 +99,7 @@ class LatentLMRecipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        check_loss_weights(self.training, ("text", "end", "image", "speech"))
+        check_loss_weights(self.training, ("text", "end", *modality_names()))
         if self.training.adapter and self.model.start is None and self.model.backbone is None:
             raise ValueError("training.adapter: needs model.start or model.backbone, a trained model to adapt")
         if self.model.start is not None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..types import Audio, GenerationOutput, Speech, Text
+from ..modalities.speech import Speech
+from ..types import Audio, GenerationOutput, Text
 from .task import Event
 
 

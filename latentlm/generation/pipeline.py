@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint import build_from_config, check_tokenizers, fill, load_tokenizers, resolve
+from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
 from ..hardware import choose_device
+from ..modalities.image import Image
+from ..modalities.speech import Speech
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import is_tokenizer
 from ..tokenizers.streaming import FeatureStream
-from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
+from ..types import IGNORE, Audio, Document, GenerationOutput, Segment, Text
 from .answer import Part, answer, collect
 from .engine import Engine
 from .prompts import make_prompt
@@ -199,7 +202,7 @@ class Pipeline:
         for name, entries in waiting.items():
             media = self.tokenizers[name].decode([latents.float() for _, _, latents in entries])
             for (number, place, _), item in zip(entries, media, strict=True):
-                results[number][place] = Image(item) if name == "image" else Speech(item)
+                results[number][place] = modality(name).segment(item)
         return results
 
     # --------------------------------------------------------------------- score
@@ -240,10 +243,11 @@ def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[],
     for name, spec in model.modalities.items():
         if spec.feature_dim is None:
             continue
-        second = tokenizers.get(FEATURES[name])
+        second = tokenizers.get(modality(name).second)
         if second is None or second.latent_dim != spec.feature_dim:
+            needed = modality(name).second
             raise ValueError(
-                f"this model takes {spec.feature_dim} features of {name}: it needs their {FEATURES[name]} tokenizer"
+                f"this model takes {spec.feature_dim} features of {name}: it needs their {needed} tokenizer"
             )
         streams[name] = partial(FeatureStream, tokenizers[name], second)
         streams[name]()  # says now what does not fit

@@ -6,7 +6,7 @@ Place in the flow: between `config.py` and `trainer.py`; `run.py` calls it in ev
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from ..checkpoint import modality_specs, resolve
 from ..config import DataConfig, LatentLMRecipe, MediaConfig, SourceConfig, SpeechTokenizerConfig
+from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.loader import DocumentLoader, MediaLoader
 from ..data.packing import DocumentEncoder
 from ..data.script import laid_out
-from ..data.sources import documents, media
+from ..data.sources import documents, media, modalities_in
+from ..data.task_source import Concatenated
 from ..generation.pipeline import load
 from ..interop.hf_llm import Backbone
 from ..media.picture import image_to_tensor
@@ -29,7 +31,7 @@ from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer
-from ..types import FEATURES, MODALITIES, Document, Text
+from ..types import Document, Text
 from .distributed import World
 from .folder import check_resumed
 from .held_out import choose
@@ -157,16 +159,30 @@ def build_tokenizers(
 ) -> dict:
     """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names."""
     texts = (s.text for source in sources for document in source for s in document.segments if isinstance(s, Text))
-    tokenizers: dict = {"text": backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)}
-    for modality in (*MODALITIES, *FEATURES.values()):
-        name = getattr(recipe.tokenizers, modality)
-        if name is not None:
-            found = load_tokenizer(tokenizer_folder(name, modality))
-            wanted = modality if modality in MODALITIES else "speech"
-            if found.modality != wanted:
-                raise ValueError(f"tokenizers.{modality}: {name} is a tokenizer of {found.modality}, not of {wanted}")
-            tokenizers[modality] = found.to(device)
-    return tokenizers
+    found: dict = {}
+    for name in tokenizer_names():
+        folder = recipe.tokenizers.folder(name)
+        if folder is not None:
+            found[name] = load_tokenizer(tokenizer_folder(folder, name))
+            wanted = second_tokenizers().get(name, name)
+            if found[name].modality != wanted:
+                raise ValueError(
+                    f"tokenizers.{name}: {folder} is a tokenizer of {found[name].modality}, not of {wanted}"
+                )
+    found |= _tokenizers_from_data(recipe, found)
+    names = [name for name in modality_names() if name in found]
+    text = backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)
+    return {"text": text.with_modalities(names)} | {name: tokenizer.to(device) for name, tokenizer in found.items()}
+
+
+def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dict:
+    """Those of modalities that occur in the data, have no tokenizer yet, and need no training."""
+    made = {}
+    for each in modalities():
+        holders = [source for source in recipe.data.sources if each.name in modalities_in(source)]
+        if each.from_data and each.name not in known and holders:
+            made[each.name] = each.from_data(Concatenated([media(source, each.name) for source in holders]))
+    return made
 
 
 def tokenizer_folder(name: str, modality: str) -> Path:

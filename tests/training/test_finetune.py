@@ -85,7 +85,7 @@ def test_tokenizers_stay_and_latents_are_cached_under_their_fingerprint(tuned):
     assert {name: t.fingerprint() for name, t in before.items()} == {name: t.fingerprint() for name, t in after.items()}
     (file,) = (out / "latents").iterdir()
     media = list(Manifest(manifest).media("speech"))
-    identity = {"fingerprint": before["speech"].fingerprint(), "media": media_hash(media)}
+    identity = {"fingerprint": before["speech"].fingerprint(), "media": media_hash("speech", media)}
     assert len(read_latents(file, identity)) == NUM_CLIPS
 
 

@@ -31,6 +31,8 @@ from latentlm.config import (
 )
 from latentlm.data.loader import DocumentLoader
 from latentlm.data.packing import DocumentEncoder
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.model import adapter
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
@@ -38,7 +40,7 @@ from latentlm.training.checkpoint import CheckpointError
 from latentlm.training.distributed import World, finish, start
 from latentlm.training.logs import read_log
 from latentlm.training.trainer import NonFiniteLoss, Trainer
-from latentlm.types import IGNORE, Document, Image, Latents, LatentSpans, PackedBatch, Speech, Text
+from latentlm.types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text
 
 WIDTH, VOCAB, CHANNELS, ROWS, POSITIONS = 16, 23, 4, 3, 12
 
