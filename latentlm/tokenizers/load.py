@@ -15,11 +15,6 @@ from .base import Tokenizer
 from .text import read_config
 
 
-def is_tokenizer(folder: str | Path) -> bool:
-    """Whether `folder` holds a continuous tokenizer, not a model. Raises ValueError for a config.json that is none."""
-    return read_config(Path(folder) / "config.json").get("kind") in tokenizer_kinds()
-
-
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The continuous tokenizer in `folder`, on the CPU and in eval mode.
 
