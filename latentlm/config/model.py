@@ -94,7 +94,7 @@ class MixtureHeadConfig(Config):
         0.01, gt=0, description="floor of the standard deviations; latents have about unit variance"
     )
     temperature: float = Field(1.0, gt=0, description="sampling multiplies the standard deviations by it")
-    num_candidates: int = Field(256, ge=2, description="latents that guidance chooses from")
+    num_candidates: Count = Field(128, description="draws of which guidance keeps one")
 
 
 def _head_kind(value: Any) -> str:
