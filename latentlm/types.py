@@ -240,6 +240,7 @@ class PackedBatch:
     ids (B, T)           token at each position; <latent> where the input is a latent
     positions (B, T)     position in its own document, for RoPE
     documents (B, T)     document id within the row, -1 for padding: attention never crosses documents
+    spans (B, T)         id of the span whose latent is the input here, -1 elsewhere; no two spans share an id
     text_targets (B, T)  next token, IGNORE where none
     end_targets (B, T)   in variable-length spans: 1 where <EOD> follows, 0 where the span goes on, IGNORE elsewhere
     latents              spans by modality
@@ -249,6 +250,7 @@ class PackedBatch:
     ids: Tensor
     positions: Tensor
     documents: Tensor
+    spans: Tensor
     text_targets: Tensor
     end_targets: Tensor
     latents: dict[str, LatentSpans]
@@ -268,7 +270,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         latents = {name: span.to(device) for name, span in self.latents.items()}
-        names = ("ids", "positions", "documents", "text_targets", "end_targets")
+        names = ("ids", "positions", "documents", "spans", "text_targets", "end_targets")
         return replace(self, latents=latents, **{name: getattr(self, name).to(device) for name in names})
 
 

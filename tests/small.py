@@ -6,6 +6,7 @@ import torch
 from latentlm.checkpoint import modality_specs
 from latentlm.config import (
     DiffusionHeadConfig,
+    HeadConfig,
     ImageTokenizerConfig,
     ModelConfig,
     SpeechTokenizerConfig,
@@ -45,11 +46,11 @@ def clip(generator: np.random.Generator, num_samples: int = 300) -> Audio:
     return Audio(torch.from_numpy(generator.standard_normal(num_samples).astype(np.float32) * 0.1), 8000)
 
 
-def small_model(tokenizers: dict, **transformer) -> LatentLM:
+def small_model(tokenizers: dict, head: HeadConfig | None = None, **transformer) -> LatentLM:
     """A random model whose zero-initialised layers are not zero, so that every path shows in the output."""
     config = ModelConfig(
         transformer=TransformerConfig(**({"width": 32, "num_layers": 2, "num_heads": 4} | transformer)),
-        head=DiffusionHeadConfig(num_layers=2),
+        head=head or DiffusionHeadConfig(num_layers=2),
     )
     torch.manual_seed(0)
     text = tokenizers["text"]

@@ -2,7 +2,14 @@
 
 import pytest
 
-from latentlm.config import RecipeError, load_recipe, parse_recipe
+from latentlm.config import (
+    DiffusionHeadConfig,
+    MixtureHeadConfig,
+    ModelConfig,
+    RecipeError,
+    load_recipe,
+    parse_recipe,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +30,9 @@ from latentlm.config import RecipeError, load_recipe, parse_recipe
         ("demo", "model.transformer.width", 20, "model.transformer: head_dim 5 is odd"),
         ("demo", "model.transformer.head_dim", 31, "model.transformer: head_dim 31 is odd"),
         ("demo", "model.heads.image.width", 0, "model.heads.image.width: "),
+        ("demo", "model.head", {"kind": "mixture", "components": 0}, "model.head.components: "),
+        ("demo", "model.head", "mixture", "model.head: Input should be a valid dictionary"),
+        ("demo", "model.heads.image", {"kind": "mixture", "temperature": 0}, "model.heads.image.temperature: "),
         ("demo", "model.diffusion.num_timesteps", 0, "model.diffusion.num_timesteps: "),
         ("demo", "model.sampling.guidance", -1, "model.sampling.guidance: Input should be greater than or equal to 0"),
         ("demo", "training.loss_weights.text", -1, "training.loss_weights.text: "),
@@ -49,6 +59,11 @@ def test_a_number_out_of_bounds_is_named(recipe, key, value, message):
     ("section", "value", "path", "known"),
     [
         ("model.heads", {"image": {"widht": 1}}, "model.heads.image.widht", "width"),
+        ("model.heads", {"diffusion": {"widht": 1}}, "model.heads.diffusion.widht", "width"),  # a modality of that name
+        ("model.heads", {"image": {"kind": "mixture", "num_layer": 1}}, "model.heads.image.num_layer", "num_layers"),
+        ("model.head", {"kind": "mixture", "componets": 1}, "model.head.componets", "components"),
+        ("model.head", {"widht": 1}, "model.head.widht", "width"),
+        ("model.diffusion", {"timesteps": 1}, "model.diffusion.timesteps", "num_timesteps"),
         ("model.transformer.rope_scaling", {"facto": 1}, "model.transformer.rope_scaling.facto", "factor"),
         ("data.sources", [{"name": "digits", "warped_copy": 1}], "data.sources.0.warped_copy", "warped_copies"),
         ("tokenizers.text", {"knd": "bpe"}, "tokenizers.text.knd", "kind"),
@@ -58,6 +73,39 @@ def test_the_nearest_key_is_named_inside_dicts_tuples_and_unions_too(section, va
     with pytest.raises(RecipeError) as error:
         load_recipe("demo", {section: value})
     assert str(error.value) == f"demo: unknown key {path!r}, did you mean {known!r}?"
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("model.head", {"kind": "mixtur"}, "model.head.kind: no kind 'mixtur', did you mean 'mixture'?"),
+        (
+            "model.heads",
+            {"image": {"kind": None}},
+            "model.heads.image.kind: no kind 'None' (known: diffusion, mixture)",
+        ),
+        ("model.head", {"kind": "mixture", "latent_bias": True}, "unknown key 'model.head.latent_bias' (known: kind, "),
+        ("model.head", {"components": 8}, "unknown key 'model.head.components' (known: kind, "),
+    ],
+)
+def test_a_head_s_kind_that_is_wrong_or_missing_is_named(section, value, message):
+    with pytest.raises(RecipeError) as error:
+        load_recipe("demo", {section: value})
+    assert str(error.value).startswith(f"demo: {message}")
+
+
+def test_a_head_without_a_kind_is_a_diffusion_head_and_is_written_as_ever():
+    old = {"head": {"num_layers": 2}, "heads": {"image": {"width": 48}}}
+    config = ModelConfig.model_validate(old)
+    assert config.head == DiffusionHeadConfig(num_layers=2)
+    assert ModelConfig.model_validate({"head": {"kind": "diffusion", "num_layers": 2}}).head == config.head
+    written = config.model_dump(mode="json")
+    assert "kind" not in written["head"]
+    assert "kind" not in written["heads"]["image"]
+    mixed = ModelConfig.model_validate(old | {"heads": {"image": {"kind": "mixture", "components": 4}}})
+    assert mixed.heads["image"] == MixtureHeadConfig(components=4)
+    assert ModelConfig.model_validate(mixed.model_dump(mode="json")) == mixed
+    assert ModelConfig.model_validate_json(mixed.model_dump_json()) == mixed
 
 
 def test_a_recipe_is_utf_8_and_one_that_is_not_is_named(tmp_path):

@@ -1,10 +1,10 @@
-"""The model: backbone, diffusion heads, diffusion process, sampling."""
+"""The model: backbone, heads, diffusion process, sampling."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from .base import Config, Count
 
@@ -66,6 +66,7 @@ class DiffusionHeadConfig(Config):
     A head must be several times as wide as its latents have channels: the noisy latent has to pass through it.
     """
 
+    kind: Literal["diffusion"] = "diffusion"
     num_layers: Count = 3
     width: Count | None = Field(None, description="default the backbone's width")
     ffn_width: Count | None = Field(None, description="default 8/3 of its width")
@@ -73,6 +74,38 @@ class DiffusionHeadConfig(Config):
     norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
     condition_norm: bool = Field(True, description="RMSNorm on the hidden state first; others rely on the backbone's")
     norm_eps: float = Field(1e-6, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _without_kind(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The default kind is not written: files from before there were others stay equal, and resume."""
+        return {name: value for name, value in dump(self).items() if name != "kind"}
+
+
+class MixtureHeadConfig(Config):
+    """A mixture of Gaussians over the next latent, from an MLP on the hidden state (GIVT, arXiv 2312.02116)."""
+
+    kind: Literal["mixture"] = "mixture"
+    components: Count = Field(16, description="Gaussians, each with a diagonal covariance")
+    num_layers: Count = 3
+    width: Count | None = Field(None, description="default the backbone's width")
+    ffn_width: Count | None = Field(None, description="default 8/3 of its width")
+    norm_eps: float = Field(1e-6, gt=0)
+    min_scale: float = Field(
+        0.01, gt=0, description="floor of the standard deviations; latents have about unit variance"
+    )
+    temperature: float = Field(1.0, gt=0, description="sampling multiplies the standard deviations by it")
+    num_candidates: Count = Field(128, description="draws of which guidance keeps one")
+
+
+def _head_kind(value: Any) -> str:
+    """`kind` of a head's section or config; a section without one is a diffusion head."""
+    return str(value.get("kind", "diffusion") if isinstance(value, dict) else getattr(value, "kind", "diffusion"))
+
+
+HeadConfig = Annotated[
+    Annotated[DiffusionHeadConfig, Tag("diffusion")] | Annotated[MixtureHeadConfig, Tag("mixture")],
+    Discriminator(_head_kind),
+]
 
 
 class DiffusionConfig(Config):
@@ -102,8 +135,8 @@ class ModelConfig(Config):
         "document", description="of speech: how it was laid out in training, as a document or a script (PAPER §6)"
     )
     transformer: TransformerConfig = TransformerConfig()
-    head: DiffusionHeadConfig = DiffusionHeadConfig()
-    heads: dict[str, DiffusionHeadConfig] = Field({}, description="by modality, where it differs from `head`")
+    head: HeadConfig = DiffusionHeadConfig()
+    heads: dict[str, HeadConfig] = Field({}, description="by modality, where it differs from `head`")
     diffusion: DiffusionConfig = DiffusionConfig()
     latent_projection: Literal["linear", "connector"] = Field(
         "linear", description="how latents enter: a linear map, or VibeVoice's Linear, RMSNorm, Linear"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from .base import RecipeError, did_you_mean
 from .kinds import KINDS
@@ -88,14 +88,37 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     location = list(first["loc"])
-    key = ".".join(str(part) for part in location)
+    key = ".".join(str(part) for part in _keys(model, location))
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         return f"unknown key {key!r}{did_you_mean(str(location[-1]), known)}"
+    if first["type"] == "union_tag_invalid":
+        kind, known = first["ctx"]["tag"], re.findall("'([^']*)'", first["ctx"]["expected_tags"])
+        return f"{key}.kind: no kind {kind!r}{did_you_mean(kind, known)}"
     message = re.sub(r"\btuple\b", "list", first["msg"].removeprefix("Value error, ").replace("Tuple", "List"))
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: it names its keys itself
         return f"{key}: {message}" if key else message
     return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
+
+
+def _keys(annotation: Any, location: list) -> list:
+    """`location` without the tags that pydantic puts where a union was: the keys as they stand in the file."""
+    keys = []
+    for part in location:
+        if _member(annotation, part) is None:
+            keys.append(part)
+        annotation = _entry(annotation, part)
+    return keys
+
+
+def _member(annotation: Any, tag: str | int) -> Any:
+    """The member with this tag of what is annotated as a union; None where there is none."""
+    members = get_args(annotation)
+    if get_origin(annotation) in (dict, tuple):
+        return None
+    if any(isinstance(member, Tag) and member.tag == tag for member in members):
+        return members[0]
+    return next((found for member in members if (found := _member(member, tag)) is not None), None)
 
 
 def _known_keys(annotation: Any, location: list) -> list[str]:
@@ -108,8 +131,11 @@ def _known_keys(annotation: Any, location: list) -> list[str]:
 
 
 def _entry(annotation: Any, part: str | int) -> Any:
-    """The annotation of the key or place `part`: of a model, a dict, a tuple, or the member of a union that has it."""
+    """The annotation of the key or place `part`: of a model, a dict, a tuple, or the member of a union that has it, as
+    a key or as its tag."""
     members = get_args(annotation)
+    if (tagged := _member(annotation, part)) is not None:
+        return tagged
     if get_origin(annotation) in (dict, tuple):
         return members[1] if get_origin(annotation) is dict else members[0]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -174,11 +174,24 @@ class Packer:
             ids=rows(chain.from_iterable(document.ids for document in documents), self.fill),
             positions=rows(_ranges(np.zeros_like(lengths), lengths), 0),
             documents=rows(np.repeat(np.arange(len(documents)), lengths), -1),
+            spans=self._span_ids(documents, starts),
             text_targets=rows(chain.from_iterable(document.text_targets for document in documents), IGNORE),
             end_targets=rows(chain.from_iterable(document.end_targets for document in documents), IGNORE),
             latents={name: _gather(spans[name], dim, generator) for name, dim in self.latent_dims.items()},
             seed=seed,
         )
+
+    def _span_ids(self, documents: list[EncodedDocument], starts: list[int]) -> Tensor:
+        """(B, T): spans numbered through the batch, -1 outside of them."""
+        spans = [
+            (start + span.start, len(span.latents))
+            for document, start in zip(documents, starts, strict=True)
+            for span in document.spans
+        ]
+        sizes = np.array([size for _, size in spans], np.int64)
+        ids = np.full(len(self.free) * self.length, -1, np.int64)
+        ids[_ranges([start for start, _ in spans], sizes)] = np.repeat(np.arange(len(spans)), sizes)
+        return torch.from_numpy(ids.reshape(len(self.free), self.length))
 
 
 def pack(

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..model.heads import Sampler, SamplerOptions
 from ..model.latentlm import LatentLM
 from ..model.prepack import Packing
 from ..tokenizers.streaming import FeatureStream
-from .latent import LatentSampler, cached_plan
 from .states import States, take
 from .task import Event, Heard, Task, check_length, expected_length
 from .text import free_text_bias, pick_token
@@ -45,7 +45,7 @@ class Engine:
         capacity = min(limit, max(expected_length(task, model.modalities.get(task.to)) for task in tasks))
         self.cache = model.transformer.new_cache(len(tasks) + len(self.guidance_row), capacity)
         self.transformer = Packing(model.transformer)
-        self.samplers: dict[tuple, LatentSampler] = {}
+        self.samplers: dict[tuple[str, SamplerOptions], Sampler] = {}
         vocabulary = model.text_head.out_features
         self.free_text = {
             to: free_text_bias(self.special, vocabulary, model.modalities if to == "auto" else ()).to(self.device)
@@ -165,16 +165,16 @@ class Engine:
         return [self.special.bod[name] for name, size in sizes.items() if length + size > self.limit]
 
     def _span_step(self, indices: list[int], state: States) -> Iterator[Event]:
-        """Each span either ends, or gets its next latent; tasks of one modality, solver and step count go together."""
+        """Each span either ends, or gets its next latent; tasks of one modality and sampler options go together."""
         logits = self._span_logits(indices, state)
-        groups: dict[tuple, list[int]] = {}
+        groups: dict[tuple[str, SamplerOptions], list[int]] = {}
         for index in indices:
             task = self.tasks[index]
             token = self._next_in_span(task, logits.get(index))
             if token == self.special.proceed:
                 if not task.is_open:  # speech that goes on after its <EOD> is a span that nobody began
                     yield self._open(index, task.mode)
-                groups.setdefault((task.mode, task.solver, task.steps), []).append(index)
+                groups.setdefault((task.mode, SamplerOptions(task.solver, task.steps)), []).append(index)
             elif token == self.special.eod:
                 task.num_tokens += self._lasts(task)
                 yield from self._close(index)
@@ -233,24 +233,22 @@ class Engine:
             return self.special.eod
         return self._span_tokens(task)[pick_token(logits, task.temperature, task.generator)]
 
-    def _sample(self, key: tuple, members: list[int], state: States) -> Tensor:
-        """Next latents (M, C) of `members`, which share modality, solver and number of steps."""
+    def _sample(self, key: tuple[str, SamplerOptions], members: list[int], state: States) -> Tensor:
+        """Next latents (M, C) of `members`, which share modality and sampler options."""
         tasks = [self.tasks[i] for i in members]
-        dim = self.model.modalities[key[0]].latent_dim
-        noise = torch.stack([torch.randn(dim, generator=t.generator, device=t.generator.device) for t in tasks])
         guided = [place for place, i in enumerate(members) if i in state.null_place]
         nulls = scale = places = None
         if guided:
             nulls = state.null_of([members[place] for place in guided])
             scale = torch.tensor([[tasks[place].guidance] for place in guided], dtype=torch.float32, device=self.device)
             places = None if len(guided) == len(members) else torch.tensor(guided, device=self.device)
-        return self._sampler(key)(state.of(members), noise.to(self.device), nulls, places, scale)
+        generators = [task.generator for task in tasks]
+        return self._sampler(key)(state.of(members), nulls, places, scale, generators)
 
-    def _sampler(self, key: tuple) -> LatentSampler:
+    def _sampler(self, key: tuple[str, SamplerOptions]) -> Sampler:
         if key not in self.samplers:
-            name, solver, steps = key
-            plan = cached_plan(self.model.process, solver, steps)
-            self.samplers[key] = LatentSampler(self.model.heads[name], plan)
+            name, options = key
+            self.samplers[key] = self.model.heads[name].sampler(options)
         return self.samplers[key]
 
     # -------------------------------------------------------------------- spans

@@ -15,8 +15,8 @@ from ..types import Document, Text
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model thinks of a document: nats of its text and of its span ends; by modality the mean diffusion loss
-    of the latents that are targets, and their number."""
+    """What the model thinks of a document: nats of its text and of its span ends; by modality the mean loss of the
+    latents that are targets, and their number: of a diffusion head the mean square error, of a mixture head nats."""
 
     text_nats: float
     num_text_tokens: int

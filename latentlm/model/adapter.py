@@ -205,7 +205,7 @@ def _read_config(path: Path) -> tuple[float, str]:
 
 @torch.no_grad()
 def _answers(model: LatentLM) -> list[Tensor]:
-    """What every part of the model makes of a few fixed inputs: logits, and a prediction a diffusion head."""
+    """What every part of the model makes of a few fixed inputs: logits, and the probe of each head."""
     device = model.embed_tokens.weight.device
     ids = torch.arange(4, device=device)[None]
     ones = {name: torch.ones(1, spec.latent_dim, device=device) for name, spec in model.modalities.items()}
@@ -213,5 +213,4 @@ def _answers(model: LatentLM) -> list[Tensor]:
     x = torch.cat(x, dim=1)  # (1, T, D)
     places = torch.arange(x.shape[1], device=device)[None]
     hidden = model.transformer(x, places, torch.zeros_like(places))[0]  # (T, D)
-    level = torch.tensor([500.0], device=device)
-    return [model.text_head(hidden), *(model.heads[name](one, level, hidden[-1:]) for name, one in ones.items())]
+    return [model.text_head(hidden), *(head.probe(hidden[-1:]) for head in model.heads.values())]

@@ -1,15 +1,14 @@
-"""LatentLM: one causal Transformer over tokens and latents, a text head, a diffusion head a modality. Read me first.
+"""LatentLM: one causal Transformer over tokens and latents, a text head, a head for each modality. Read me first.
 
 Place in the flow: 3, packed batch ──▶ hidden ──▶ losses; and, for `generation/`, the pieces of one decoding step.
     x_i      = embedding of token i, or a map of latent i (+ one of its features)             (PAPER §1.1, §6)
     h        = RMSNorm(Transformer(x))
     text     : softmax(h W_v)                                                                 (Eq. 1)
-    latents  : E_{t, ε} ‖target − head(x_t, t, h)‖², several t per latent, backbone run once  (Eq. 3, §1.2)
+    latents  : the loss of the modality's head given h, by default next-token diffusion       (`heads/`; Eq. 3, §1.2)
     span end : softmax over {<proceed>, <EOD>} at every position of a variable-length span    (silent in the paper)
                and over <BOD>, <EOS> too where an answer lasts until <EOS>                    (VibeVoice, §6)
-Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `F` feature channels, `K` timesteps per
-latent.
-Departures from the paper: one diffusion head and one <BOD> a modality, since latent widths differ.
+Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `F` feature channels.
+Departures from the paper: one head and one <BOD> per modality, since latent widths differ.
 """
 
 from __future__ import annotations
@@ -22,16 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..diffusion.parametrization import training_target
-from ..diffusion.schedule import Process
 from ..tokenizers.text import SpecialTokens
 from ..types import IGNORE, LatentSpans, PackedBatch
-from .heads import DiffusionHead
-from .layers import Connector
+from .heads import build_head
+from .layers import Connector, draw_linear, in_tiles
 from .transformer import Transformer
-
-TILE = 32
-"""What the numbers of latents and of text targets are rounded up to where they meet a matrix; see `in_tiles`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,6 @@ class LatentLM(nn.Module):
         self.config = config
         self.special = special
         self.modalities = dict(modalities)
-        self.process = Process.from_config(config.diffusion)
         self.embed_tokens = nn.Embedding(vocab_size, width)
         project = nn.Linear if config.latent_projection == "linear" else Connector
         self.embed_latents = nn.ModuleDict({name: project(m.latent_dim, width) for name, m in modalities.items()})
@@ -72,16 +65,16 @@ class LatentLM(nn.Module):
                 raise ValueError(f"model.heads.{name}: the model has no such modality (it has {', '.join(modalities)})")
         self.heads = nn.ModuleDict(
             {
-                name: DiffusionHead(width, m.latent_dim, config.heads.get(name, config.head))
+                name: build_head(width, m.latent_dim, config.heads.get(name, config.head), config.diffusion)
                 for name, m in modalities.items()
             }
         )
         initialise(self)
 
     def forward(self, batch: PackedBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named loss sums over the targets of `batch`, fp32: "text", "end" (nats) and one a modality (mean square).
+        """Named loss sums over the targets of `batch`, fp32: "text", "end" (nats) and that of each modality's head.
 
-        Timesteps and noise come from `generator`. Divide by `batch.target_counts()` summed over the global batch.
+        The heads' random numbers come from `generator`. Divide by `batch.target_counts()` summed over the global batch.
         """
         hidden = self.hidden(batch).flatten(0, 1)  # (B·T, D)
         sums = {
@@ -89,7 +82,7 @@ class LatentLM(nn.Module):
             "end": self._end_loss(hidden, batch.end_targets.flatten()),
         }
         for name, span in batch.latents.items():
-            sums[name] = self._diffusion_loss(name, hidden, span, generator)
+            sums[name] = self._latent_loss(name, hidden, span, generator)
         return sums
 
     def hidden(self, batch: PackedBatch) -> Tensor:
@@ -132,52 +125,24 @@ class LatentLM(nn.Module):
         logits = self.end_logits(in_tiles(hidden[keep]), tokens)[: len(keep)]
         return F.cross_entropy(logits, targets[keep], reduction="sum")
 
-    def _diffusion_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:
-        """Σ over target latents of the mean square over copies and channels."""
+    def _latent_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:
+        """The head's loss, summed over target latents."""
         clean = (span.means if self.config.diffusion.target == "mean" else span.values)[span.target].float()  # (N, C)
-        condition = hidden[span.index[span.target] - 1]  # (N, D)
-        N, C = clean.shape
-        K = self.config.diffusion.timesteps_per_latent
-        clean = clean[:, None].expand(N, K, C)
-        t = self.process.sample_timesteps((N, K), generator, clean.device)
-        noise = torch.randn((N, K, C), generator=generator, device=clean.device)
-        noisy = self.process.add_noise(clean, noise, t)
-        head = self.heads[name]
-        conditioning = head.condition(in_tiles(condition))[:, None] + head.timestep(in_tiles(t))  # (N or more, K, W)
-        prediction = head.denoise(in_tiles(noisy.to(conditioning.dtype)), conditioning)[:N].float()
-        target = training_target(self.process, clean, noise, t)
-        return (prediction - target).square().mean((1, 2)).sum()
-
-
-def in_tiles(x: Tensor) -> Tensor:
-    """x (N, ...) with rows of zeros up to a multiple of TILE.
-
-    How many latents and targets a batch has differs from batch to batch. oneDNN compiles and keeps a kernel for each
-    shape that it meets, which costs a tenth of the time and a gigabyte where every batch brings new ones.
-    """
-    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % TILE))
+        return self.heads[name].loss(hidden[span.index[span.target] - 1], clean, generator)
 
 
 def initialise(model: LatentLM) -> None:
-    """All initialisation: linear weights of std 1/√fan_in, residual outputs scaled by 1/√(2L), biases 0, tokens 0.02.
-
-    A fixed 0.02 for linear weights suits widths of thousands; at a width of 192 attention and conditioning would begin
-    near zero and a prompt take several times as long to be heard (docs/log.md).
-    AdaLN modulations and the last layer of each diffusion head are zero (AdaLN-Zero), so a head begins by predicting 0.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+    """All initialisation: linear layers by `draw_linear`, residual outputs scaled by 1/√(2L), tokens of std 0.02; the
+    heads initialise themselves."""
+    nn.init.normal_(model.embed_tokens.weight, std=0.02)
+    for name, part in model.named_children():
+        if name != "heads":
+            draw_linear(part)
+    for head in model.heads.values():
+        head.initialise()
     nn.init.normal_(model.text_head.weight, std=0.02)
     scale = (2 * len(model.transformer.blocks)) ** -0.5
     with torch.no_grad():
         for block in model.transformer.blocks:
             block.attention.out.weight.mul_(scale)
             block.ffn.down.weight.mul_(scale)
-    for head in model.heads.values():
-        for layer in [block.modulation for block in head.blocks] + [head.final.modulation, head.final.out]:
-            nn.init.zeros_(layer.weight)

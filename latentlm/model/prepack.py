@@ -1,10 +1,10 @@
 """Modules with their matrices laid out once for the number of rows that decoding multiplies them by.
 
-Place in the flow: 4, between the model and `engine.py`, `denoiser.py`. On CPU, `torch.nn.functional.linear` rearranges
-the whole weight inside every product; with few rows that costs as much as multiplying. Decoding uses the same weights
-with the same few rows again and again, so it rearranges them once, by the operators that torch's own compiler uses for
-frozen weights: oneDNN's, in bf16 where the CPU multiplies it natively, but MKL's for fp32 on the CPUs that it is made
-for. Values agree with `linear` to rounding.
+Place in the flow: 4, between the model and the engine, between a head and its sampler. On CPU,
+`torch.nn.functional.linear` rearranges the whole weight inside every product; with few rows that costs as much as
+multiplying. Decoding uses the same weights with the same few rows again and again, so it rearranges them once, by the
+operators that torch's own compiler uses for frozen weights: oneDNN's, in bf16 where the CPU multiplies it natively, but
+MKL's for fp32 on the CPUs that it is made for. Values agree with `linear` to rounding.
 """
 
 from __future__ import annotations

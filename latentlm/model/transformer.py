@@ -40,9 +40,19 @@ class Transformer(nn.Module):
     def head_dim(self) -> int:
         return self.blocks[0].attention.head_dim
 
-    def forward(self, x: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
-        """Packed rows: x (B, T, D), positions and documents (B, T) -> hidden states (B, T, D)."""
-        return self._layers(x, positions, document_mask(documents))
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        documents: Tensor,
+        spans: Tensor | None = None,
+        free_spans: bool = False,
+    ) -> Tensor:
+        """Packed rows: x (B, T, D), positions, documents and spans (B, T) -> hidden states (B, T, D).
+
+        With `free_spans` positions of one span attend to each other in both directions.
+        """
+        return self._layers(x, positions, attention_mask(documents, spans, free_spans))
 
     def extend(self, x: Tensor, view: CachePass) -> Tensor:
         """Prefill and decoding: x (B, T, D) appended to the cache rows of `view` -> hidden states (B, T, D)."""
@@ -69,11 +79,19 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
-def document_mask(documents: Tensor) -> Tensor:
-    """(B, T) document ids -> (B, 1, T, T) bool: causal, and never across documents."""
+def attention_mask(documents: Tensor, spans: Tensor | None, free_spans: bool) -> Tensor:
+    """(B, 1, T, T) bool, [b, 0, i, j]: whether position i attends to position j of its row.
+
+    Causal, and never across documents; with `free_spans` also to all of the span that i lies in (Transfusion, PAPER
+    §3.2). documents and spans (B, T): ids, spans -1 outside of any; not read, and may be None, without `free_spans`.
+    """
     T = documents.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
-    return (documents[:, None, :, None] == documents[:, None, None, :]) & causal
+    mask = (documents[:, None, :, None] == documents[:, None, None, :]) & causal
+    if free_spans:
+        same = spans[:, None, :, None] == spans[:, None, None, :]
+        mask = mask | (same & (spans >= 0)[:, None, :, None])
+    return mask
 
 
 def additive(mask: Tensor, x: Tensor) -> Tensor:

@@ -62,7 +62,10 @@ def test_what_a_page_names_is_there(page):
 
 
 def test_a_wrong_name_is_seen():
-    page = "`model/heads.py`: `DiffusionHead`, `DiffusionHead.forgotten` and `model/test_layers.py::test_nothing`"
-    assert wrong_names(page) == ["model/heads.py: DiffusionHead.forgotten", "model/test_layers.py::test_nothing"]
+    page = "`model/heads/base.py`: `Head`, `Head.forgotten` and `model/test_layers.py::test_nothing`"
+    assert wrong_names(page) == [
+        "model/heads/base.py: Head.forgotten",
+        "model/test_layers.py::test_nothing",
+    ]
     assert len(SYMBOLS.findall((ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8"))) > 40
     assert len(TESTS.findall((ROOT / "docs" / "numerics.md").read_text(encoding="utf-8"))) > 40

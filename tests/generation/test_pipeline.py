@@ -84,7 +84,7 @@ def test_guidance_is_two_branches_fed_by_the_same_latent(pipeline):
     special = model.special
     ids = [special.bos, *pipeline.tokenizers["text"].encode("ab"), special.bod["image"]]
     generator = torch.Generator().manual_seed(seed)
-    plan = make_plan(model.process, "dpm++2m", 5)
+    plan = make_plan(model.heads["image"].process, "dpm++2m", 5)
     latents: list[torch.Tensor] = []
 
     def hidden(prefix):

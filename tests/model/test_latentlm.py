@@ -8,13 +8,13 @@ import torch
 from small import random_latents, small_model
 from torch import nn
 
-import latentlm.model.latentlm
+import latentlm.model.layers
 from latentlm.checkpoint import modality_specs
 from latentlm.config import DiffusionHeadConfig, ModelConfig
 from latentlm.data.packing import DocumentEncoder, Packer, pack
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
-from latentlm.model.heads import DiffusionHead
+from latentlm.model.heads.diffusion_network import DiffusionNetwork
 from latentlm.model.latentlm import LatentLM
 from latentlm.types import IGNORE, Document, PackedBatch, Text
 
@@ -105,7 +105,7 @@ def test_every_latent_is_learnt_at_several_times_each_with_its_own_noise_from_on
     assert len(passes) == 1
     assert t.shape == (4, 4)
     assert t.unique().numel() == 16
-    alpha, sigma = model.process.alpha(t)[..., None], model.process.sigma(t)[..., None]
+    alpha, sigma = head.process.alpha(t)[..., None], head.process.sigma(t)[..., None]
     noise = ((x - alpha * clean) / sigma).flatten(0, 1)
     assert torch.pdist(noise).min() > 0.1
     assert noise.std().item() == pytest.approx(1.0, abs=0.3)
@@ -172,7 +172,7 @@ def test_rounding_up_to_tiles_changes_shapes_alone(tokenizers, documents, monkey
     """Losses and gradients are those of the exact sizes; what meets a matrix of a head comes in whole tiles."""
     found = []
     for size in (1, tile):
-        monkeypatch.setattr(latentlm.model.latentlm, "TILE", size)
+        monkeypatch.setattr(latentlm.model.layers, "TILE", size)
         model, rows = small_model(tokenizers), set()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -206,7 +206,7 @@ def test_timestep_embedding_tells_998_from_1000_in_bf16(tokenizers):
 @pytest.mark.parametrize(("depth", "bound"), [(3, 0.015), (12, 0.025)])
 def test_a_head_in_bf16_stays_near_the_head_in_fp32(depth, bound):
     torch.manual_seed(0)
-    head = DiffusionHead(64, 16, DiffusionHeadConfig(num_layers=depth))
+    head = DiffusionNetwork(64, 16, DiffusionHeadConfig(num_layers=depth))
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     noisy, t, hidden = torch.randn(500, 16), torch.randint(0, 1000, (500,)), torch.randn(500, 64)

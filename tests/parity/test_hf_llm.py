@@ -89,8 +89,8 @@ def ids() -> Tensor:
 def whole(model: LatentLM, ids: Tensor) -> Tensor:
     """Logits (B, T, V) in one pass, as in training."""
     B, T = ids.shape
-    nothing = torch.full_like(ids, IGNORE)
-    batch = PackedBatch(ids, torch.arange(T).expand(B, T), torch.zeros_like(ids), nothing, nothing, {})
+    nothing, nowhere = torch.full_like(ids, IGNORE), torch.full_like(ids, -1)
+    batch = PackedBatch(ids, torch.arange(T).expand(B, T), torch.zeros_like(ids), nowhere, nothing, nothing, {})
     return model.text_logits(model.hidden(batch))[..., :V]
 
 

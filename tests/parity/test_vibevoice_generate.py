@@ -203,7 +203,7 @@ def test_every_start_begins_the_guidance_branch_and_the_streams_anew(ours, monke
 
     model, generator = ours.model, our_noise(ours, requests([1], guidance)[0])
     (task,) = ours._tasks(requests([1], guidance))
-    plan = make_plan(model.process, "dpm++2m", STEPS)
+    plan = make_plan(model.heads["speech"].process, "dpm++2m", STEPS)
     condition = [model.embed_tokens(torch.tensor(i)) for i in task.prompt.ids]
     expected = []
     for count in (first, second):

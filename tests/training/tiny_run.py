@@ -118,8 +118,9 @@ def make_batch(stream: int, position: int, rows: int = ROWS) -> PackedBatch:
             index = torch.randint(1, rows * POSITIONS, (count,), generator=g)
             values = torch.randn(count, CHANNELS, generator=g)
             latents[name] = LatentSpans(values, values, index, torch.ones(count, dtype=torch.bool))
-    shape = torch.zeros_like(ids)
-    return PackedBatch(ids, shape, shape, targets, torch.full_like(ids, IGNORE), latents, 7919 * stream + position)
+    shape, nowhere = torch.zeros_like(ids), torch.full_like(ids, -1)
+    no_ends = torch.full_like(ids, IGNORE)
+    return PackedBatch(ids, shape, shape, nowhere, targets, no_ends, latents, 7919 * stream + position)
 
 
 class TinyLoader:

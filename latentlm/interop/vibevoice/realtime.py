@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...config import TransformerConfig
-from ...model.heads import DiffusionHead
+from ...model.heads.diffusion_network import DiffusionNetwork
 from ...model.layers import Connector
 from ...model.transformer import Transformer
 from ...tokenizers.speech import SpeechTokenizer
@@ -46,7 +46,7 @@ class RealtimeParts(nn.Module):
         self.speech_layers = Transformer(_layers(config, num_upper))
         self.input_types = nn.Embedding(2, width)
         self.connector = Connector(latent_dim, width)
-        self.head = DiffusionHead(width, latent_dim, found.model.head)
+        self.head = DiffusionNetwork(width, latent_dim, found.model.head)
         self.ends = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
 

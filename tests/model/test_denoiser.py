@@ -1,20 +1,20 @@
-"""The head as sampling runs it gives what the head gives, at every evaluation, in every variant."""
+"""The network as sampling runs it gives what the network gives, at every evaluation, in every variant."""
 
 import pytest
 import torch
 from torch import nn
 
 from latentlm.config import DiffusionHeadConfig
-from latentlm.generation import denoiser as module
-from latentlm.generation.denoiser import Denoiser
-from latentlm.model.heads import DiffusionHead
+from latentlm.model.heads import diffusion_sampler as module
+from latentlm.model.heads.diffusion_network import DiffusionNetwork
+from latentlm.model.heads.diffusion_sampler import Denoiser
 
 TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-10), torch.bfloat16: (0.1, 0.05)}
 
 
-def build(**options) -> DiffusionHead:
+def build(**options) -> DiffusionNetwork:
     torch.manual_seed(0)
-    head = DiffusionHead(24, 6, DiffusionHeadConfig(num_layers=2, width=32, **options))
+    head = DiffusionNetwork(24, 6, DiffusionHeadConfig(num_layers=2, width=32, **options))
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)

@@ -1,7 +1,7 @@
-"""The diffusion head: a small MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
+"""The network of the diffusion head: a small MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
 
-Place in the flow: 3, hidden state ──▶ next latent. A pure function `(noisy, t, condition) → prediction`; the loop over
-timesteps lives in `diffusion/solvers.py`.
+Place in the flow: 3, under `diffusion.py`, which trains and samples it. A pure function `(noisy, t, hidden) →
+prediction`; the loop over timesteps lives in `diffusion/solvers.py`.
 Legend: `M` latents (times copies), `C` latent channels, `D` backbone width, `W` head width.
 Departures from the authors' code: none in the default; VibeVoice's learned norm weights, and its hidden state that is
 not normed again, are options.
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import DiffusionHeadConfig
-from .layers import RMSNorm, SwiGLU, ffn_width
+from ...config import DiffusionHeadConfig
+from ..layers import RMSNorm, SwiGLU, ffn_width
 
 NUM_FREQUENCIES = 256
 MAX_PERIOD = 10000.0
@@ -73,7 +73,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(x + shift, x, scale)
 
 
-class DiffusionHead(nn.Module):
+class DiffusionNetwork(nn.Module):
+    """Predicts what the process asks for (v, ε, x0 or a velocity) from a noisy latent, its time and a hidden state."""
+
     def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig):
         super().__init__()
         width = config.width or condition_width
@@ -94,7 +96,7 @@ class DiffusionHead(nn.Module):
     def modulations(self, conditioning: Tensor) -> list[Tensor]:
         """AdaLN of every block (..., 3·W) and of the final layer (..., 2·W), from condition + timestep embedding.
 
-        They do not depend on the noisy latent: `generation/denoiser.py` makes those of many steps in one product.
+        They do not depend on the noisy latent: `diffusion_sampler.py` makes those of many steps in one product.
         """
         c = F.silu(conditioning)
         return [layer.modulation(c) for layer in (*self.blocks, self.final)]

@@ -1,21 +1,27 @@
-"""The diffusion head as sampling runs it: the same function, in as few operations as it takes.
+"""Sampling from the diffusion head: solver, network and guidance, for many requests at once (PAPER §1.4, §1.5).
 
-Place in the flow: 4, between a model's head and `latent.py`. A latent takes tens of evaluations of a few rows, so what
-lies between the matrix products counts as much as they do: scales are completed and the modulations taken apart for
-many evaluations at once, into memory that stays; matrices lie ready (`model/prepack.py`); norm and modulation are one.
-Legend: `M` rows, `W` head width, `n` evaluations, `C` latent channels.
+Place in the flow: 4, hidden states ──▶ next latents, called by the engine.
+    DiffusionSampler   noise ──solver──▶ latents; each step predicts u + s·(c − u)
+    Denoiser           the network for inference: the same function in fewer operations
+A latent takes tens of evaluations of a few rows, so what lies between the matrix products counts as much as they do:
+scales are completed and the modulations taken apart for many evaluations at once, into memory that stays; matrices lie
+ready (`model/prepack.py`); norm and modulation are one.
+Legend: `M` requests (or rows of a product), `G` guided requests, `C` latent channels, `D` backbone width, `W` head
+width, `n` evaluations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.heads import DiffusionHead, FinalLayer, HeadBlock
-from ..model.prepack import packed
+from ...diffusion.solvers import Plan, sample
+from ..prepack import packed
+from .base import draw_noise
+from .diffusion_network import DiffusionNetwork, FinalLayer, HeadBlock
 
 MODULATION_ROWS = 512
 """Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""
@@ -24,13 +30,54 @@ Modulation = tuple[Tensor, ...]
 """shift, 1 + scale and, of a block, gate: each (M, W)."""
 
 
+class DiffusionSampler:
+    """`head` with one solver plan. The timestep embeddings of the plan are computed once."""
+
+    def __init__(self, head: DiffusionNetwork, plan: Plan):
+        self.head = head
+        self.plan = plan
+        times = torch.tensor(plan.times, dtype=torch.float32, device=head.latent_in.weight.device)
+        self.embeddings = head.timestep(times)[:, None]  # (n, 1, W)
+        self.rows, self.denoiser = 0, None
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        null_hidden: Tensor | None,
+        guided: Tensor | None,
+        scale: Tensor | None,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Next latents (M, C) fp32, as `base.Sampler`: both branches of a guided request denoise the same latent."""
+        head, M = self.head, len(hidden)
+        noise = draw_noise((head.latent_dim,), generators, hidden.device)  # (M, C)
+        states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
+        condition = head.condition(states)  # (M + G, W)
+        if len(states) != self.rows:
+            self.rows, self.denoiser = len(states), Denoiser(head, len(states), len(self.embeddings))
+        denoise = self.denoiser.predict
+        modulations = self.denoiser.modulations(condition, self.embeddings)
+
+        def predict(noisy: Tensor, t: float) -> Tensor:
+            x = head.latent_in(noisy.to(condition.dtype))  # (M, W)
+            if null_hidden is None:
+                return denoise(x, next(modulations)).float()
+            both = torch.cat((x, x if guided is None else x[guided]))
+            c, u = denoise(both, next(modulations)).float().split((M, len(null_hidden)))
+            if guided is None:
+                return torch.lerp(u, c, scale)
+            return c.index_copy(0, guided, torch.lerp(u, c[guided], scale))
+
+        return sample(self.plan, predict, noise)
+
+
 class Denoiser:
     """`head` for inference with `rows` rows, with modulations of up to `num_evaluations` to come. Weights are shared.
 
     A head that is being adapted keeps its FFNs and last layer, which are more than one matrix each.
     """
 
-    def __init__(self, head: DiffusionHead, rows: int, num_evaluations: int):
+    def __init__(self, head: DiffusionNetwork, rows: int, num_evaluations: int):
         self.layers: list[HeadBlock | FinalLayer] = [*head.blocks, head.final]
         self.ffns = [(packed(block.ffn.up, rows), packed(block.ffn.down, rows)) for block in head.blocks]
         self.out = packed(head.final.out, rows)

@@ -1,0 +1,64 @@
+"""The diffusion head: how the network of `diffusion_network.py` is trained, initialised and sampled (PAPER §1.2, §1.3).
+
+Place in the flow: 3, hidden state ──▶ next latent.
+    loss   E_{t, ε} ‖target − network(x_t, t, h)‖², several t per latent                       (Eq. 3)
+Legend: `N` latents, `K` timesteps per latent, `D` backbone width, `C` latent channels, `W` head width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ...config import DiffusionConfig, DiffusionHeadConfig
+from ...diffusion.parametrization import training_target
+from ...diffusion.schedule import Process
+from ...diffusion.solvers import Plan, make_plan
+from ..layers import draw_linear, in_tiles
+from .base import Head, SamplerOptions
+from .diffusion_network import DiffusionNetwork
+from .diffusion_sampler import DiffusionSampler
+
+
+class DiffusionHead(DiffusionNetwork, Head):
+    """The network with the process that it reverses. Its loss is a mean square error."""
+
+    def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig, diffusion: DiffusionConfig):
+        super().__init__(condition_width, latent_dim, config)
+        self.process = Process.from_config(diffusion)
+        self.timesteps_per_latent = diffusion.timesteps_per_latent
+
+    def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Sum over the latents of the mean square error over their noisy copies and channels."""
+        N, C = clean.shape
+        K = self.timesteps_per_latent
+        clean = clean[:, None].expand(N, K, C)
+        t = self.process.sample_timesteps((N, K), generator, clean.device)
+        noise = torch.randn((N, K, C), generator=generator, device=clean.device)
+        noisy = self.process.add_noise(clean, noise, t)
+        conditioning = self.condition(in_tiles(hidden))[:, None] + self.timestep(in_tiles(t))  # (N or more, K, W)
+        prediction = self.denoise(in_tiles(noisy.to(conditioning.dtype)), conditioning)[:N].float()
+        target = training_target(self.process, clean, noise, t)
+        return (prediction - target).square().mean((1, 2)).sum()
+
+    def sampler(self, options: SamplerOptions) -> DiffusionSampler:
+        """The head with a solver; ValueError for one that there is not."""
+        return DiffusionSampler(self, cached_plan(self.process, options.solver, options.steps))
+
+    def initialise(self) -> None:
+        """Linear weights of std 1/√fan_in; AdaLN modulations and the last layer zero (AdaLN-Zero): it predicts 0."""
+        draw_linear(self)
+        for layer in [block.modulation for block in self.blocks] + [self.final.modulation, self.final.out]:
+            nn.init.zeros_(layer.weight)
+
+    def probe(self, hidden: Tensor) -> Tensor:
+        """The prediction for a latent of ones in the middle of a thousand timesteps."""
+        N = len(hidden)
+        return self(hidden.new_ones(N, self.latent_dim), torch.full((N,), 500.0, device=hidden.device), hidden)
+
+
+@lru_cache(maxsize=64)
+def cached_plan(process: Process, solver: str, num_steps: int) -> Plan:
+    return make_plan(process, solver, num_steps)
