@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from latentlm.config import TransformerConfig
-from latentlm.model import prepack as module
 from latentlm.hardware import multiplies_bf16
+from latentlm.model import prepack as module
 from latentlm.model.prepack import FEWEST_ROWS, PATIENCE, PackedLinear, Packing, packed, packed_twin
 from latentlm.model.transformer import Transformer
 
@@ -62,6 +62,32 @@ def test_a_twin_is_made_once_a_number_of_rows_has_come_to_stay():
     assert isinstance(twin[0], PackedLinear)
     assert packing(16) is twin
     assert packing(12) is layers
+
+
+@packs
+def test_layouts_are_kept_for_the_numbers_of_rows_that_recur(monkeypatch):
+    monkeypatch.setattr(module, "MOST_LAYOUTS", 2)
+    made = []
+    monkeypatch.setattr(module, "packed_twin", lambda layers, rows: made.append(rows) or packed_twin(layers, rows))
+    packing = Packing(nn.Sequential(nn.Linear(8, 8)))
+    twins = {rows: [packing(rows) for _ in range(PATIENCE)][-1] for rows in (16, 18)}
+    for _ in range(3 * PATIENCE):  # a request that comes and goes
+        assert all(packing(rows) is twins[rows] for rows in (16, 18, 16))
+    assert [packing(20) for _ in range(PATIENCE)][-1] is not packing.module
+    assert packing(16) is twins[16]  # 18 was unused for longest
+    assert packing(18) is packing.module
+    assert made == [16, 18, 20]
+
+
+@packs
+def test_laying_out_takes_a_part_of_the_time_whatever_comes(monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "packed_twin", lambda layers, rows: made.append(rows) or layers)
+    packing = Packing(nn.Sequential(nn.Linear(8, 8)))
+    for step in range(100 * PATIENCE):
+        packing(16 + step % 7)
+        assert len(packing.twins) <= module.MOST_LAYOUTS
+    assert len(made) <= 100
 
 
 @packs
