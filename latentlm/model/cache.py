@@ -118,10 +118,10 @@ class KVCache:
         if length <= old:
             return
         for name in ("keys", "values"):
-            grown = getattr(self, name)
-            shape = (*grown.shape[:3], min(limit, max(length, 2 * old)), grown.shape[4])
-            larger = grown.new_zeros(shape)
-            larger[:, :, :, :old] = grown
+            current = getattr(self, name)
+            shape = (*current.shape[:3], min(limit, max(length, 2 * old)), current.shape[4])
+            larger = torch.zeros(shape, dtype=current.dtype, device=current.device)
+            larger[:, :, :, :old] = current
             setattr(self, name, larger)
 
 
