@@ -202,7 +202,8 @@ class CacheTraffic(TorchDispatchMode):
 
     def __init__(self, engine: Engine):
         super().__init__()
-        self.places = {tensor.untyped_storage().data_ptr() for tensor in (engine.cache.keys, engine.cache.values)}
+        self.tensors = (engine.cache.keys, engine.cache.values)  # kept: no other tensor gets their place
+        self.places = {tensor.untyped_storage().data_ptr() for tensor in self.tensors}
         self.written = self.copied = self.attended = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
