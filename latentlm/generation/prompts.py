@@ -1,6 +1,6 @@
 """What a user passes as a prompt ──▶ the document that the model was trained to go on from.
 
-Place in the flow: 4, in front of `generate.py`. Text, pictures, sound and documents are laid out as in training; speech
+Place in the flow: 4, in front of `pipeline.py`. Text, pictures, sound and documents are laid out as in training; speech
 of a model whose config says `prompt: vibevoice` begins with a script (`data/script.py`).
 """
 
