@@ -20,13 +20,11 @@ from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
 from ..hardware import choose_device
-from ..modalities.image import Image
-from ..modalities.speech import Speech
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import IGNORE, Audio, Document, GenerationOutput, Segment, Text
-from .answer import Part, answer, collect
+from .answers import AnswerReader, KeptRun, answer, as_segments, streamed_run
 from .engine import Engine
 from .prompts import make_prompt
 from .request import USUAL_LIMIT, Request, check, settled
@@ -103,55 +101,34 @@ class Pipeline:
         if not requests:
             return []
         tasks = self._tasks(requests)
-        collected: list[list[Part]] = [[] for _ in tasks]
-        for event in Engine(self.model, tasks, self._streams).run():
-            collect(collected[event.task], event)
-        segments = self._decode(collected, [request.to for request in requests])
+        engine = Engine.of(self.model, tasks, self._streams)
+        readers = [AnswerReader(KeptRun) for _ in tasks]
+        answers: list[list[KeptRun]] = [[] for _ in tasks]
+        for event in engine.run():
+            answers[event.task] += readers[event.task].read(event)
+        for request, runs in zip(requests, answers, strict=True):
+            if not runs and request.to != "auto":  # what was asked for is there, though the model ended at once
+                runs.append(KeptRun(request.to))
         return [
-            GenerationOutput(tuple(parts), task.finish_reason, task.num_tokens + task.num_latents)
-            for parts, task in zip(segments, tasks, strict=True)
+            GenerationOutput(tuple(segments), task.finish_reason, task.num_tokens + task.num_latents)
+            for segments, task in zip(as_segments(answers, self.tokenizers), tasks, strict=True)
         ]
 
     def stream(self, request: Request) -> Generator[str | Audio | Segment, None, str]:
         """Partial results of one request as they come: pieces of text, chunks of sound, whole pictures.
 
-        Nothing of a chunk of sound is kept after it was given out. The generator returns the finish reason.
+        Nothing of a chunk of sound is kept after it was given out. The generator returns the finish reason; one that is
+        closed before its end cancels what it was generating.
         """
-        name, decoder, ids, sent, latents = "text", None, [], "", []
-        text = self.tokenizers["text"]
         (task,) = self._tasks([request])
-        for event in Engine(self.model, [task], self._streams).run():
-            if event.kind == "token":
-                ids.append(event.value)
-                whole = text.decode(ids)
-                if not whole.endswith("\ufffd"):  # half a character waits for its other bytes
-                    yield whole[len(sent) :]
-                    sent = whole
-            elif event.kind == "sound":
-                yield Audio(event.value.cpu(), self.tokenizers[name].sample_rate)
-            elif event.kind == "open":
-                name, latents = event.value, []
-                decoder = self.tokenizers[name].stream_decoder() if name == "speech" and not self._hears(name) else None
-            elif self._hears(name):
-                continue  # the sound of its latents came with them
-            elif event.kind == "latent" and decoder is not None:
-                yield Audio(decoder.push(event.value[None]), self.tokenizers["speech"].sample_rate)
-            elif event.kind == "latent":
-                latents.append(event.value)
-            elif decoder is not None:
-                yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
-                decoder = None
-            else:
-                yield Image(self.tokenizers[event.value].decode([torch.stack(latents)])[0])
-        if decoder is not None:  # the context filled up inside the span
-            yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
-        if ids and text.decode(ids) != sent:
-            yield text.decode(ids)[len(sent) :]
+        engine = Engine.of(self.model, [task], self._streams)
+        reader = AnswerReader(lambda name: streamed_run(name, self.tokenizers, self._streams))
+        try:
+            for event in engine.run():
+                yield from reader.read(event)
+        finally:
+            engine.cancel(task.handle)
         return task.finish_reason
-
-    def _hears(self, name: str) -> bool:
-        """Whether the engine decodes this modality itself, to hear what it said."""
-        return name in self._streams
 
     def _tasks(self, requests: Sequence[Request]) -> list[Task]:
         """Requests as the engine wants them; their media are encoded together."""
@@ -181,29 +158,6 @@ class Pipeline:
             max_latents=request.max_latents or usual,
             generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(request.seed),
         )
-
-    def _decode(self, collected: list[list[Part]], targets: list[str]) -> list[list[Segment]]:
-        """Latents of all requests ──▶ media, each modality in one go; what the engine decoded is there already."""
-        results: list[list[Segment]] = [[] for _ in collected]
-        waiting: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
-        for number, (parts, to) in enumerate(zip(collected, targets, strict=True)):
-            for part in parts or [Part(to)] * (to != "auto"):
-                place, name = len(results[number]), part.modality
-                if name == "text":
-                    results[number].append(Text(self.tokenizers["text"].decode(part.values)))
-                    continue
-                if part.sounds:
-                    results[number].append(Speech(Audio(torch.cat(part.sounds), self.tokenizers[name].sample_rate)))
-                    continue
-                dim = self.model.modalities[name].latent_dim
-                stacked = torch.stack(part.values) if part.values else torch.zeros(0, dim)
-                waiting.setdefault(name, []).append((number, place, stacked))
-                results[number].append(Text(""))  # replaced below
-        for name, entries in waiting.items():
-            media = self.tokenizers[name].decode([latents.float() for _, _, latents in entries])
-            for (number, place, _), item in zip(entries, media, strict=True):
-                results[number][place] = modality(name).segment(item)
-        return results
 
     # --------------------------------------------------------------------- score
 

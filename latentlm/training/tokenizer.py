@@ -18,7 +18,7 @@ from ..data.loader import MediaLoader
 from ..data.sources import media
 from ..media.picture import image_to_tensor
 from ..tokenizers.base import Tokenizer
-from ..tokenizers.load import KINDS
+from ..config.modalities import tokenizer_kinds
 from ..tokenizers.losses import loss_weights
 from ..types import MediaBatch
 from .contract import Run
@@ -41,7 +41,7 @@ class TokenizerRun(Run):
 def build_tokenizer(recipe: Recipe, folder: Path, world: World) -> TokenizerRun:
     """A new tokenizer and the media that it learns from; one that is not calibrated is not written."""
     torch.manual_seed(recipe.training.seed)
-    _, tokenizer_class = KINDS[recipe.tokenizer.kind]
+    _, tokenizer_class = tokenizer_kinds()[recipe.tokenizer.kind]
     tokenizer = tokenizer_class(recipe.tokenizer, recipe.losses)
     sources = recipe_media(recipe.data, tokenizer.modality)
     return TokenizerRun(

@@ -198,7 +198,7 @@ def choosing(monkeypatch):
             token = left.pop(0) if left else ord("a")
             return token if logits[token] > -torch.inf else ord("a")
 
-        monkeypatch.setattr("latentlm.generation.engine.pick_token", pick)
+        monkeypatch.setattr("latentlm.generation.tokens.pick_token", pick)
 
     return choose
 

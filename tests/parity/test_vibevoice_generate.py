@@ -72,7 +72,7 @@ def our_answers(ours, chosen: list[int], guidance: float) -> list[Answer]:
     tasks = ours._tasks(requests(chosen, guidance))
     answers = [Answer() for _ in tasks]
     special = ours.model.special
-    for event in Engine(ours.model, tasks, ours._streams).run():
+    for event in Engine.of(ours.model, tasks, ours._streams).run():
         answer = answers[event.task]
         if event.kind == "latent":
             answer.tokens.append(GO_ON)
