@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..config import ImageTokenizerRecipe, MediaConfig, SpeechTokenizerConfig, SpeechTokenizerRecipe
+from ..config.modalities import tokenizer_kinds
 from ..data.loader import MediaLoader
 from ..data.sources import media
 from ..media.picture import image_to_tensor
 from ..tokenizers.base import Tokenizer
-from ..config.modalities import tokenizer_kinds
 from ..tokenizers.losses import loss_weights
 from ..types import MediaBatch
 from .contract import Run

@@ -60,10 +60,10 @@ def test_a_path_is_read_by_its_suffix(files):
         (Path("nowhere"), "^nowhere: no such file"),
         (Path("noext"), r"^noext: its kind is unknown, the name has no extension \(read are .png, "),
         (Path("a.heic"), "^a.heic: files of this kind are not read, only .png, "),
-        (5, r"a prompt is made of text, files \(pathlib.Path\), pictures and sound, not int"),
-        (b"bytes", "pictures and sound, not bytes"),
-        (np.zeros((8, 8)), "pictures and sound, not ndarray"),
-        ([Document((Text("a"),))], "pictures and sound, not Document"),
+        (5, r"a prompt is made of text, files \(pathlib.Path\) and media \(image, speech, vectors\), not int"),
+        (b"bytes", "and media .*, not bytes"),
+        (np.zeros(8), "and media .*, not ndarray"),
+        ([Document((Text("a"),))], "and media .*, not Document"),
     ],
 )
 def test_what_is_no_prompt_is_named(files, prompt, message):
