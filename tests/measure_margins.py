@@ -76,9 +76,9 @@ class Margin:
         test = first.test.removeprefix("tests/").replace("|", "\\|")
         bound = f"{'≤' if first.at_most else '≥'} {first.bound:.4g}"
         ranges = f"{self.room / self.spread:.1f}" if self.spread else "does not vary"
-        figures = f"{len(self.figures)} | {bound} | {statistics.median(self.values):.4g} | {self.worst:.4g} | {self.spread:.2g}"
+        figures = f"{bound} | {statistics.median(self.values):.4g} | {self.worst:.4g} | {self.spread:.2g}"
         mark = "" if self.is_wide else " **too near**"
-        return f"| `{test}` | {first.name} | {figures} | {ranges}{mark} |"
+        return f"| `{test}` | {first.name} | {len(self.figures)} | {figures} | {ranges}{mark} |"
 
 
 def grouped(figures: Iterable[Figure]) -> list[Margin]:
@@ -90,7 +90,7 @@ def grouped(figures: Iterable[Figure]) -> list[Margin]:
 
 
 def table(margins: list[Margin]) -> str:
-    head = "| test | figure | runs | bound | median | worst | range | room in ranges |\n|---|---|---|---|---|---|---|---|\n"
+    head = "| test | figure | runs | bound | median | worst | range | room in ranges |\n" + "|---" * 8 + "|\n"
     return head + "\n".join(margin.row() for margin in margins) + "\n"
 
 
