@@ -46,8 +46,8 @@ def run(tmp_path):
     def start(*arguments: str) -> dict[str, str]:
         paths = f"{TESTS}{os.pathsep}{TESTS.parent}"
         variables = {"PYTHONPATH": paths, FILE: str(tmp_path / "figures.jsonl"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-v", "-rfEs", *arguments]
-        command += ["--continue-on-collection-errors", "--rootdir", tmp_path, tmp_path]
+        command = [sys.executable, "-m", "pytest", "-p", "conftest", "-v", "-rfEs", *arguments]
+        command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", tmp_path, tmp_path]
         done = subprocess.run(command, env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 1, done.stdout + done.stderr  # test_states_a_figure fails
         return dict(re.findall(r"^test_sample.py::(\S+) ([A-Z]+)", done.stdout, re.MULTILINE)) | {

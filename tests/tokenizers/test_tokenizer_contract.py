@@ -21,7 +21,7 @@ from latentlm.types import Audio, MediaBatch
 
 PICTURES = ("image", "conv_image")
 KINDS = ("image", "conv_image", "waveform", "spectral")
-LEFT = {"image": 0.3, "conv_image": 0.65, "waveform": 0.45, "spectral": 0.85}
+LEFT = {"image": 0.3, "conv_image": 0.65, "waveform": 0.6, "spectral": 0.85}
 """How much of the loss may be left after 40 steps."""
 
 

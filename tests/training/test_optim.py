@@ -88,12 +88,12 @@ def test_muon_leaves_a_matrix_without_gradient_alone():
 
 def test_muon_trains_and_resumes(tmp_path, margin):
     config = {"optimizer": {"kind": "muon", "muon_learning_rate": 0.02, "schedule": "constant"}}
-    trainer(tmp_path / "whole", TinyModel(seed=seed()), steps=12, **config).fit()
-    trainer(tmp_path / "parts", TinyModel(seed=seed()), steps=6, **config).fit()
+    trainer(tmp_path / "whole", TinyModel(seed=seed()), steps=24, **config).fit()
     trainer(tmp_path / "parts", TinyModel(seed=seed()), steps=12, **config).fit()
+    trainer(tmp_path / "parts", TinyModel(seed=seed()), steps=24, **config).fit()
     records = without_clock(tmp_path / "whole/train.jsonl")
     assert without_clock(tmp_path / "parts/train.jsonl") == records
-    margin("last loss over the first", records[-1]["loss"] / records[0]["loss"], at_most=1.0)
+    margin("last loss over the first", records[-1]["loss"] / records[0]["loss"], at_most=0.8)
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])
