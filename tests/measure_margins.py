@@ -90,7 +90,7 @@ def grouped(figures: Iterable[Figure]) -> list[Margin]:
 
 
 def table(margins: list[Margin]) -> str:
-    head = "| test | figure | runs | bound | median | worst | range | room in ranges |\n" + "|---" * 8 + "|\n"
+    head = "| test | figure | values | bound | median | worst | range | room in ranges |\n" + "|---" * 8 + "|\n"
     return head + "\n".join(margin.row() for margin in margins) + "\n"
 
 
