@@ -4,6 +4,7 @@
 #                                      several GB: name PyTorch's index of CPU builds with --extra-index-url (or, with
 #                                      uv, set UV_TORCH_BACKEND=cpu). A local wheel is found through PIP_FIND_LINKS
 #   make demo DEMO_ARGS="--minutes 5"  arguments of `latentlm demo`;  make test PYTEST_ARGS="tests/model -k cache"
+#   make test PYTEST_ARGS="--shuffle 7"  in another order; docs/testing.md has the rest
 #   make demo UV=                      pip, even where uv is installed
 
 VENV ?= .venv
@@ -54,7 +55,7 @@ demo: $(VENV)/.demo  ## train one model on text, pictures and speech, and report
 	$(BIN)/latentlm demo --out runs/demo --setup-seconds "$$(cat $(VENV)/.demo)" $(DEMO_ARGS)
 
 test: $(VENV)/.test  ## all tests (10 minutes on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -rfEs --all-packages $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -77,11 +77,11 @@ def test_the_instructions_of_bf16_are_named_with_what_limits_them(monkeypatch):
     assert instructions() == ["avx512_bf16", "at most AVX512_CORE"]
 
 
-def test_peak_memory_covers_the_process_tree():
+def test_peak_memory_covers_the_process_tree(margin):
     child = "x = bytearray(80 << 20); import time; time.sleep(1)"
     parent = f"import subprocess, sys; x = bytearray(40 << 20); subprocess.run([sys.executable, '-c', {child!r}])"
     peak, processes = commands.peak_memory([sys.executable, "-c", parent])
-    assert peak > 120 << 20
+    margin("MiB", peak / 2**20, at_least=120)
     assert processes == 2
 
 
@@ -154,6 +154,7 @@ def test_long_speech_is_measured_as_it_grows(tmp_path, capsys):
 def test_nothing_is_kept_of_a_frame_that_was_said():
     pipeline = long_form.build(2048, width=16)
     request = long_form.Request(pipeline.prompt("Hello.", "speech"), "speech", steps=1, guidance=1.3, max_latents=40)
+    gc.collect()  # of what other tests left, nothing may go meanwhile
     alive = [live_tensors() for _ in pipeline.stream(request)]
     assert len(alive) == 40
     assert len(set(alive[8:])) == 1  # by then every layer of the two tokenizers has its full past
@@ -165,5 +166,7 @@ def live_tensors() -> tuple[int, int]:
     return len(sizes), sum(sizes)
 
 
-def test_the_import_is_timed_in_a_fresh_process():
-    assert 0 < commands.printed_seconds(commands.IMPORT) < 60
+def test_the_import_is_timed_in_a_fresh_process(margin):
+    seconds = commands.printed_seconds(commands.IMPORT)
+    assert seconds > 0
+    margin("seconds", seconds, at_most=60)

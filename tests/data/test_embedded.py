@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -44,10 +45,12 @@ def test_digits_are_the_known_scans():
 
 
 def test_digits_equal_scikit_learns():
-    datasets = pytest.importorskip("sklearn.datasets")
-    scans = datasets.load_digits().images
+    """The sum is that of `load_digits().images.astype(np.uint8).tobytes()` of scikit-learn 1.9.1."""
     ours = [np.asarray(digit.image)[..., 0] for digit in digits.load("train") + digits.load("held_out")]
-    np.testing.assert_array_equal(np.round(np.stack(ours) * (16 / 255)), scans)
+    scans = np.round(np.stack(ours) * (16 / 255)).astype(np.uint8)
+    assert scans.shape == (1797, 8, 8)
+    found = hashlib.sha256(scans.tobytes()).hexdigest()
+    assert found == "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
 
 
 def test_emoji_names_pictures_and_atlas_agree():
@@ -278,7 +281,7 @@ def test_espeak_is_never_loaded_into_this_program():
     assert json.loads(output) == [False, False]
 
 
-def test_a_recogniser_understands_the_held_out_voices(speech_cache, tmp_path):
+def test_a_recogniser_understands_the_held_out_voices(speech_cache, tmp_path, margin):
     pocketsphinx = pytest.importorskip("pocketsphinx")
     grammar = tmp_path / "digits.gram"
     grammar.write_text(f"#JSGF V1.0;\ngrammar digits;\npublic <digit> = {' | '.join(phrases.DIGITS)};\n")
@@ -286,7 +289,7 @@ def test_a_recogniser_understands_the_held_out_voices(speech_cache, tmp_path):
     spoken = [u for u in speech.load("held_out", speech_cache) if u.kind == "digit"]
     heard = [_hear(decoder, utterance.audio) for utterance in spoken]
     right = sum(word == utterance.text for word, utterance in zip(heard, spoken, strict=True))
-    assert right >= 0.9 * len(spoken)
+    margin("right", right / len(spoken), at_least=0.9)
 
 
 def _hear(decoder, audio: Audio) -> str:

@@ -73,9 +73,9 @@ launch(2, [sys.argv[1]])
 
 STUBBORN = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: open(f"{sys.argv[0]}.{os.environ['RANK']}.told", "w"))
 print(os.getpid(), file=open(f"{sys.argv[0]}.{os.environ['RANK']}", "w"), flush=True)
-time.sleep(120)
+time.sleep(240)
 """
 
 
@@ -93,6 +93,13 @@ def started(tmp_path, body):
     return parent, [int(file.read_text()) for file in files]
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def is_running(number):
     """Not so where it has ended and nobody has asked for its exit code, as in a container without an init."""
     try:
@@ -105,10 +112,11 @@ def is_running(number):
 def test_a_second_interrupt_leaves_no_process_behind(tmp_path, number):
     parent, children = started(tmp_path, STUBBORN)
     parent.send_signal(number)
-    time.sleep(0.5)
+    told = [tmp_path / f"script.py.{rank}.told" for rank in range(2)]
+    wait_until(lambda: all(file.is_file() for file in told))  # the first one has reached both
     assert parent.poll() is None
     parent.send_signal(number)
-    parent.communicate(timeout=30)
+    parent.communicate(timeout=120)
     for child in children:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
@@ -120,8 +128,5 @@ def test_processes_do_not_outlive_the_one_that_launched_them(tmp_path):
     parent, children = started(tmp_path, following + STUBBORN)
     assert all(map(is_running, children))
     parent.kill()
-    parent.communicate(timeout=30)
-    deadline = time.monotonic() + 30
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_running, children))
+    parent.communicate(timeout=120)
+    wait_until(lambda: not any(map(is_running, children)))

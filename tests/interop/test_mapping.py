@@ -149,7 +149,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux says in /proc how much memory was used")
-def test_memory_is_the_model_and_less_than_one_more_shard(tmp_path):
+def test_memory_is_the_model_and_less_than_one_more_shard(tmp_path, margin):
     """Twelve matrices of 8 MiB in three shards of 32 MiB: 1.3 shards above the model would be allowed."""
     model = nn.Sequential(*(nn.Linear(1024, 2048, bias=False) for _ in range(12)))
     rules = [Rule(f"{i}.weight", (f"a{i}", f"b{i}"), "cat") for i in range(12)]
@@ -157,4 +157,6 @@ def test_memory_is_the_model_and_less_than_one_more_shard(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True)
     # not by getrusage: its ru_maxrss keeps the peak of the process that started this one, pytest's
-    assert 90 * 1024 < int(done.stdout) < (96 + 1.3 * 32) * 1024
+    megabytes = int(done.stdout) / 1024
+    margin("shards beyond the model", (megabytes - 96) / 32, at_most=1.3)
+    margin("bytes over those of the model", megabytes / 96, at_least=0.9)

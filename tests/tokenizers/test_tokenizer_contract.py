@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from margins import seed
 from PIL import Image
 
 from latentlm.config import (
@@ -16,14 +17,16 @@ from latentlm.config import (
     SpeechTokenizerConfig,
 )
 from latentlm.tokenizers import ConvImageTokenizer, ImageTokenizer, SpeechTokenizer, Tokenizer, load_tokenizer
-from latentlm.types import Audio
+from latentlm.types import Audio, MediaBatch
 
 PICTURES = ("image", "conv_image")
 KINDS = ("image", "conv_image", "waveform", "spectral")
+LEFT = {"image": 0.3, "conv_image": 0.65, "waveform": 0.6, "spectral": 0.85}
+"""How much of the loss may be left after 40 steps."""
 
 
 def build(kind: str, **options) -> Tokenizer:
-    torch.manual_seed(0)
+    torch.manual_seed(seed())
     if kind == "image":
         config = ImageTokenizerConfig(image_size=16, patch_size=4, latent_dim=6, width=32, **options)
         return ImageTokenizer(config)
@@ -157,25 +160,30 @@ def test_no_prior_without_weight():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_lowers_the_loss_and_reaches_every_weight(kind):
+def test_training_lowers_the_loss_and_reaches_every_weight(kind, margin):
     tokenizer = build(kind, posterior=PosteriorConfig(c_sigma=0.1))
-    batch = tokenizer.batch(media(kind, 4))
+    batch = tokenizer.batch(media(kind, 4, seed()))
     if kind not in PICTURES:  # tones: noise cannot be learned through so few latents
         time = torch.arange(batch.media.shape[-1]) / 8000
         batch.media = torch.stack([(6.28 * pitch * time).sin() * 0.3 for pitch in (200, 400, 600, 800)])[:, None]
         batch.lengths = torch.full((4,), batch.media.shape[-1])
     optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
-    generator = torch.Generator().manual_seed(0)
-    history = []
-    for _ in range(25):
+    generator = torch.Generator().manual_seed(seed())
+    before = loss_with_noise(tokenizer, batch, 1)
+    for _ in range(40):
         loss = sum(tokenizer(batch, generator).values()) / 4
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        history.append(loss.item())
     silent = [name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
-    assert np.mean(history[-3:]) < 0.75 * history[0], history
+    margin("loss after, over loss before", loss_with_noise(tokenizer, batch, 1) / before, at_most=LEFT[kind])
+
+
+@torch.no_grad()
+def loss_with_noise(tokenizer: Tokenizer, batch: MediaBatch, number: int) -> float:
+    """The loss under one and the same noise, whichever weights the tokenizer has."""
+    return float(sum(tokenizer(batch, torch.Generator().manual_seed(seed(number))).values()))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from margins import seed
 from tiny_run import TinyModel, tiny_config, trainer, without_clock
 from torch import nn
 
@@ -50,9 +51,9 @@ def test_orthogonalize_brings_singular_values_near_one():
         assert values.max() < 1.3
 
 
-def test_muon_makes_the_steps_of_torch():
+def test_muon_makes_the_steps_of_torch(margin):
     """torch's iteration is in bf16, so the comparison is to its precision."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed())
     ours = [nn.Parameter(torch.randn(shape, generator=g)) for shape in ((12, 20), (20, 12), (12, 20))]
     theirs = [nn.Parameter(value.detach().clone()) for value in ours]
     start = [value.detach().clone() for value in ours]
@@ -67,7 +68,7 @@ def test_muon_makes_the_steps_of_torch():
         muon.step()
         reference.step()
     for a, b, origin in zip(ours, theirs, start, strict=True):
-        assert (a - b).norm() < 0.02 * (b - origin).norm()
+        margin("distance over the way", (a - b).norm().item() / (b - origin).norm().item(), at_most=0.02)
         torch.testing.assert_close(
             muon.state[a]["momentum_buffer"], reference.state[b]["momentum_buffer"], rtol=1e-5, atol=1e-6
         )
@@ -85,15 +86,14 @@ def test_muon_leaves_a_matrix_without_gradient_alone():
     assert not torch.equal(params[1], torch.ones(3, 4))
 
 
-def test_muon_trains_and_resumes(tmp_path):
+def test_muon_trains_and_resumes(tmp_path, margin):
     config = {"optimizer": {"kind": "muon", "muon_learning_rate": 0.02, "schedule": "constant"}}
-    whole = trainer(tmp_path / "whole", steps=12, **config)
-    whole.fit()
-    trainer(tmp_path / "parts", steps=6, **config).fit()
-    trainer(tmp_path / "parts", steps=12, **config).fit()
+    trainer(tmp_path / "whole", TinyModel(seed=seed()), steps=24, **config).fit()
+    trainer(tmp_path / "parts", TinyModel(seed=seed()), steps=12, **config).fit()
+    trainer(tmp_path / "parts", TinyModel(seed=seed()), steps=24, **config).fit()
     records = without_clock(tmp_path / "whole/train.jsonl")
     assert without_clock(tmp_path / "parts/train.jsonl") == records
-    assert records[-1]["loss"] < records[0]["loss"]
+    margin("last loss over the first", records[-1]["loss"] / records[0]["loss"], at_most=0.8)
 
 
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])

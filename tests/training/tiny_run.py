@@ -124,13 +124,12 @@ def make_batch(stream: int, position: int, rows: int = ROWS) -> PackedBatch:
 
 
 class TinyLoader:
-    def __init__(self, num_streams: int, world: World | None = None, slow: float = 0.0):
+    def __init__(self, num_streams: int, world: World | None = None):
         world = world or World()
-        self.num_streams, self.slow = num_streams, slow
+        self.num_streams = num_streams
         self.positions = dict.fromkeys(range(world.rank, num_streams, world.size), 0)
 
     def next_step(self) -> list[PackedBatch]:
-        time.sleep(self.slow)
         batches = [make_batch(stream, position) for stream, position in self.positions.items()]
         self.positions = {stream: position + 1 for stream, position in self.positions.items()}
         return batches
@@ -256,10 +255,13 @@ def run(world: World, folder: str, *settings: str) -> None:
     real, adapted = (values.pop(name, None) for name in ("real", "adapter"))
     config = tiny_config(**values)
     model = Poisoned(int(poison)) if poison and world.rank == world.size - 1 else TinyModel()
-    loader = TinyLoader(config.accumulation, world, float(slow or 0))
+    loader = TinyLoader(config.accumulation, world)
     if real:
         model = adapted_model() if adapted else real_model()
         loader = real_loader(config.accumulation, world)
+    if slow:
+        take = loader.next_step
+        loader.next_step = lambda: time.sleep(float(slow)) or take()
     interrupt = (lambda model, step: signal.raise_signal(signal.SIGTERM)) if signalled else None
     fsync = filesystem.os.fsync
     if full and world.rank == int(full):
