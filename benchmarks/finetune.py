@@ -131,7 +131,7 @@ def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
     requests = [Request(Document(document.segments[:1]), "speech", **options) for document in documents]
     tasks = pipeline._tasks(requests)
     latents: list[list[torch.Tensor]] = [[] for _ in tasks]
-    for event in Engine(pipeline.model, tasks).run():
+    for event in Engine.of(pipeline.model, tasks).run():
         if event.kind == "latent":
             latents[event.task].append(event.value)
     difference, size, right = 0.0, 0.0, 0

@@ -1,17 +1,27 @@
-"""Generation against its arithmetic floor, and the cost of a latent early and late in a sequence.
+"""Generation against its arithmetic floor, early and late in a sequence, while others come and go, and against itself.
 
+    python benchmarks/generation_speed.py --against TREE --batch 1 8 32 --pairs 5 --out against.json
+
+compares the engine of this tree with that of another checkout (latents per second, this one over the other); all other
+figures are printed by `spine.py`.
 The engine runs as it does for users: prefill, unlike lengths of the two branches, a generator per request. Every few
 positions it pauses and the matrix rate is measured again, so both sides of each ratio see the same machine.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
+import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
-from figures import Figure
+from figures import Figure, describe, hardware, table, write_json
 from floor import MatrixRate, occurring_shapes, step_flops
 from products import Products
 
@@ -45,6 +55,10 @@ class Setting:
     square: int = 1024
 
 
+SMOKE = Setting(width=32, num_layers=2, num_heads=2, num_latents=32, steps=3, chunk=2, square=64)
+"""Sizes that say whether it runs, not how fast."""
+
+
 def build(setting: Setting, dtype: torch.dtype) -> LatentLM:
     """A model with random weights, none of them zero: the time does not depend on what it has learnt."""
     config = ModelConfig(
@@ -68,39 +82,37 @@ def build(setting: Setting, dtype: torch.dtype) -> LatentLM:
     return model.eval().to(dtype)
 
 
-def new_engine(model: LatentLM, setting: Setting, requests: int) -> Engine:
+def new_task(model: LatentLM, setting: Setting, seed: int) -> Task:
     special = model.special
     ids = [special.bos, *TextTokenizer().encode(PROMPT), special.bod["image"]]
-    tasks = [
-        Task(
-            EncodedDocument(ids, [0] * len(ids), [0] * len(ids), [], opens="image"),
-            to="image",
-            guidance=GUIDANCE,
-            steps=setting.steps,
-            solver="dpm++2m",
-            temperature=0.0,
-            max_tokens=1,
-            max_latents=setting.num_latents,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        for seed in range(requests)
-    ]
-    return Engine(model, tasks)
+    return Task(
+        EncodedDocument(ids, [0] * len(ids), [0] * len(ids), [], opens="image"),
+        to="image",
+        guidance=GUIDANCE,
+        steps=setting.steps,
+        solver="dpm++2m",
+        temperature=0.0,
+        max_tokens=1,
+        max_latents=setting.num_latents,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def new_engine(model: LatentLM, setting: Setting, requests: int) -> Engine:
+    return Engine.of(model, [new_task(model, setting, seed) for seed in range(requests)])
 
 
 class Stepper:
-    """An engine's events taken one position of all its requests at a time."""
+    """An engine whose requests are advanced one position at a time."""
 
     def __init__(self, engine: Engine):
-        self.requests = len(engine.tasks)
         self.engine = engine
-        self.events = (event for event in engine.run() if event.kind == "latent")
 
     def advance(self, positions: int) -> float:
         """Seconds for the next latents of every request."""
         started = time.perf_counter()
-        for _ in range(positions * self.requests):
-            next(self.events)
+        for _ in range(positions):
+            self.engine.step()
         return time.perf_counter() - started
 
     @property
@@ -190,3 +202,130 @@ def filled(model: LatentLM, setting: Setting, requests: int, position: int) -> S
     short = min(cache.lengths)
     cache.lengths = [position - (0 if length > short else 1) for length in cache.lengths]
     return stepper
+
+
+# ---------------------------------------------------------------------- churn
+
+LONG = 8
+"""Requests that stay, beside the place in which others come and go."""
+STAY = 16
+"""Positions that each visitor stays; the next one joins with the step after."""
+
+
+def churn_figure(setting: Setting, name: str) -> Figure:
+    """How much the time of a step of LONG requests changes while visitors come and go in one more place, against the
+    same with one more that stays. Two engines take turns, one visit at a time, joining and leaving included."""
+    model = build(setting, DTYPES[name])
+    stepper = Stepper(new_engine(model, setting, LONG + 1))
+    visited = new_engine(model, setting, LONG + 1)
+    guest = LONG
+    for advance in (stepper.advance, Stepper(visited).advance):
+        advance(WARM_UP)
+    seconds: list[list[float]] = [[], []]
+    for number in range((setting.num_latents - WARM_UP - 1) // STAY):
+        for place in (0, 1) if number % 2 else (1, 0):
+            started = time.perf_counter()
+            if place:
+                visited.cancel(guest)
+                guest = visited.add(new_task(model, setting, LONG + 1 + number))
+            (Stepper(visited) if place else stepper).advance(STAY)
+            seconds[place].append(time.perf_counter() - started)
+    ratios = [visits / stays for stays, visits in zip(*seconds, strict=True)]
+    detail = {
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "milliseconds_stays": 1e3 * median(seconds[0]) / STAY,
+        "milliseconds_visits": 1e3 * median(seconds[1]) / STAY,
+        "protocol": f"median ratio of {len(ratios)} pairs of {STAY} positions in turn; {LONG} guided requests and a "
+        f"guided ninth, of {STAY} positions or for good; {setting.steps} steps",
+    }
+    what = f"time of a step of {LONG} requests while others come and go in a ninth place, {name}: change"
+    return Figure(f"generation.{name}.churn", what, abs(median(ratios) - 1), "", "<= 0.05", detail)
+
+
+# -------------------------------------------------------------------- against
+
+ROUNDS = 4
+"""Turns that the two engines of a pair take."""
+
+
+class Worker:
+    """The engine of a checkout in a process of its own, advanced on demand; see `engine_worker.py`."""
+
+    def __init__(self, tree: Path, setting: Setting, dtype: str, batch: int):
+        options = {"setting": asdict(setting), "dtype": dtype, "batch": batch, "threads": torch.get_num_threads()}
+        script = Path(__file__).with_name("engine_worker.py")
+        command = [sys.executable, str(script), str(tree.resolve()), json.dumps(options)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def advance(self, positions: int) -> float:
+        """Seconds for so many latents of every request."""
+        with suppress(BrokenPipeError):  # said below, where the answer is missing
+            print(positions, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{' '.join(self.process.args[1:3])} ended with exit code {self.process.wait()}")
+        return float(answer)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_) -> None:
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def against_figure(tree: Path, setting: Setting, dtype: str, batch: int, pairs: int) -> Figure:
+    """Latents per second of this tree's engine over that of `tree`: median over `pairs` pairs of fresh processes."""
+    trees, ratios, speeds = (tree, Path(__file__).parents[1]), [], [[], []]
+    for pair in range(pairs):
+        seconds = [0.0, 0.0]
+        with Worker(trees[0], setting, dtype, batch) as other, Worker(trees[1], setting, dtype, batch) as this:
+            for worker in (other, this):
+                worker.advance(1)  # both have started and are warm
+            for number in range(ROUNDS):
+                for place in (0, 1) if (pair + number) % 2 else (1, 0):
+                    seconds[place] += (other, this)[place].advance(setting.chunk)
+        ratios.append(seconds[0] / seconds[1])
+        for place in (0, 1):
+            speeds[place].append(batch * ROUNDS * setting.chunk / seconds[place])
+    detail = {
+        "other": str(tree),
+        "latents_per_second": {"this": median(speeds[1]), "other": median(speeds[0])},
+        "ratios": ratios,
+        "protocol": f"median over {pairs} pairs of processes that take {ROUNDS} turns of {setting.chunk} positions; "
+        f"{setting.steps} steps dpm++2m, guidance {GUIDANCE}; what is required leaves 3% to chance",
+    }
+    what = f"latents per second over {tree}, {dtype}, batch {batch}"
+    return Figure(f"generation.{dtype}.batch{batch}.against", what, median(ratios), "x", ">= 0.97", detail)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", type=Path, required=True, metavar="TREE", help="another checkout of this project")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    parser.add_argument("--threads", type=int, help="threads of torch, for both; default its own")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run, not how fast")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    machine = hardware()
+    print(describe(machine), flush=True)
+    setting, figures = SMOKE if options.smoke else Setting(), []
+    for batch in options.batch:
+        figures.append(against_figure(options.against, setting, options.dtype, batch, options.pairs))
+        print(f"  {figures[-1].name} = {figures[-1].measured:.4g} x", file=sys.stderr, flush=True)
+        if options.out:
+            settings = {name: str(value) for name, value in vars(options).items() if name != "out"}
+            write_json(options.out, figures, machine, settings)
+    print(table(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

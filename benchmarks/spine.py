@@ -1,4 +1,4 @@
-"""Speed and memory of the whole: import, first picture, generation against its floor, long contexts, training, demo.
+"""Speed and memory of the whole: import, first picture, generation and its floor, long contexts, churn, training, demo.
 
     python benchmarks/spine.py --out spine.json            all but the demo's memory, which takes as long as the demo
     python benchmarks/spine.py --only generation --threads 1
@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from commands import cold_generate_figure, demo_memory_figure, import_figures
 from figures import Figure, describe, hardware, table, write_json
-from generation_speed import Setting, floor_figure, position_figure
+from generation_speed import SMOKE, Setting, churn_figure, floor_figure, position_figure
 from training_speed import training_figure
 
-PARTS = ("import", "generate", "generation", "position", "training", "demo")
+PARTS = ("import", "generate", "generation", "position", "churn", "training", "demo")
 REQUIRED_SHARE = {8: ">= 0.4", 32: ">= 0.7"}
 
 
@@ -50,9 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, bf16_native: bool) -> Iterator[Figure]:
     parts = set(options.only or PARTS[:-1]) | ({"demo"} if options.demo else set())
-    setting = Setting()
-    if options.smoke:
-        setting = Setting(width=32, num_layers=2, num_heads=2, num_latents=12, steps=3, chunk=2, square=64)
+    setting = SMOKE if options.smoke else Setting()
     if "import" in parts:
         yield from import_figures(1 if options.smoke else 5)
     if "generate" in parts:
@@ -66,6 +64,8 @@ def measure(options: argparse.Namespace, bf16_native: bool) -> Iterator[Figure]:
     if "position" in parts:
         near, far = (4, 16) if options.smoke else (64, 1024)
         yield position_figure(setting, main_dtype, options.batches[0], near, far, options.repeats)
+    if "churn" in parts:
+        yield churn_figure(setting, main_dtype)
     if "training" in parts:
         threads = {"training.threads": options.threads} if options.threads else {}
         yield training_figure(options.recipe, threads, options.block, options.blocks)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .generation.pipeline import load
     from .generation.request import Request
-    from .types import Audio, Document, Image, Speech, Text
+    from .modalities.image import Image
+    from .modalities.speech import Speech
+    from .modalities.vectors import Vectors
+    from .types import Audio, Document, Text
 
 __version__ = "0.1.0"
-__all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "__version__", "load"]
+__all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "Vectors", "__version__", "load"]
 
-_HOMES = dict.fromkeys(("Audio", "Document", "Image", "Speech", "Text"), ".types")
+_HOMES = dict.fromkeys(("Audio", "Document", "Text"), ".types")
+_HOMES |= {name: f".modalities.{name.lower()}" for name in ("Image", "Speech", "Vectors")}
 _HOMES |= {"Request": ".generation.request", "load": ".generation.pipeline"}
 
 

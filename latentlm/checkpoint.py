@@ -1,7 +1,7 @@
 """The folder of a model: config, weights and tokenizers, complete in one place, without pickle.
 
 Place in the flow: beside the model; training writes what is here, `latentlm.load` (generation/pipeline.py) reads it.
-    config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,semantic}/
+    config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,…}/
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from .config import FORMAT_VERSION, ModelConfig, describe
+from .config.kinds import TrainSpec, spec_of_folder
+from .config.modalities import modality, modality_names, tokenizer_names
 from .hub import from_hub, is_hub_id
 from .model.latentlm import LatentLM, ModalitySpec
 from .tokenizers.load import load_tokenizer
 from .tokenizers.text import TextTokenizer, read_config
-from .types import FEATURES, MODALITIES
 from .weights import load_weights, save_weights, write_text
 
 PACKAGED = resources.files("latentlm") / "pretrained"
@@ -52,10 +53,16 @@ def latest_export(folder: Path) -> Path:
     raise ValueError(f"{folder}: not a checkpoint directory, it has no config.json")
 
 
+def kind_of(folder: Path) -> TrainSpec:
+    """The kind of what `folder` holds, by its config.json. ValueError for a config.json of no kind that there is."""
+    path = folder / "config.json"
+    return spec_of_folder(read_config(path).get("kind"), str(path))
+
+
 def load_tokenizers(folder: Path) -> dict:
     """All tokenizers under `folder`, by modality."""
     tokenizers: dict = {"text": TextTokenizer.load(folder / "text")}
-    for name in (*MODALITIES, *FEATURES.values()):
+    for name in tokenizer_names():
         if (folder / name).is_dir():
             tokenizers[name] = load_tokenizer(folder / name)
     return tokenizers
@@ -64,11 +71,11 @@ def load_tokenizers(folder: Path) -> dict:
 def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
     """What the model has to know about its continuous tokenizers."""
     specs = {}
-    if "image" in tokenizers:
-        specs["image"] = ModalitySpec(tokenizers["image"].latent_dim, tokenizers["image"].num_latents)
-    if "speech" in tokenizers:
-        feature_dim = tokenizers["semantic"].latent_dim if "semantic" in tokenizers else None
-        specs["speech"] = ModalitySpec(tokenizers["speech"].latent_dim, None, feature_dim)
+    for name in modality_names():
+        if name in tokenizers:
+            second = tokenizers.get(modality(name).second)
+            feature_dim = None if second is None else second.latent_dim
+            specs[name] = ModalitySpec(tokenizers[name].latent_dim, tokenizers[name].num_latents, feature_dim)
     return specs
 
 

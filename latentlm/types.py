@@ -6,9 +6,9 @@ Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Target value of a position that has no loss."""
-
-MODALITIES = ("image", "speech")
-"""The continuous modalities, in the order in which their special tokens are numbered."""
-
-FEATURES = {"speech": "semantic"}
-"""Modality -> the second tokenizer that it may have, whose latents are features of the same media (PAPER §6)."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +134,12 @@ def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One run of a single modality. A `condition` segment may be dropped for guidance; `loss` says it is a target."""
+    """One run of a single modality. A `condition` segment may be dropped for guidance; `loss` says it is a target.
+
+    Classes of continuous modalities (`modalities/`) have a field `content`: a medium, or its `Latents`.
+    """
+
+    modality: ClassVar[str]
 
     condition: bool = False
     loss: bool = True
@@ -153,15 +152,39 @@ class Text(Segment):
 
 
 @dataclass(frozen=True)
-class Image(Segment):
-    content: PILImage | Latents
-    modality = "image"
+class Modality:
+    """A continuous modality, everything that is particular to it. One file of `modalities/` each holds one.
 
+    name            key in manifests, recipes and requests, and of its special token <BOD:name>
+    segment         its `Segment` class: segment(content), content a medium or its `Latents`
+    tokenizers      kind in a tokenizer's config.json -> (config class, Tokenizer class)
+    suffixes        of the files that `load` reads; `written`: of those that `save` writes, the recommended one first
+    load, save      a medium from a path, a medium to a path; ValueError, one line, names the path
+    is_medium       whether an object is a medium of this modality: how a prompt's parts are told apart
+    describe        the size of a medium in words, "32×32" or "1.20 s"
+    show            a medium as a page shows it: a PIL image, or an Audio
+    digest          the bytes that tell one medium from another
+    length          how long a medium is, in seconds or steps; of a fixed grid any constant
+    ends_itself     True: the text head ends a span (<EOD>). False: a span has as many latents as its grid
+    second          name of the second tokenizer that it may have: features of the same media (PAPER §6)
+    from_data       a calibrated tokenizer made from the training media; None: tokenizers are trained by a recipe
+    """
 
-@dataclass(frozen=True)
-class Speech(Segment):
-    content: Audio | Latents
-    modality = "speech"
+    name: str
+    segment: type[Segment]
+    tokenizers: Mapping[str, tuple[type, type]]
+    suffixes: tuple[str, ...]
+    written: tuple[str, ...]
+    load: Callable[[str | Path], Any]
+    save: Callable[[Any, str | Path], None]
+    is_medium: Callable[[Any], bool]
+    describe: Callable[[Any], str]
+    show: Callable[[Any], PILImage | Audio]
+    digest: Callable[[Any], bytes]
+    length: Callable[[Any], float]
+    ends_itself: bool
+    second: str | None = None
+    from_data: Callable[[Sequence], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,11 +199,11 @@ class Document:
     def __post_init__(self):
         if not isinstance(self.segments, list | tuple):
             kind = type(self.segments).__name__
-            raise ValueError(f"a Document takes a list of segments (latentlm.Text, Image, Speech), not {kind}")
+            raise ValueError(f"a Document takes a list of segments (latentlm.Text, Image, Speech, …), not {kind}")
         for number, segment in enumerate(self.segments):
             if not isinstance(segment, Segment):
                 kind = type(segment).__name__
-                raise ValueError(f"segment {number} of a Document is latentlm.Text, Image or Speech, not {kind}")
+                raise ValueError(f"segment {number} of a Document is latentlm.Text, Image, Speech, …, not {kind}")
         if not self.segments:
             raise ValueError("a Document needs at least one segment")
         object.__setattr__(self, "segments", tuple(self.segments))
@@ -220,7 +243,7 @@ class PackedBatch:
     spans (B, T)         id of the span whose latent is the input here, -1 elsewhere; no two spans share an id
     text_targets (B, T)  next token, IGNORE where none
     end_targets (B, T)   in variable-length spans: 1 where <EOD> follows, 0 where the span goes on, IGNORE elsewhere
-    latents              spans by modality ("image", "speech")
+    latents              spans by modality
     seed                 of the noise and timesteps of this micro-batch: equal on one process and on many
     """
 
@@ -273,7 +296,7 @@ class MediaBatch:
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """What one request produced: `segments` in order (Text, Image, Speech with decoded media) and why it stopped.
+    """What one request produced: `segments` in order, with decoded media, and why it stopped.
 
     finish_reason: "stop" (the model ended by itself), "length" (a limit was reached).
     """

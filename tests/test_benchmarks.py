@@ -101,17 +101,21 @@ def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
     out = tmp_path / "spine.json"
     arguments = f"--smoke --threads 1 --dtypes fp32 bf16 --batches 2 --out {out}".split()  # both, whatever is native
     arguments += ["--block", "2", "--blocks", "2", "--repeats", "2", "--recipe", str(tmp_path / "small.yaml")]
-    arguments += ["--only", "generation", "position", "training"]
+    arguments += ["--only", "generation", "position", "churn", "training"]
     assert spine.main(arguments) == 0
     assert torch.get_num_threads() == 1  # training, the last part, keeps the threads asked for
     record = json.loads(out.read_text())
+    main_dtype = "bf16" if record["hardware"]["bf16_native"] else "fp32"
     assert set(record["figures"]) == {
         "generation.fp32.batch2.floor_share",
         "generation.bf16.batch2.floor_share",
-        f"generation.{'bf16' if record['hardware']['bf16_native'] else 'fp32'}.position_ratio",
+        f"generation.{main_dtype}.position_ratio",
+        f"generation.{main_dtype}.churn",
         "training.overhead",
     }
     assert all(figure["measured"] > 0 for name, figure in record["figures"].items() if name != "training.overhead")
+    churn = record["figures"][f"generation.{main_dtype}.churn"]
+    assert churn["measured"] == abs(churn["detail"]["ratio"] - 1)
     floor = record["figures"]["generation.fp32.batch2.floor_share"]["detail"]
     assert floor["latents_per_second"] > 0
     assert floor["rate"]["square_gflops"] > 0
@@ -119,6 +123,23 @@ def test_a_smoke_run_writes_every_figure(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "required" in printed
     assert "batch 2" in printed
+
+
+def test_an_engine_is_compared_with_that_of_another_tree(tmp_path, capsys):
+    out = tmp_path / "against.json"
+    tree = FOLDER.parent
+    arguments = f"--against {tree} --batch 2 --pairs 1 --threads 1 --smoke --out {out}".split()
+    assert generation_speed.main(arguments) == 0
+    figures = json.loads(out.read_text())["figures"]
+    assert set(figures) == {"generation.fp32.batch2.against"}
+    (figure,) = figures.values()
+    assert figure["detail"]["ratios"] == [figure["measured"]]
+    assert "latents per second over" in capsys.readouterr().out
+
+
+def test_a_tree_without_an_engine_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match=f"engine_worker.py {tmp_path} ended with exit code 1"):
+        generation_speed.main(f"--against {tmp_path} --batch 1 --pairs 1 --smoke".split())
 
 
 def test_long_speech_is_measured_as_it_grows(tmp_path, capsys):

@@ -24,7 +24,6 @@ from latentlm.config import (
     load_recipe,
     recipe_names,
 )
-from latentlm.data.packing import VARIABLE_LENGTH
 from latentlm.data.task_source import ALL
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.base import Tokenizer
@@ -32,7 +31,7 @@ from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.losses import loss_weights
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import SpecialTokens, TextTokenizer
-from latentlm.training.build import source_slug
+from latentlm.training.latentlm import source_slug
 
 RECIPES = recipe_names()
 PAPER = ("latentlm_l_imagenet", "tts_libriheavy", "mllm_1b")
@@ -62,9 +61,9 @@ def build_latentlm(recipe: LatentLMRecipe) -> LatentLM:
     special = SpecialTokens.after(256 if text.kind == "bytes" else text.vocab_size)
     specs = {}
     for modality in ("image", "speech"):
-        if name := getattr(recipe.tokenizers, modality):
+        if name := recipe.tokenizers.folder(modality):
             tokenizer = network(tokenizer_name(name, modality))
-            fixed = None if modality in VARIABLE_LENGTH else tokenizer.num_latents
+            fixed = tokenizer.num_latents
             specs[modality] = ModalitySpec(tokenizer.latent_dim, fixed)
     return LatentLM(recipe.model, special.bos + len(special), special, specs)
 
@@ -109,7 +108,7 @@ def test_language_model_recipes_are_consistent(name):
     recipe = load_recipe(name)
     assert recipe.data.sequence_length <= network(name).config.transformer.context_length
     for modality in ("image", "speech"):
-        if tokenizer := getattr(recipe.tokenizers, modality):
+        if tokenizer := recipe.tokenizers.folder(modality):
             assert network(tokenizer_name(tokenizer, modality)).modality == modality
     losses = {"text", "end", "image", "speech"}
     assert set(recipe.training.loss_weights) <= losses

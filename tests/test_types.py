@@ -15,11 +15,11 @@ def test_a_document_is_a_list_of_segments():
 @pytest.mark.parametrize(
     ("segments", "message"),
     [
-        ("abc", r"a Document takes a list of segments \(latentlm.Text, Image, Speech\), not str"),
+        ("abc", r"a Document takes a list of segments \(latentlm.Text, Image, Speech, …\), not str"),
         (Text("a"), "a Document takes a list of segments .*, not Text"),
         ((), "a Document needs at least one segment"),
-        (["abc"], "segment 0 of a Document is latentlm.Text, Image or Speech, not str"),
-        ((Text("a"), None), "segment 1 of a Document is latentlm.Text, Image or Speech, not NoneType"),
+        (["abc"], "segment 0 of a Document is latentlm.Text, Image, Speech, …, not str"),
+        ((Text("a"), None), "segment 1 of a Document is latentlm.Text, Image, Speech, …, not NoneType"),
     ],
 )
 def test_what_is_no_document_is_named(segments, message):

@@ -6,16 +6,15 @@ Place in the flow: on top, the last part of `generate.py`; `speak.py` writes spe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.modalities import modalities, modality
 from .speak import say
 
 if TYPE_CHECKING:
     from ..types import GenerationOutput, Segment
-
-WRITTEN = {"image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"), "speech": (".wav", ".flac", ".ogg")}
-"""Suffixes a result may be written to; the first is the one to recommend."""
 
 
 def places(out: Path | None, to: str, num: int) -> list[Path | None]:
@@ -23,17 +22,18 @@ def places(out: Path | None, to: str, num: int) -> list[Path | None]:
 
     Raises ValueError where a result does not fit there, and for a folder that holds something.
     """
+    written = {each.name: each.written for each in modalities()}
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
     if out is None and to == "auto":
         raise ValueError("--to auto needs a folder to write: --out answer")
-    if out is None and to in WRITTEN:
-        raise ValueError(f"--to {to} needs a file to write: --out answer{WRITTEN[to][0]}")
+    if out is None and to in written:
+        raise ValueError(f"--to {to} needs a file to write: --out answer{written[to][0]}")
     if out is None:
         return [None] * num
-    if to in WRITTEN and out.suffix.lower() not in WRITTEN[to]:
-        raise ValueError(f"--out {out}: a result of --to {to} ends in {', '.join(WRITTEN[to])}")
-    if to == "auto" and out.suffix.lower() in (".txt", *WRITTEN["image"], *WRITTEN["speech"]):
+    if to in written and out.suffix.lower() not in written[to]:
+        raise ValueError(f"--out {out}: a result of --to {to} ends in {', '.join(written[to])}")
+    if to == "auto" and out.suffix.lower() in (".txt", *chain.from_iterable(written.values())):
         raise ValueError(f"--out {out}: a result of --to auto is a folder of files")
     found = [out] if num == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(num)]
     for place in found if to == "auto" else ():
@@ -73,20 +73,16 @@ def _write_all(segments: Sequence[Segment], folder: Path) -> None:
     for number, segment in enumerate(segments):
         folder.mkdir(exist_ok=True)
         name = segment.modality
-        path = folder / f"{number}{'.txt' if name == 'text' else WRITTEN[name][0]}"
+        path = folder / f"{number}{'.txt' if name == 'text' else modality(name).written[0]}"
         _save(segment, path)
         shown.append(segment.text if name == "text" else f"[{name}: {path}]")
     print("".join(shown))
 
 
 def _save(made: Segment, path: Path) -> None:
-    from ..media.picture import save_image
-    from ..media.sound import save_audio
     from ..weights import write_text
 
     if made.modality == "text":
         write_text(path, made.text + "\n")
-    elif made.modality == "image":
-        save_image(made.content, path)
     else:
-        save_audio(made.content, path)
+        modality(made.modality).save(made.content, path)

@@ -87,22 +87,18 @@ def validate(manifest: Path, /) -> None:
 
 
 def _describe(document: Document, stem: Path | None) -> str:
-    """One line; pictures and sounds are written beside `stem`, numbered, where one is given."""
-    from ..media.picture import save_image
-    from ..media.sound import save_audio
-    from ..types import Audio, Text
+    """One line; media are written beside `stem`, numbered, where one is given."""
+    from ..config.modalities import modality
+    from ..types import Text
 
     parts = []
     for position, segment in enumerate(document.segments):
         if isinstance(segment, Text):
             part = repr(segment.text if len(segment.text) <= 60 else segment.text[:57] + "...")
-        elif isinstance(segment.content, Audio):
-            part = f"speech {segment.content.seconds:.2f} s"
-            if stem is not None:
-                save_audio(segment.content, f"{stem}_{position}.wav")
         else:
-            part = f"image {segment.content.width}×{segment.content.height}"
+            found = modality(segment.modality)
+            part = f"{found.name} {found.describe(segment.content)}"
             if stem is not None:
-                save_image(segment.content, f"{stem}_{position}.png")
+                found.save(segment.content, f"{stem}_{position}{found.written[0]}")
         parts.append(f"[{part}]" if segment.condition else part)
     return " ".join(parts)

@@ -13,19 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from ..config.modalities import modality, modality_names
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from ..data.script import Script
     from ..types import Audio
 
-MEANINGLESS = {
-    "text": ("steps", "solver", "voice", "max-seconds"),
-    "image": ("temperature", "voice", "max-tokens", "max-seconds"),
-    "speech": ("max-tokens",),
-    "auto": (),
-}
-"""Options that no result of a kind depends on."""
+TARGETS = ("text", *modality_names(), "auto")
 MAX_TOKENS = 256
 AT_ONCE = 32
 """Answers that are made together; more would only take more memory."""
@@ -40,7 +36,7 @@ def generate(
     prompt: Annotated[tuple[str, ...], Parameter(negative=(), metavar="PROMPT...")],
     /,
     *,
-    to: Literal["image", "speech", "text", "auto"],
+    to: Literal[TARGETS],
     out: Path | None = None,
     num: int = 1,
     adapter: Path | None = None,
@@ -108,7 +104,7 @@ def generate(
         raise ValueError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
     given = {"steps": steps, "solver": solver, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
     given["max-tokens"] = max_tokens != MAX_TOKENS
-    for name in MEANINGLESS[to]:
+    for name in _without_meaning(to):
         if given[name]:
             raise ValueError(f"--{name} has no meaning for --to {to}")
     parts = [read_part(item, to) for item in prompt]
@@ -138,6 +134,16 @@ def generate(
         some = slice(start, start + AT_ONCE)
         for output, target in zip(pipeline.generate_batch(requests[some]), targets[some], strict=True):
             write(output, to, target, max_tokens)
+
+
+def _without_meaning(to: str) -> list[str]:
+    """Options that no result of a kind depends on."""
+    if to == "auto":
+        return []
+    if to == "text":
+        return ["steps", "solver", "voice", "max-seconds"]
+    of_fixed_grids = ["temperature"] * (not modality(to).ends_itself)
+    return [*of_fixed_grids, *["voice", "max-seconds"] * (to != "speech"), "max-tokens"]
 
 
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:

@@ -1,19 +1,32 @@
-"""The three kinds of recipe: a LatentLM, an image tokenizer, a speech tokenizer."""
+"""Recipes: of a LatentLM, an image tokenizer, a speech tokenizer; `kinds.py` says what is done with each."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Protocol
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .base import Config, Count, did_you_mean
+from .modalities import modality_names, tokenizer_names
 from .model import ModelConfig, TransformerConfig
 from .tokenizers import ImageTokenizerConfig, SpeechTokenizerConfig, TextTokenizerConfig
 from .training import DataConfig, SourceConfig, TrainingConfig
 
 SPECIAL_OFFSET = -10.0
 """Keeps new special tokens from taking probability of a backbone's text; `interop/hf_llm.py` says how much is left."""
+
+
+class Recipe(Protocol):
+    """What every kind of recipe has: an immutable pydantic model, whose `kind` is a key of `kinds.KINDS`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def training(self) -> TrainingConfig: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
 class RecipeModelConfig(ModelConfig):
@@ -41,16 +54,29 @@ class RecipeModelConfig(ModelConfig):
 
 
 class TokenizersConfig(Config):
-    """Text is built from the recipe; image and speech name trained tokenizer directories, or packaged ones ("tiny").
+    """Text is built from the recipe; every modality ("image", "speech") names the folder of a trained tokenizer, of a
+    model that has one, or a packaged model ("tiny"). Modalities that need no training ("vectors") may be left out.
 
     `semantic` names a second tokenizer of speech (`parts: encoder` suffices), at the same rate: its latents are
     features, added to the model's input wherever speech is the answer (PAPER §6).
     """
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | None]
+
     text: TextTokenizerConfig = TextTokenizerConfig()
-    image: str | None = None
-    speech: str | None = None
-    semantic: str | None = None
+
+    @model_validator(mode="after")
+    def _known(self):
+        for name in self.__pydantic_extra__:
+            known = ("text", *tokenizer_names())
+            if name not in known:
+                raise ValueError(f"unknown key {name!r}{did_you_mean(name, known)}")
+        return self
+
+    def folder(self, name: str) -> str | None:
+        """What is named for a modality or a second tokenizer; None where nothing is."""
+        return self.__pydantic_extra__.get(name)
 
 
 class LatentLMRecipe(Config):
@@ -85,7 +111,7 @@ class LatentLMRecipe(Config):
 
     @model_validator(mode="after")
     def _consistent(self):
-        check_loss_weights(self.training, ("text", "end", "image", "speech"))
+        check_loss_weights(self.training, ("text", "end", *modality_names()))
         if self.training.adapter and self.model.start is None and self.model.backbone is None:
             raise ValueError("training.adapter: needs model.start or model.backbone, a trained model to adapt")
         if self.model.start is not None:
@@ -179,6 +205,3 @@ def check_loss_weights(training: TrainingConfig, losses: Collection[str]) -> Non
     for name in training.loss_weights:
         if name not in losses:
             raise ValueError(f"training.loss_weights: no loss {name!r}{did_you_mean(name, sorted(losses))}")
-
-
-Recipe = Annotated[LatentLMRecipe | ImageTokenizerRecipe | SpeechTokenizerRecipe, Field(discriminator="kind")]

@@ -127,6 +127,9 @@ class TextTokenizerConfig(Config):
         default_factory=dict,
         description="backbone only: special tokens that its vocabulary has, by name (bos, eos, …); null: there is none",
     )
+    ids: dict[str, int | None] | None = Field(
+        None, description="of all special tokens, as a checkpoint keeps them: a new modality renumbers no old model"
+    )
 
     @model_validator(mode="after")
     def _fits(self):

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..types import FEATURES, Audio, Document, Latents, Segment, Text
+from ..config.modalities import modality, second_tokenizers
+from ..types import Document, Latents, Segment, Text
 from ..weights import replacing
 
 
@@ -38,14 +38,15 @@ class LatentCache:
         pending: dict[str, dict[int, object]] = {}
         for document in documents:
             for segment in document.segments:
-                for modality in self._missing(segment):
-                    pending.setdefault(modality, {})[id(segment.content)] = segment.content
-        for modality in sorted(pending, key=lambda name: name in FEATURES.values()):  # features go beside latents
-            items = list(pending[modality].values())
-            for item, latents in zip(items, self._encode(modality, items, name), strict=True):
-                if modality in FEATURES.values():
+                for reader in self._missing(segment):
+                    pending.setdefault(reader, {})[id(segment.content)] = segment.content
+        seconds = second_tokenizers()
+        for reader in sorted(pending, key=lambda name: name in seconds):  # features go beside latents
+            items = list(pending[reader].values())
+            for item, latents in zip(items, self._encode(reader, items, name), strict=True):
+                if reader in seconds:
                     known = self._known[id(item)][1]
-                    latents = replace(known, features=_beside(known, latents, modality))
+                    latents = replace(known, features=_beside(known, latents, reader))
                 self._known[id(item)] = (item, latents)
 
     def resolve(self, document: Document) -> Document:
@@ -64,7 +65,7 @@ class LatentCache:
         """The tokenizers that still have to read `segment`. ValueError where given latents lack features to learn."""
         if isinstance(segment, Text):
             return []
-        second = FEATURES.get(segment.modality)
+        second = modality(segment.modality).second
         needs_features = segment.loss and second in self.tokenizers
         given = isinstance(segment.content, Latents)
         latents = segment.content if given else self._known.get(id(segment.content), (None, None))[1]
@@ -73,14 +74,15 @@ class LatentCache:
             raise ValueError(f"latents of {segment.modality} to learn come without {second} features")
         return [segment.modality] * (latents is None) + [second] * lacks_features
 
-    def _encode(self, modality: str, items: list, name: str | None) -> list[Latents]:
-        if modality not in self.tokenizers:
-            raise ValueError(f"documents contain {modality}, but the model has no {modality} tokenizer")
-        tokenizer = self.tokenizers[modality]
+    def _encode(self, reader: str, items: list, name: str | None) -> list[Latents]:
+        """The latents of `items` by the tokenizer `reader`: a modality's, or its second one."""
+        if reader not in self.tokenizers:
+            raise ValueError(f"documents contain {reader}, but the model has no {reader} tokenizer")
+        tokenizer = self.tokenizers[reader]
         if self.folder is None or name is None:
             return self._encode_all(tokenizer, items)
-        path = self.folder / f"{name}-{modality}.safetensors"
-        identity = {"fingerprint": tokenizer.fingerprint(), "media": media_hash(items)}
+        path = self.folder / f"{name}-{reader}.safetensors"
+        identity = {"fingerprint": tokenizer.fingerprint(), "media": media_hash(tokenizer.modality, items)}
         if path.is_file():
             return read_latents(path, identity)
         latents = self._encode_all(tokenizer, items)
@@ -89,7 +91,8 @@ class LatentCache:
         return latents
 
     def _encode_all(self, tokenizer, items: list) -> list[Latents]:
-        order = sorted(range(len(items)), key=lambda i: _size(items[i]))  # like lengths together
+        length = modality(tokenizer.modality).length
+        order = sorted(range(len(items)), key=lambda i: length(items[i]))  # like lengths together
         latents: list[Latents | None] = [None] * len(items)
         for start in range(0, len(items), self.batch_size):
             chosen = order[start : start + self.batch_size]
@@ -165,16 +168,9 @@ def _beside(latents: Latents, features: Latents, second: str) -> Tensor:
     return features.mean
 
 
-def media_hash(items: Sequence) -> str:
-    """Short hash of the media's content, in order."""
+def media_hash(name: str, items: Sequence) -> str:
+    """Short hash of the content of media of modality `name`, in order."""
     digest = hashlib.sha256()
     for item in items:
-        if isinstance(item, Audio):
-            digest.update(np.int64(item.sample_rate).tobytes() + item.samples.numpy().tobytes())
-        else:
-            digest.update(f"{item.mode}{item.size}".encode() + item.tobytes())
+        digest.update(modality(name).digest(item))
     return digest.hexdigest()[:16]
-
-
-def _size(item) -> int:
-    return item.samples.shape[-1] if isinstance(item, Audio) else 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..types import Audio, Document, Image, Speech, Text
+from ..modalities.image import Image
+from ..modalities.speech import Speech
+from ..types import Audio, Document, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

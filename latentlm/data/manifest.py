@@ -14,22 +14,27 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from ..config import describe
+from ..config.modalities import modality, modality_names
 from ..media.files import one_line
-from ..media.picture import image_to_rgb, load_image
-from ..media.sound import load_audio
-from ..types import Audio, Document, Image, Segment, Speech, Text
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
+from ..types import Audio, Document, Segment, Text
 
 
-class ManifestSegment(BaseModel):
-    """Exactly one of text, image, speech; media by path, relative to the manifest's folder.
+class _Segment(BaseModel):
+    """Exactly one of text and the modalities; media by path, relative to the manifest's folder.
 
     `loss` is by default the opposite of `condition`: what is given is not a target.
     """
@@ -37,25 +42,33 @@ class ManifestSegment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str | None = Field(None, min_length=1)
-    image: str | None = Field(None, min_length=1)
-    speech: str | None = Field(None, min_length=1)
     condition: StrictBool = False
     loss: StrictBool | None = None
 
     @model_validator(mode="after")
     def _one(self):
-        given = [name for name in ("text", "image", "speech") if getattr(self, name) is not None]
+        given = [name for name in KEYS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a segment has exactly one of text, image, speech, not {' and '.join(given) or 'none'}")
+            raise ValueError(f"a segment has exactly one of {', '.join(KEYS)}, not {' and '.join(given) or 'none'}")
         return self
 
     @property
     def modality(self) -> str:
-        return next(name for name in ("text", "image", "speech") if getattr(self, name) is not None)
+        return next(name for name in KEYS if getattr(self, name) is not None)
 
     @property
     def is_target(self) -> bool:
         return not self.condition if self.loss is None else self.loss
+
+
+KEYS = ("text", *modality_names())
+"""One of them says what a segment is."""
+
+ManifestSegment = create_model(
+    "ManifestSegment",
+    __base__=_Segment,
+    **{name: (str | None, Field(None, min_length=1)) for name in modality_names()},
+)
 
 
 class ManifestDocument(BaseModel):
@@ -86,8 +99,8 @@ class ManifestReport:
     """What a manifest holds: documents, segments by modality, different files by modality, their sound in seconds."""
 
     num_documents: int = 0
-    num_segments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("text", "image", "speech"), 0))
-    num_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("image", "speech"), 0))
+    num_segments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KEYS, 0))
+    num_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(modality_names(), 0))
     num_characters: int = 0
     seconds: float = 0.0
 
@@ -99,7 +112,7 @@ class Manifest(Sequence[Document]):
         """Checks every line; raises ValueError (one line, file and line number and key) for the first that is wrong."""
         self.path = Path(path)
         self.lines = read(self.path)[:limit]
-        self._media: dict[tuple[str, str], PILImage | Audio] = {}
+        self._media: dict[tuple[str, str], Any] = {}
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -113,58 +126,63 @@ class Manifest(Sequence[Document]):
             )
         )
 
-    def media(self, modality: str) -> MediaFiles:
-        """All different media of one modality, in the order in which the lines name them first."""
-        return MediaFiles(self, modality)
+    @cached_property
+    def modalities(self) -> frozenset[str]:
+        """The continuous modalities that occur."""
+        found = {segment.modality for line in self.lines for segment in line.document.segments}
+        return frozenset(found - {"text"})
 
-    def open(self, modality: str, name: str, number: int, position: int) -> PILImage | Audio:
-        """The picture (RGB) or sound that line `number` names in its segment `position`; always the same object."""
-        if (modality, name) not in self._media:
-            self._media[modality, name] = self._read(modality, name, number, position)
-        return self._media[modality, name]
+    def media(self, name: str) -> MediaFiles:
+        """All different media of modality `name`, in the order in which the lines name them first."""
+        return MediaFiles(self, name)
 
-    def _read(self, modality: str, name: str, number: int, position: int) -> PILImage | Audio:
-        path = self.path.parent / name
+    def open(self, name: str, file: str, number: int, position: int) -> Any:
+        """The medium in `file` that line `number` names in its segment `position`; always the same object."""
+        if (name, file) not in self._media:
+            self._media[name, file] = self._read(name, file, number, position)
+        return self._media[name, file]
+
+    def _read(self, name: str, file: str, number: int, position: int) -> Any:
+        path = self.path.parent / file
         try:
-            if modality == "image":
-                return image_to_rgb(load_image(path))
-            audio = load_audio(path)
+            medium = modality(name).load(path)
         except (ValueError, OSError) as error:  # the system's, of a name that no file can have
             said = one_line(error)
-            raise ValueError(f"{self.path}:{number}: segments.{position}.{modality}: {said}") from None
-        if audio.samples.numel() == 0:
-            raise ValueError(f"{self.path}:{number}: segments.{position}.speech: {path}: holds no sound")
-        return audio
+            raise ValueError(f"{self.path}:{number}: segments.{position}.{name}: {said}") from None
+        if isinstance(medium, Audio) and medium.samples.numel() == 0:
+            raise ValueError(f"{self.path}:{number}: segments.{position}.{name}: {path}: holds no sound")
+        return medium
 
     def _segment(self, segment: ManifestSegment, number: int, position: int) -> Segment:
         flags = {"condition": segment.condition, "loss": segment.is_target}
         if segment.text is not None:
             return Text(segment.text, **flags)
         content = self.open(segment.modality, getattr(segment, segment.modality), number, position)
-        return Image(content, **flags) if segment.modality == "image" else Speech(content, **flags)
+        return modality(segment.modality).segment(content, **flags)
 
 
 class MediaFiles(Sequence):
     """The different media files of one modality in a manifest, read on first use."""
 
-    def __init__(self, manifest: Manifest, modality: str):
-        self.manifest, self.modality = manifest, modality
+    def __init__(self, manifest: Manifest, name: str):
+        self.manifest, self.name = manifest, name
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.files)
 
-    def __getitem__(self, index: int) -> PILImage | Audio:
-        name, number, position = self._names[index]
-        return self.manifest.open(self.modality, name, number, position)
+    def __getitem__(self, index: int) -> Any:
+        file, number, position = self.files[index]
+        return self.manifest.open(self.name, file, number, position)
 
     @cached_property
-    def _names(self) -> list[tuple[str, int, int]]:
+    def files(self) -> list[tuple[str, int, int]]:
+        """Each file once, with the line and the segment that name it first."""
         first: dict[str, tuple[str, int, int]] = {}
         for line in self.manifest.lines:
             for position, segment in enumerate(line.document.segments):
-                name = getattr(segment, self.modality)
-                if name is not None:
-                    first.setdefault(name, (name, line.number, position))
+                file = getattr(segment, self.name)
+                if file is not None:
+                    first.setdefault(file, (file, line.number, position))
         return list(first.values())
 
 
@@ -192,11 +210,11 @@ def validate(path: str | Path) -> ManifestReport:
         for segment in line.document.segments:
             report.num_segments[segment.modality] += 1
             report.num_characters += len(segment.text or "")
-    for modality in report.num_files:
-        files = MediaFiles(manifest, modality)
-        report.num_files[modality] = len(files)
-        for name, number, position in files._names:
-            content = manifest._read(modality, name, number, position)  # not kept: a manifest may exceed the memory
+    for name in report.num_files:
+        files = MediaFiles(manifest, name).files
+        report.num_files[name] = len(files)
+        for file, number, position in files:
+            content = manifest._read(name, file, number, position)  # not kept: a manifest may exceed the memory
             report.seconds += content.seconds if isinstance(content, Audio) else 0.0
     return report
 
@@ -218,10 +236,9 @@ def _show(manifest: Manifest, line: ManifestLine, position: int) -> str:
     segment = line.document.segments[position]
     if segment.text is not None:
         return f"text {segment.text if len(segment.text) <= 60 else segment.text[:57] + '...'!r}"
-    name = getattr(segment, segment.modality)
-    content = manifest.open(segment.modality, name, line.number, position)
-    size = f"{content.seconds:.2f} s" if isinstance(content, Audio) else f"{content.width}×{content.height}"
-    return f"{segment.modality} {name} {size}"
+    file = getattr(segment, segment.modality)
+    content = manifest.open(segment.modality, file, line.number, position)
+    return f"{segment.modality} {file} {modality(segment.modality).describe(content)}"
 
 
 class _TwoOfAKey(ValueError):

@@ -20,11 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.modalities import modality
 from ..tokenizers.text import TextTokenizer
 from ..types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text, draw
-
-VARIABLE_LENGTH = frozenset({"speech"})
-"""Modalities whose spans the model ends by itself."""
 
 _KNOWN_TEXTS = 4096
 """Texts whose tokens are kept: prompts recur, and looking one up takes a fraction of encoding it."""
@@ -128,7 +126,7 @@ class DocumentEncoder:
             self._token(out, self.special.bod[name])
         out.spans.append(Span(name, len(out), latents, segment.loss))
         self._token(out, *[self.special.latent] * length)
-        if name in VARIABLE_LENGTH and segment.loss:
+        if segment.loss and modality(name).ends_itself:
             out.end_targets[-length - 1 :] = [0] * length + [1]
         self._token(out, self.special.eod)
 

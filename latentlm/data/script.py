@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..types import Audio, Document, Latents, Segment, Speech, Text
+from ..modalities.speech import Speech
+from ..types import Audio, Document, Latents, Segment, Text
 
 Voice = Audio | Latents
 

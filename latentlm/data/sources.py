@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 from ..config import SourceConfig
 from ..config.base import did_you_mean
-from ..types import Audio, Document
+from ..types import Document
 from .embedded.tasks import EMBEDDED
 from .manifest import Manifest
 from .task_source import ALL, SPLITS, Source, SourceInfo, check_split
 from .warp import with_warped_copies
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
 
 __all__ = ["ALL", "SPLITS", "ManifestSource", "Source", "SourceInfo", "documents", "get_source", "list_sources"]
 __all__ += ["media", "open_source"]
@@ -48,9 +44,14 @@ class ManifestSource:
             return _open_manifest(self.path, limit)
         return _open_manifest(self.held_out, None) if self.held_out else ()
 
-    def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence[PILImage | Audio]:
+    def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence:
         check_split(split)
         return _open_manifest(self.path, limit).media(modality) if split == "train" else ()
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """The continuous modalities of its training documents."""
+        return _open_manifest(self.path, None).modalities
 
 
 def open_source(config: SourceConfig) -> Source | ManifestSource:
@@ -72,7 +73,12 @@ def documents(config: SourceConfig, split: str = "train") -> Sequence[Document]:
     return open_source(config).document_source(config.task, split, config.limit)
 
 
-def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence[PILImage | Audio]:
+def modalities_in(config: SourceConfig) -> frozenset[str]:
+    """The continuous modalities that a source has; nothing is loaded but the lines of a manifest."""
+    return open_source(config).modalities
+
+
+def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence:
     """The media a tokenizer recipe asks for. Raises ValueError if the source has none of this modality in "train"."""
     found = open_source(config).media(modality, split, config.limit)
     if split == "train" and not len(found):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..types import Document, Image, Latents
+from ..modalities.image import Image
+from ..types import Document, Latents
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..generation.pipeline import Pipeline
 from ..generation.scores import Scores, bits_per_byte, is_plain, mean_losses
-from ..types import Audio, Document, Image, Segment, Speech, Text
+from ..modalities.image import Image
+from ..modalities.speech import Speech
+from ..types import Audio, Document, Segment, Text
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
 from .recogniser import num_word_errors
 from .reconstruction import reconstruct_images, reconstruct_speech
@@ -53,10 +56,14 @@ def evaluate_documents(
     _score_texts(pipeline, protocol, report, plain, origin)
     others = [cache.resolve(document) for document in fitting if not is_plain(document)]
     _score_others(pipeline, protocol, report, others, origin)
-    for modality, answer in (("text", _write), ("image", _draw), ("speech", _say)):
-        asked = [document for document in fitting if _answer_of(document) == modality]
-        if asked:
-            answer(pipeline, protocol, report, asked, origin)
+    for name in ("text", *pipeline.model.modalities):
+        asked = [document for document in fitting if _answer_of(document) == name]
+        if asked and name == "text":
+            _write(pipeline, protocol, report, asked, origin)
+        elif asked and modality(name).ends_itself:
+            _end(pipeline, protocol, report, name, asked, origin)
+        elif asked:
+            _draw(pipeline, protocol, report, name, asked, origin)
     reconstruct_documents(pipeline.tokenizers, protocol, report, fitting, origin)
 
 
@@ -70,7 +77,8 @@ def reconstruct_documents(
     media: dict[str, dict[int, PILImage | Audio]] = {"image": {}, "speech": {}}
     for document in documents:
         for segment in document.segments:
-            if not isinstance(segment, Text) and len(media[segment.modality]) < protocol.counts.reconstructions:
+            name = segment.modality
+            if name in media and len(media[name]) < protocol.counts.reconstructions:
                 media[segment.modality][id(segment.content)] = segment.content
     note = f"Left the picture of {origin}, right what the tokenizer makes of its latents."
     if media["image"] and "image" in tokenizers:
@@ -186,37 +194,49 @@ def _write(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[D
             report.galleries.append(Gallery(f"documents-{name}", title, note, some[: SHOWN["text"]]))
 
 
-def _draw(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[Document], origin: str) -> None:
+def _draw(
+    pipeline: Pipeline, protocol: Protocol, report: Report, name: str, asked: list[Document], origin: str
+) -> None:
+    """Answers of a modality of a fixed grid, beside the real ones."""
     shown = asked[: SHOWN["image"]]
-    outputs = ask(pipeline, [before_answer(document) for document in shown], "image", protocol, "documents")
+    outputs = ask(pipeline, [before_answer(document) for document in shown], name, protocol, "documents")
     exhibits = tuple(
         replace(_exhibit(document), picture=answer_media(output), reference=document.segments[-1].content)
         for document, output in zip(shown, outputs, strict=True)
     )
     note = protocol.describe(f"Left the picture of {origin}, right what the model drew", "documents") + "."
-    report.galleries.append(Gallery("documents-image", "Pictures drawn", note, exhibits))
+    report.galleries.append(Gallery(f"documents-{name}", "Pictures drawn", note, exhibits))
 
 
-def _say(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[Document], origin: str) -> None:
-    shown = asked[: SHOWN["speech"]]
+def _end(pipeline: Pipeline, protocol: Protocol, report: Report, name: str, asked: list[Document], origin: str) -> None:
+    """Answers of a modality whose spans the model ends: what was made, whether it ended, and how long it is."""
+    found, shown = modality(name), asked[: SHOWN.get(name, SHOWN["speech"])]
     prompts = [before_answer(document) for document in shown]
-    outputs = ask(pipeline, prompts, "speech", protocol, "documents", SPOKEN_SECONDS)
-    lengths = [document.segments[-1].content.seconds for document in shown]
-    exhibits = tuple(
-        replace(_exhibit(document, f"{'ended' if output.finish_reason == 'stop' else 'cut'}; real {seconds:.1f} s"),
-                sound=answer_media(output))
-        for document, output, seconds in zip(shown, outputs, lengths, strict=True)
-    )  # fmt: skip
+    outputs = ask(pipeline, prompts, name, protocol, "documents", SPOKEN_SECONDS)
+    real = [document.segments[-1].content for document in shown]
     ended = [output.finish_reason == "stop" for output in outputs]
-    how = protocol.describe(f"{len(shown)} documents of {origin} that end in speech to give", "documents")
+    exhibits = tuple(
+        replace(
+            _exhibit(document, f"{'ended' if stopped else 'cut'}; real {found.describe(was)}"),
+            **_shown(found.show(answer_media(output)), found.show(was)),
+        )
+        for document, output, stopped, was in zip(shown, outputs, ended, real, strict=True)
+    )
+    how = protocol.describe(f"{len(shown)} documents of {origin} that end in {name} to give", "documents")
+    prefix = "documents" if name == "speech" else f"documents.{name}"
     rate = float(np.mean(ended))
-    report.add("documents.stop_rate", rate, f"{how}; ended by the model itself", error=interval(rate, len(ended)))
-    said = sum(answer_media(output).seconds for output in outputs)
+    report.add(f"{prefix}.stop_rate", rate, f"{how}; ended by the model itself", error=interval(rate, len(ended)))
+    made = sum(found.length(answer_media(output)) for output in outputs)
     report.add(
-        "documents.length_ratio", said / sum(lengths), f"{how}; seconds said over the real", reference=1.0,
-        reference_name="real",
+        f"{prefix}.length_ratio", made / sum(map(found.length, real)), f"{how}; length made over the real",
+        reference=1.0, reference_name="real",
     )  # fmt: skip
-    report.galleries.append(Gallery("documents-speech", "Speech said", how + ".", exhibits))
+    report.galleries.append(Gallery(f"documents-{name}", f"{name.capitalize()} made", how + ".", exhibits))
+
+
+def _shown(made: PILImage | Audio, real: PILImage | Audio) -> dict:
+    """The fields of an exhibit: a sound, or a picture beside the real one."""
+    return {"sound": made, "picture": None} if isinstance(made, Audio) else {"picture": made, "reference": real}
 
 
 def _exhibit(document: Document, text: str = "") -> Exhibit:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ..config.base import did_you_mean
 from ..generation.pipeline import Pipeline
 from ..generation.request import Request
-from ..types import Document, GenerationOutput, Image, Speech, Text
+from ..types import Document, GenerationOutput, Text
 
 TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction", "documents")
 GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5, "documents": 2.0}
@@ -127,5 +127,5 @@ def answer_text(output: GenerationOutput) -> str:
 
 
 def answer_media(output: GenerationOutput):
-    """The one picture or sound of an answer."""
-    return next(segment.content for segment in output.segments if isinstance(segment, (Image, Speech)))
+    """The one medium of an answer."""
+    return next(segment.content for segment in output.segments if not isinstance(segment, Text))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.embedded import digits, emoji, shapes, speech
 from ..tokenizers.base import Tokenizer
-from ..types import MODALITIES, Audio
+from ..types import Audio
 from .protocol import Protocol
 from .recogniser import available as recogniser_available
 from .report import Report
@@ -33,7 +33,10 @@ HOW = "posterior means, no language model"
 
 
 def evaluate_reconstruction(
-    tokenizers: Mapping[str, Tokenizer], protocol: Protocol, report: Report, modalities: Sequence[str] = MODALITIES
+    tokenizers: Mapping[str, Tokenizer],
+    protocol: Protocol,
+    report: Report,
+    modalities: Sequence[str] = ("image", "speech"),
 ) -> None:
     """The embedded media of `modalities` through their tokenizers; what cannot be measured is said."""
     runs = {"image": (_embedded_images, ()), "speech": (_embedded_speech, ("espeakng_loader",))}

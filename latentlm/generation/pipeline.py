@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checkpoint import build_from_config, check_tokenizers, fill, load_tokenizers, resolve
+from ..checkpoint import build_from_config, check_tokenizers, fill, kind_of, load_tokenizers, resolve
+from ..config.kinds import lookup
+from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
 from ..hardware import choose_device
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
-from ..tokenizers.load import is_tokenizer
 from ..tokenizers.streaming import FeatureStream
-from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
-from .answer import Part, answer, collect
+from ..types import IGNORE, Audio, Document, GenerationOutput, Segment, Text
+from .answers import AnswerReader, KeptRun, answer, as_segments, streamed_run
 from .engine import Engine
 from .prompts import make_prompt
 from .request import USUAL_LIMIT, Request, check, settled
@@ -100,55 +101,34 @@ class Pipeline:
         if not requests:
             return []
         tasks = self._tasks(requests)
-        collected: list[list[Part]] = [[] for _ in tasks]
-        for event in Engine(self.model, tasks, self._streams).run():
-            collect(collected[event.task], event)
-        segments = self._decode(collected, [request.to for request in requests])
+        engine = Engine.of(self.model, tasks, self._streams)
+        readers = [AnswerReader(KeptRun) for _ in tasks]
+        answers: list[list[KeptRun]] = [[] for _ in tasks]
+        for event in engine.run():
+            answers[event.task] += readers[event.task].read(event)
+        for request, runs in zip(requests, answers, strict=True):
+            if not runs and request.to != "auto":  # what was asked for is there, though the model ended at once
+                runs.append(KeptRun(request.to))
         return [
-            GenerationOutput(tuple(parts), task.finish_reason, task.num_tokens + task.num_latents)
-            for parts, task in zip(segments, tasks, strict=True)
+            GenerationOutput(tuple(segments), task.finish_reason, task.num_tokens + task.num_latents)
+            for segments, task in zip(as_segments(answers, self.tokenizers), tasks, strict=True)
         ]
 
     def stream(self, request: Request) -> Generator[str | Audio | Segment, None, str]:
         """Partial results of one request as they come: pieces of text, chunks of sound, whole pictures.
 
-        Nothing of a chunk of sound is kept after it was given out. The generator returns the finish reason.
+        Nothing of a chunk of sound is kept after it was given out. The generator returns the finish reason; one that is
+        closed before its end cancels what it was generating.
         """
-        name, decoder, ids, sent, latents = "text", None, [], "", []
-        text = self.tokenizers["text"]
         (task,) = self._tasks([request])
-        for event in Engine(self.model, [task], self._streams).run():
-            if event.kind == "token":
-                ids.append(event.value)
-                whole = text.decode(ids)
-                if not whole.endswith("\ufffd"):  # half a character waits for its other bytes
-                    yield whole[len(sent) :]
-                    sent = whole
-            elif event.kind == "sound":
-                yield Audio(event.value.cpu(), self.tokenizers[name].sample_rate)
-            elif event.kind == "open":
-                name, latents = event.value, []
-                decoder = self.tokenizers[name].stream_decoder() if name == "speech" and not self._hears(name) else None
-            elif self._hears(name):
-                continue  # the sound of its latents came with them
-            elif event.kind == "latent" and decoder is not None:
-                yield Audio(decoder.push(event.value[None]), self.tokenizers["speech"].sample_rate)
-            elif event.kind == "latent":
-                latents.append(event.value)
-            elif decoder is not None:
-                yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
-                decoder = None
-            else:
-                yield Image(self.tokenizers[event.value].decode([torch.stack(latents)])[0])
-        if decoder is not None:  # the context filled up inside the span
-            yield Audio(decoder.flush(), self.tokenizers["speech"].sample_rate)
-        if ids and text.decode(ids) != sent:
-            yield text.decode(ids)[len(sent) :]
+        engine = Engine.of(self.model, [task], self._streams)
+        reader = AnswerReader(lambda name: streamed_run(name, self.tokenizers, self._streams))
+        try:
+            for event in engine.run():
+                yield from reader.read(event)
+        finally:
+            engine.cancel(task.handle)
         return task.finish_reason
-
-    def _hears(self, name: str) -> bool:
-        """Whether the engine decodes this modality itself, to hear what it said."""
-        return name in self._streams
 
     def _tasks(self, requests: Sequence[Request]) -> list[Task]:
         """Requests as the engine wants them; their media are encoded together."""
@@ -178,29 +158,6 @@ class Pipeline:
             max_latents=request.max_latents or usual,
             generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(request.seed),
         )
-
-    def _decode(self, collected: list[list[Part]], targets: list[str]) -> list[list[Segment]]:
-        """Latents of all requests ──▶ media, each modality in one go; what the engine decoded is there already."""
-        results: list[list[Segment]] = [[] for _ in collected]
-        waiting: dict[str, list[tuple[int, int, torch.Tensor]]] = {}
-        for number, (parts, to) in enumerate(zip(collected, targets, strict=True)):
-            for part in parts or [Part(to)] * (to != "auto"):
-                place, name = len(results[number]), part.modality
-                if name == "text":
-                    results[number].append(Text(self.tokenizers["text"].decode(part.values)))
-                    continue
-                if part.sounds:
-                    results[number].append(Speech(Audio(torch.cat(part.sounds), self.tokenizers[name].sample_rate)))
-                    continue
-                dim = self.model.modalities[name].latent_dim
-                stacked = torch.stack(part.values) if part.values else torch.zeros(0, dim)
-                waiting.setdefault(name, []).append((number, place, stacked))
-                results[number].append(Text(""))  # replaced below
-        for name, entries in waiting.items():
-            media = self.tokenizers[name].decode([latents.float() for _, _, latents in entries])
-            for (number, place, _), item in zip(entries, media, strict=True):
-                results[number][place] = Image(item) if name == "image" else Speech(item)
-        return results
 
     # --------------------------------------------------------------------- score
 
@@ -240,10 +197,11 @@ def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[],
     for name, spec in model.modalities.items():
         if spec.feature_dim is None:
             continue
-        second = tokenizers.get(FEATURES[name])
+        second = tokenizers.get(modality(name).second)
         if second is None or second.latent_dim != spec.feature_dim:
+            needed = modality(name).second
             raise ValueError(
-                f"this model takes {spec.feature_dim} features of {name}: it needs their {FEATURES[name]} tokenizer"
+                f"this model takes {spec.feature_dim} features of {name}: it needs their {needed} tokenizer"
             )
         streams[name] = partial(FeatureStream, tokenizers[name], second)
         streams[name]()  # says now what does not fit
@@ -263,6 +221,7 @@ def load(
     weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
     adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
     device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
+    What is loaded, and how, is the affair of the folder's kind: a `Pipeline` where it is LatentLM.
     Raises ValueError, one line, naming what is missing or does not fit.
     """
     device = choose_device(device)
@@ -271,11 +230,16 @@ def load(
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
     if adapter is not None and weights == "raw":
         raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
-    if is_tokenizer(folder):
-        raise ValueError(
-            f"{folder}: a tokenizer, not a model: a recipe names it in its section tokenizers, latentlm evaluate "
-            "measures it, and latentlm.tokenizers.load_tokenizer loads it"
-        )
+    spec = kind_of(folder)
+    if spec.no_model:
+        raise ValueError(f"{folder}: {spec.no_model}")
+    return lookup(spec.load)(folder, adapter=adapter, weights=weights, device=device, dtype=dtype)
+
+
+def load_pipeline(
+    folder: Path, *, adapter: str | Path | None, weights: str, device: torch.device, dtype: torch.dtype
+) -> Pipeline:
+    """The LatentLM in `folder`; arguments and errors as in `load`."""
     tokenizers = load_tokenizers(folder / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     check_tokenizers(folder, model, tokenizers)

@@ -1,6 +1,6 @@
 """What a user passes as a prompt ──▶ the document that the model was trained to go on from.
 
-Place in the flow: 4, in front of `generate.py`. Text, pictures, sound and documents are laid out as in training; speech
+Place in the flow: 4, in front of `pipeline.py`. Text, pictures, sound and documents are laid out as in training; speech
 of a model whose config says `prompt: vibevoice` begins with a script (`data/script.py`).
 """
 
@@ -10,26 +10,25 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..config.modalities import as_segment, modalities, modality_names, modality_of_suffix
 from ..data.script import Script, parse_script, read_script, read_text, vibevoice_prompt
-from ..media.picture import load_image
 from ..media.sound import load_audio
-from ..types import Audio, Document, Image, Segment, Speech, Text
+from ..modalities.speech import Speech
+from ..types import Audio, Document, Segment, Text
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from PIL.Image import Image as PILImage
 
-    Prompt = str | os.PathLike | PILImage | Audio | Segment | Script | Document | Sequence
-    """A text, a file by its path, a picture, a sound, a segment, a script, a document; a list of any but the last."""
+    Prompt = str | os.PathLike | PILImage | Audio | ndarray | Segment | Script | Document | Sequence
+    """A text, a file by its path, a medium, a segment, a script, a document; a list of any but the last."""
 
     Clip = Audio | str | os.PathLike
     """A sound, or the path of its file."""
 
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
-READ = (*PICTURES, *SOUNDS, ".txt")
 OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma", ".mp4", ".mov")
 """Suffixes that nobody means as words, though no such file is read."""
 
@@ -129,39 +128,43 @@ def _as_segment(part) -> Segment:
     if isinstance(part, Script):
         _one_speaker(part)
         return Text(part.text)
-    if isinstance(part, Audio):
-        return Speech(part)
-    from PIL import Image as PILImage
-
-    if isinstance(part, PILImage.Image):
-        return Image(part)
-    raise ValueError(f"a prompt is made of text, files (pathlib.Path), pictures and sound, not {type(part).__name__}")
+    segment = as_segment(part)
+    if segment is None:
+        kinds = ", ".join(modality_names())
+        raise ValueError(
+            f"a prompt is made of text, files (pathlib.Path) and media ({kinds}), not {type(part).__name__}"
+        )
+    return segment
 
 
 # ------------------------------------------------------------------ files
 
 
-def read_file(path: str | os.PathLike, to: str) -> str | PILImage | Audio | Script:
-    """A picture, a sound or a text (.txt) as part of a prompt; a text to be spoken (`to` "speech") is a script.
+def read_file(path: str | os.PathLike, to: str) -> Any:
+    """A medium or a text (.txt) as part of a prompt; a text to be spoken (`to` "speech") is a script.
 
     The line ends at a text's end, which editors write, are no part of it. Raises ValueError, one line that names the
     file, for one that is missing, broken or of another kind.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in SOUNDS:
-        return load_audio(path)
-    if suffix in PICTURES:
-        return load_image(path)
+    found = modality_of_suffix(suffix)
+    if found is not None:
+        return found.load(path)
     if suffix == ".txt":
         return read_script(path) if to == "speech" else read_text(path).rstrip("\n")
     if suffix:
-        raise ValueError(f"{path}: files of this kind are not read, only {', '.join(READ)}")
+        raise ValueError(f"{path}: files of this kind are not read, only {', '.join(readable())}")
     if not os.path.isfile(path):
         raise ValueError(f"{path}: no such file")
-    raise ValueError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(READ)})")
+    raise ValueError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(readable())})")
+
+
+def readable() -> list[str]:
+    """The suffixes of the files that may be part of a prompt."""
+    return [suffix for each in modalities() for suffix in each.suffixes] + [".txt"]
 
 
 def means_file(word: str) -> bool:
     """Whether a word of the command line is a file's name: what ends like one, or is there."""
     suffix = Path(word).suffix.lower()
-    return suffix in READ or (suffix in OTHERS and " " not in word) or os.path.isfile(word)
+    return suffix in readable() or (suffix in OTHERS and " " not in word) or os.path.isfile(word)

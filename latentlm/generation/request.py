@@ -1,6 +1,6 @@
 """What a user asks of a model: a request, what it leaves open, and what is wrong with it.
 
-Place in the flow: 4, in front of `generate.py`, which makes it a task of the engine.
+Place in the flow: 4, in front of `pipeline.py`, which makes it a task of the engine.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from ..config import SamplingConfig
 from ..config.base import did_you_mean
+from ..config.modalities import modality_names
 from ..diffusion import SOLVERS
 from ..tokenizers.text import TextTokenizer
 
 if TYPE_CHECKING:
     from .prompts import Prompt
 
-TARGETS = ("text", "image", "speech", "auto")
+TARGETS = ("text", *modality_names(), "auto")
 
 USUAL_LIMIT = 512
 """Latents of a span of speech unless a request says otherwise. A script has no such limit but the context."""
@@ -79,6 +80,8 @@ def check(request: Request, modalities: Collection[str], text: TextTokenizer) ->
     if not 0 <= request.guidance < math.inf:
         raise ValueError(f"guidance must be a number from 0 on, got {request.guidance}")
     if request.to == "text" and request.guidance != 1.0:
-        raise ValueError(f"guidance {request.guidance} has no meaning for text; it is for image and speech")
+        raise ValueError(
+            f"guidance {request.guidance} has no meaning for text; it is for {', '.join(modality_names())}"
+        )
     if not 0 <= request.temperature < math.inf:
         raise ValueError(f"temperature must be a number from 0 on, got {request.temperature}")

@@ -1,11 +1,12 @@
-"""What the engine is given and what it gives: requests with where they stand, and events.
+"""The records of the engine: a task with where it stands, the events it produces, the hidden states of one step.
 
-Place in the flow: 4, made by `generate.py`, worked through by `engine.py`.
-Legend: `C` latent channels, `F` features, `k` samples.
+Place in the flow: 4; `pipeline.py` makes tasks, `engine.py` works through them, `answers.py` reads their events.
+Legend: `C` latent channels, `D` width, `F` features, `R` rows of a step, `k` samples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,7 @@ class Heard:
     features: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """One request inside the engine: what it asks for, and where it stands.
 
@@ -45,6 +46,10 @@ class Task:
     max_tokens: int
     max_latents: int | None
     generator: torch.Generator
+    handle: int | None = None  # given by `Engine.add`
+    row: int | None = None  # cache row of the condition, from admission to the end
+    null_row: int | None = None  # cache row of the guidance branch
+    inputs: Tensor | None = None  # (L - 1, D), the embedded prompt but its last token, until it is in the cache
     mode: str = "text"
     pending: int | Heard = 0  # the next input: a token or a latent
     is_open: bool = False  # inside a span
@@ -52,21 +57,54 @@ class Task:
     stream: FeatureStream | None = None  # of the open span
     num_tokens: int = 0
     num_latents: int = 0
-    finish_reason: str | None = None
+    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance != 1.0 and self.to != "text"
+
+    @property
+    def num_rows(self) -> int:
+        """Cache rows that it needs."""
+        return 1 + self.is_guided
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that request `task` produced: kind "token" (int), "latent" (C,), "open" or "close" (the modality), and
-    after a latent "sound" (samples (k,)) where the modality has a second tokenizer."""
+    """Something that the task with handle `task` produced.
+
+    kind: "token" (int), "latent" (C,), "open" or "close" of a span (the modality), after a latent "sound" (samples
+    (k,)) where the modality has a second tokenizer, and last of all "finish" (the reason: "stop" or "length").
+    """
 
     task: int
     kind: str
     value: object
 
 
+@dataclass(frozen=True)
+class States:
+    """Hidden states (R, D) of one step, found by task: `places` says where each cache row's lies."""
+
+    hidden: Tensor
+    places: dict[int, int]
+
+    def of(self, tasks: Sequence[Task]) -> Tensor:
+        return take(self.hidden, [self.places[task.row] for task in tasks])
+
+    def null_of(self, tasks: Sequence[Task]) -> Tensor:
+        return take(self.hidden, [self.places[task.null_row] for task in tasks])
+
+
+def take(x: Tensor, rows: list[int]) -> Tensor:
+    """Rows of x, without a copy where they lie side by side."""
+    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
+        return x[rows[0] : rows[0] + len(rows)]
+    return x[torch.tensor(rows, dtype=torch.int64, device=x.device)]
+
+
 def expected_length(task: Task, spec: ModalitySpec | None) -> int:
-    """Positions that the cache begins with: of speech with a limit all that it can need."""
+    """Positions that a cache needs for it at first: of speech with a limit all that it can need."""
     lasts = spec is not None and spec.num_latents is None
     return len(task.prompt) + (task.max_latents if lasts and task.max_latents else GROWTH)
 

@@ -1,15 +1,20 @@
-"""Preallocated key-value cache with named branches: one for the condition, one for guidance (PAPER §1.5).
+"""Preallocated key-value cache whose rows belong to one request each for its whole life (PAPER §1.5).
 
 Place in the flow: 3, filled by the transformer while `generation/` decodes.
-Legend: `L` layers, `R` cache rows, `K` key-value heads, `S` capacity, `E` head dim, `T` new positions.
+Legend: `L` layers, `R` cache rows, `K` key-value heads, `S` capacity, `E` head dim, `B` rows of a pass, `P` rows of the
+block that a pass looks at, `H` query heads, `T` new positions.
 
-Every request owns one row of each branch that it uses; the rows of all branches lie in one tensor, so that a step is
-one forward pass over all of them. Lengths live on the host: deciding what to attend to needs no device sync.
+A request claims a row for its condition and, where it is guided, one for its guidance branch, and releases them at its
+end; no row ever moves. A forward pass sees the block from its first to its last row as a view. Rows of the block that
+are not in the pass are attended by queries of zeros, whose results are dropped; nothing is written to them. What has
+not been written, or was left by a former owner, is finite and masked.
+Lengths live on the host: deciding what to attend to needs no device sync.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -19,26 +24,33 @@ from torch import Tensor
 class LayerCache:
     """One layer's view for one forward pass: where new keys go, and how far the pass has to look."""
 
-    keys: Tensor  # (R, K, S, E)
+    keys: Tensor  # (P, K, S, E), a view
     values: Tensor
-    rows: Tensor | None  # (B,) cache rows of this pass, None for all of them in order
-    starts: Tensor | int  # (B,) first free position of each row, or one int shared by all
+    rows: Tensor | None  # (B,) rows of the block that are in this pass, None for all of them in order
+    places: tuple[Tensor, Tensor] | int  # rows (B, 1) and columns (B, T) of the new keys, or the column all begin at
     horizon: int  # positions [0, horizon) are attended
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, E) at `starts`; return keys and values up to the horizon, (B, K, horizon, E)."""
-        T = k.shape[2]
-        if self.rows is None and isinstance(self.starts, int):
-            self.keys[:, :, self.starts : self.starts + T] = k
-            self.values[:, :, self.starts : self.starts + T] = v
-            return self.keys[:, :, : self.horizon], self.values[:, :, : self.horizon]
-        rows = torch.arange(len(k), device=k.device) if self.rows is None else self.rows
-        starts = self.starts if isinstance(self.starts, Tensor) else torch.full_like(rows, self.starts)
-        columns = starts[:, None] + torch.arange(T, device=k.device)  # (B, T)
-        self.keys[rows[:, None], :, columns] = k.transpose(1, 2).to(self.keys.dtype)
-        self.values[rows[:, None], :, columns] = v.transpose(1, 2).to(self.values.dtype)
-        keys, values = self.keys[:, :, : self.horizon], self.values[:, :, : self.horizon]
-        return (keys, values) if self.rows is None else (keys[rows], values[rows])
+        """Write k, v (B, K, T, E) at `places`; return keys and values up to the horizon, views (P, K, horizon, E)."""
+        if isinstance(self.places, int):
+            new = slice(self.places, self.places + k.shape[2])
+            self.keys[:, :, new] = k
+            self.values[:, :, new] = v
+        else:
+            rows, columns = self.places
+            self.keys[rows, :, columns] = k.transpose(1, 2).to(self.keys.dtype)
+            self.values[rows, :, columns] = v.transpose(1, 2).to(self.values.dtype)
+        return self.keys[:, :, : self.horizon], self.values[:, :, : self.horizon]
+
+    def spread(self, q: Tensor) -> Tensor:
+        """Queries (B, H, T, E) of the pass -> of the block (P, H, T, E), zeros where a row is not in the pass."""
+        if self.rows is None:
+            return q
+        return q.new_zeros(len(self.keys), *q.shape[1:]).index_copy_(0, self.rows, q)
+
+    def collect(self, y: Tensor) -> Tensor:
+        """Results (P, H, T, E) of the block -> of the pass (B, H, T, E)."""
+        return y if self.rows is None else y[self.rows]
 
 
 class KVCache:
@@ -59,6 +71,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * num_rows
+        self._free = list(range(num_rows))
 
     @property
     def capacity(self) -> int:
@@ -68,57 +81,72 @@ class KVCache:
     def num_rows(self) -> int:
         return self.keys.shape[1]
 
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def claim(self) -> int:
+        """The lowest free row, empty; nobody else gets it before `release`."""
+        row = heappop(self._free)
+        self.lengths[row] = 0
+        return row
+
+    def release(self, row: int) -> None:
+        """Give a claimed row back. Its memory stays as it is: the next owner overwrites or masks it."""
+        assert row not in self._free
+        self.lengths[row] = 0
+        heappush(self._free, row)
+
     def open(self, num_new: int, rows: list[int] | None = None) -> CachePass:
-        """Begin a forward pass that appends up to `num_new` positions to `rows` (default: to every row).
+        """Begin a forward pass that appends `num_new` positions to `rows`, in ascending order (default: every row).
 
         Raises ValueError when a row would outgrow the capacity.
         """
-        chosen = list(range(self.num_rows)) if rows is None else rows
-        starts = [self.lengths[row] for row in chosen]
-        horizon = max(starts) + num_new
+        rows = list(range(self.num_rows)) if rows is None else rows
+        horizon = max(self.lengths[row] for row in rows) + num_new
         if horizon > self.capacity:
             raise ValueError(f"sequence of {horizon} positions exceeds the context of {self.capacity}")
-        return CachePass(self, rows, starts, horizon)
+        return CachePass(self, rows, num_new)
 
     def reserve(self, length: int, limit: int) -> None:
-        """Room for `length` positions, by doubling up to `limit`."""
-        if length <= self.capacity:
-            return
-        extra = min(limit, max(length, 2 * self.capacity)) - self.capacity
-        self.keys = torch.nn.functional.pad(self.keys, (0, 0, 0, extra))
-        self.values = torch.nn.functional.pad(self.values, (0, 0, 0, extra))
+        """Room for `length` positions, by doubling up to `limit`.
 
-    def keep(self, rows: list[int]) -> None:
-        """Forget all rows but these, in this order."""
-        index = torch.tensor(rows, device=self.keys.device)
-        self.keys = self.keys.index_select(1, index)
-        self.values = self.values.index_select(1, index)
-        self.lengths = [self.lengths[row] for row in rows]
+        This alone copies what is there, all rows of it: in all at most as much as the cache holds in the end. A cache
+        that was made with its whole capacity never grows.
+        """
+        old = self.capacity
+        if length <= old:
+            return
+        for name in ("keys", "values"):
+            current = getattr(self, name)
+            shape = (*current.shape[:3], min(limit, max(length, 2 * old)), current.shape[4])
+            larger = torch.zeros(shape, dtype=current.dtype, device=current.device)
+            larger[:, :, :, :old] = current
+            setattr(self, name, larger)
 
 
 class CachePass:
     """One forward pass over the cache: positions, mask and layer views. The caller then advances the lengths."""
 
-    def __init__(self, cache: KVCache, rows: list[int] | None, starts: list[int], horizon: int):
+    def __init__(self, cache: KVCache, rows: list[int], num_new: int):
         device = cache.keys.device
+        starts = [cache.lengths[row] for row in rows]
+        first, last = rows[0], rows[-1] + 1
         self.cache = cache
-        self.rows = None if rows is None else torch.tensor(rows, device=device)
-        self.uniform = len(set(starts)) == 1
-        self.starts = torch.tensor(starts, device=device)  # (B,)
-        self.start = starts[0]
-        self.horizon = horizon
-
-    def positions(self, T: int) -> Tensor:
-        """RoPE positions (B, T) of the new tokens."""
-        return self.starts[:, None] + torch.arange(T, device=self.starts.device)
-
-    def mask(self, T: int) -> Tensor | None:
-        """What each new position may see, (B, 1, T, horizon) bool; None where plain causal attention says the same."""
-        if self.uniform and (T == 1 or self.start == 0):
-            return None
-        seen = torch.arange(self.horizon, device=self.starts.device)
-        return (seen <= self.positions(T)[..., None])[:, None]
+        self.block = slice(first, last)
+        self.horizon = max(starts) + num_new
+        new = torch.arange(num_new, device=device)
+        self.positions = torch.tensor(starts, device=device)[:, None] + new  # (B, T), also those of RoPE
+        whole, uniform = len(rows) == last - first, len(set(starts)) == 1
+        inside = torch.tensor([row - first for row in rows], device=device)
+        self.rows = None if whole else inside
+        self.places = starts[0] if whole and uniform else (inside[:, None], self.positions)
+        self.mask = None  # what each new position may see, (P, 1, T, horizon) bool; None: what causal attention does
+        if not (uniform and (num_new == 1 or starts[0] == 0)):
+            seen = torch.arange(self.horizon, device=device)
+            last_seen = self.positions if whole else new.repeat(last - first, 1).index_copy_(0, inside, self.positions)
+            self.mask = (seen <= last_seen[..., None])[:, None]
 
     def layer(self, index: int) -> LayerCache:
-        starts = self.start if self.uniform else self.starts
-        return LayerCache(self.cache.keys[index], self.cache.values[index], self.rows, starts, self.horizon)
+        keys, values = self.cache.keys[index, self.block], self.cache.values[index, self.block]
+        return LayerCache(keys, values, self.rows, self.places, self.horizon)

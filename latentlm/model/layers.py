@@ -169,7 +169,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """x (B, T, D); mask (B, 1, T, S) bool or None for plain causal; with a cache, keys of the past are attended."""
+        """x (B, T, D); mask of attention or None for plain causal; with a cache, keys of the past are attended."""
         B, T, _ = x.shape
         H, K, E = self.num_heads, self.num_kv_heads, self.head_dim
         qk, v = self.qkv(x).view(B, T, H + 2 * K, E).transpose(1, 2).split((H + K, K), dim=1)
@@ -177,7 +177,7 @@ class Attention(nn.Module):
             qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), dim=1)
         q, k = rotate(qk, *rope, self.interleaved).split((H, K), dim=1)  # (B, H or K, T, E)
         if cache is not None:
-            k, v = cache.update(k, v)  # (B, K, S, E)
+            (k, v), q = cache.update(k, v), cache.spread(q)  # (P, K, S, E) and (P, H, T, E)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -187,4 +187,6 @@ class Attention(nn.Module):
             is_causal=mask is None and T > 1,
             enable_gqa=H != K,
         )
+        if cache is not None:
+            y = cache.collect(y)  # (B, H, T, E)
         return self.out(y.transpose(1, 2).reshape(B, T, H * E))

@@ -10,6 +10,7 @@ MKL's for fp32 on the CPUs that it is made for. Values agree with `linear` to ro
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from ..hardware import mkl_is_at_home, multiplies_bf16
 FEWEST_ROWS = 4
 """Below, a product is a read through the weight, in whatever order it lies."""
 MOST_BYTES = 256 * 2**20
-"""A module with larger matrices in all is left alone by `Packing`: it would be in memory twice."""
+"""What the layouts of a `Packing` may take in all. A module with larger matrices stays as it is."""
 PATIENCE = 8
 """Steps with one number of rows before `Packing` lays matrices out for it, which takes about as long as one step."""
+MOST_LAYOUTS = 4
+"""Numbers of rows that a `Packing` keeps layouts for: as requests come and go, the same few numbers return."""
 
 
 class PackedLinear(nn.Module):
@@ -57,22 +60,33 @@ def can_pack(weight: Tensor, rows: int) -> bool:
 
 
 class Packing:
-    """A module for inference in steps of any number of rows: with a packed twin once a number has come to stay."""
+    """Runs a module for inference in steps of any number of rows, by packed copies for the numbers that recur.
+
+    Copies are kept for at most MOST_LAYOUTS numbers of rows and MOST_BYTES in all; the one unused for longest makes
+    room. Between two layouts lie at least PATIENCE steps, so that laying out never takes more than a part of the time.
+    """
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.matrices = [part.weight for part in module.modules() if type(part) is nn.Linear]
-        self.fits = sum(weight.numel() * weight.element_size() for weight in self.matrices) <= MOST_BYTES
-        self.rows, self.steps, self.twin = 0, 0, module
+        size = sum(weight.numel() * weight.element_size() for weight in self.matrices)
+        self.most = min(MOST_LAYOUTS, MOST_BYTES // size) if size else 0
+        self.twins: dict[int, nn.Module] = {}  # by number of rows, the last used one last
+        self.steps: Counter[int] = Counter()  # with each other number of rows, since the last layout
 
     def __call__(self, rows: int) -> nn.Module:
         """The module to use for a step of `rows` rows: the same values, to rounding."""
-        if rows != self.rows:
-            self.rows, self.steps, self.twin = rows, 0, self.module
-        self.steps += 1
-        if self.steps == PATIENCE and self.fits and any(can_pack(weight, rows) for weight in self.matrices):
-            self.twin = packed_twin(self.module, rows)
-        return self.twin
+        twin = self.twins.pop(rows, None)
+        if twin is None:
+            self.steps[rows] += 1
+            if self.steps[rows] < PATIENCE or not self.most or not any(can_pack(w, rows) for w in self.matrices):
+                return self.module
+            if len(self.twins) == self.most:
+                del self.twins[next(iter(self.twins))]
+            self.steps.clear()
+            twin = packed_twin(self.module, rows)
+        self.twins[rows] = twin
+        return twin
 
 
 def packed_twin(module: nn.Module, rows: int) -> nn.Module:

@@ -56,8 +56,7 @@ class Transformer(nn.Module):
 
     def extend(self, x: Tensor, view: CachePass) -> Tensor:
         """Prefill and decoding: x (B, T, D) appended to the cache rows of `view` -> hidden states (B, T, D)."""
-        T = x.shape[1]
-        return self._layers(x, view.positions(T), view.mask(T), view)
+        return self._layers(x, view.positions, view.mask, view)
 
     def new_cache(self, num_rows: int, capacity: int) -> KVCache:
         attention, weight = self.blocks[0].attention, self.blocks[0].attention.qkv.weight

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,24 @@ class Calibration:
     c_sigma_absolute: Tensor | None
 
 
+class StreamDecoder(Protocol):
+    """Latents of one medium, in pieces -> what they decode to, in pieces; in order, the whole equals `decode`."""
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Normalised latents (n, C), n ≥ 0 -> the next piece."""
+        ...
+
+    def flush(self) -> Tensor:
+        """End the stream: what was held back."""
+        ...
+
+
 class Tokenizer(nn.Module):
     """Base of the continuous tokenizers; a subclass gives the five methods that raise NotImplementedError here."""
 
     modality: ClassVar[str]
+    num_latents: int | None = None
+    """Latents of every medium; None where media differ in length."""
 
     def __init__(self, config: ImageTokenizerConfig | ConvImageTokenizerConfig | SpeechTokenizerConfig):
         super().__init__()
@@ -79,7 +93,15 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def reconstruction(self, output: Tensor, target: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Named losses (B,), each the mean over its own example."""
+        """Named losses (B,), each the mean over its own example. Only of a tokenizer that is trained."""
+        raise NotImplementedError
+
+    def stream_decoder(self) -> StreamDecoder | None:
+        """A new stream of normalised latents ──▶ pieces of a medium; None where a medium is only decoded whole."""
+        return None
+
+    def piece(self, decoded: Tensor) -> Any:
+        """What a stream's decoder has given, as the object that the user sees; only where there is a stream."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ media ↔ latents

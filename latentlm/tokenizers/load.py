@@ -7,38 +7,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig, SpeechTokenizerConfig, describe
+from ..config import describe
+from ..config.modalities import tokenizer_kinds
 from .base import Tokenizer
-from .conv_image import ConvImageTokenizer
-from .image import ImageTokenizer
-from .speech import SpeechTokenizer
 from .text import read_config
-
-KINDS: dict[str, tuple[type[BaseModel], type[Tokenizer]]] = {
-    "image": (ImageTokenizerConfig, ImageTokenizer),
-    "conv_image": (ConvImageTokenizerConfig, ConvImageTokenizer),
-    "speech": (SpeechTokenizerConfig, SpeechTokenizer),
-}
-
-
-def is_tokenizer(folder: str | Path) -> bool:
-    """Whether `folder` holds a continuous tokenizer, not a model. Raises ValueError for a config.json that is none."""
-    return read_config(Path(folder) / "config.json").get("kind") in KINDS
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The image or speech tokenizer in `folder`, on the CPU and in eval mode.
+    """The continuous tokenizer in `folder`, on the CPU and in eval mode.
 
     Raises ValueError, one line, naming the file: missing, of another format version, or with weights that do not fit.
     """
     path = Path(folder) / "config.json"
     fields = read_config(path)
-    kind = fields.get("kind")
-    if kind not in KINDS:
-        raise ValueError(f"{path}: kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    config_class, tokenizer_class = KINDS[kind]
+    kind, kinds = fields.get("kind"), tokenizer_kinds()
+    if kind not in kinds:
+        raise ValueError(f"{path}: kind is {kind!r}, expected one of {', '.join(kinds)}")
+    config_class, tokenizer_class = kinds[kind]
     try:
         config = config_class.model_validate(fields)
     except ValidationError as error:

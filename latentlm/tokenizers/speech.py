@@ -171,6 +171,10 @@ class SpeechTokenizer(Tokenizer):
         self._require_calibrated()
         return StreamDecoder(self)
 
+    def piece(self, decoded: Tensor) -> Audio:
+        """Samples (k,) -> a chunk of sound."""
+        return Audio(decoded.cpu(), self.sample_rate)
+
     def _require(self, part: str) -> None:
         if self.config.parts not in ("both", part):
             raise ValueError(f"this speech tokenizer holds the {self.config.parts} alone; this needs the {part}")

@@ -24,11 +24,14 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ..config import FORMAT_VERSION, TextTokenizerConfig, describe, read_json
-from ..types import MODALITIES
 from ..weights import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+
+FIRST_MODALITIES = ("image", "speech")
+"""Have a <BOD> in every vocabulary: the first checkpoints were numbered so, and did not say how."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,32 @@ class SpecialTokens:
 
     @classmethod
     def after(cls, base_size: int, known: Mapping[str, int | None] | None = None) -> SpecialTokens:
-        """Numbered from `base_size` on, in the order bos, eos, eod, proceed, latent, then <BOD> by modality.
+        """Numbered from `base_size` on: bos, eos, eod, proceed, latent, then <BOD> of the FIRST_MODALITIES.
 
         Those in `known` ("bos", "bod:image", …) have the id that it says, or none at all (bos and bod only). ValueError
         for a name that is none of ours.
         """
-        names = ("bos", "eos", "eod", "proceed", "latent", *(f"bod:{modality}" for modality in MODALITIES))
+        names = ("bos", "eos", "eod", "proceed", "latent", *(f"bod:{modality}" for modality in FIRST_MODALITIES))
         unknown = set(known or {}) - set(names)
         if unknown:
             raise ValueError(f"no special tokens are called {sorted(unknown)}; they are {', '.join(names)}")
         free = count(base_size)
-        ids = {name: known[name] if known and name in known else next(free) for name in names}
-        needed = [name for name in ("eos", "eod", "proceed", "latent") if ids[name] is None]
+        return cls.of({name: known[name] if known and name in known else next(free) for name in names})
+
+    @classmethod
+    def of(cls, ids: Mapping[str, int | None]) -> SpecialTokens:
+        """The tokens with the `ids` of `to_ids`. ValueError for one that is missing."""
+        needed = [name for name in ("eos", "eod", "proceed", "latent") if ids.get(name) is None]
         if needed:
             raise ValueError(f"special tokens {needed} are needed")
-        bod = {modality: ids.pop(f"bod:{modality}") for modality in MODALITIES}
-        return cls(**ids, bod={modality: i for modality, i in bod.items() if i is not None})
+        plain = {name: i for name, i in ids.items() if not name.startswith("bod:")}
+        bod = {name.removeprefix("bod:"): i for name, i in ids.items() if name.startswith("bod:") and i is not None}
+        return cls(**{"bos": None} | plain, bod=bod)
+
+    def to_ids(self) -> dict[str, int | None]:
+        """Every special token's id by name ("bos", "bod:image", …), as a checkpoint keeps them."""
+        plain = {name: getattr(self, name) for name in ("bos", "eos", "eod", "proceed", "latent")}
+        return plain | {f"bod:{modality}": i for modality, i in self.bod.items()}
 
     def __len__(self) -> int:
         return 5 + len(self.bod)
@@ -96,7 +109,12 @@ class TextTokenizer:
                 f"a tokenizer of {backend.get_vocab_size()} entries for an embedding of {self.base_size} rows"
             )
         backend.encode_special_tokens = True  # what spells a special token is text
-        self.special = SpecialTokens.after(self.base_size, {"bos": None} if self.is_classes else self.config.special)
+        if self.config.ids is not None:
+            self.special = SpecialTokens.of(self.config.ids)
+        else:
+            known = {"bos": None} if self.is_classes else self.config.special
+            self.special = SpecialTokens.after(self.base_size, known)
+            self.config = self.config.model_copy(update={"ids": self.special.to_ids()})
 
     @property
     def vocab_size(self) -> int:
@@ -166,7 +184,8 @@ class TextTokenizer:
         from tokenizers.models import WordLevel
 
         vocabulary = {name: i for i, name in enumerate(names)}
-        return cls(TextTokenizerConfig(kind="classes"), Backend(WordLevel(vocabulary, unk_token=names[0])))
+        backend = Backend(WordLevel(vocabulary, unk_token=names[0]))
+        return cls(TextTokenizerConfig(kind="classes"), backend)
 
     @classmethod
     def from_backbone(cls, path: str | Path, vocab_size: int, special: Mapping[str, int | None]) -> TextTokenizer:
@@ -178,14 +197,23 @@ class TextTokenizer:
         backend = _read_backend(Path(path))
         backend.no_padding()
         backend.no_truncation()
-        return cls(TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special)), backend)
+        config = TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special))
+        return cls(config, backend)
+
+    def with_modalities(self, names: Iterable[str]) -> TextTokenizer:
+        """The same tokenizer with a <BOD> for each of `names`; new ones are numbered behind all that there are."""
+        ids, free = self.special.to_ids(), count(self.vocab_size)
+        new = {f"bod:{name}": next(free) for name in names if name not in self.special.bod}
+        if not new:
+            return self
+        return TextTokenizer(self.config.model_copy(update={"ids": ids | new}), self._backend)
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 over vocabulary and merges."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and tokenizer.json into `folder`."""
+        """Write config.json, with the ids of all special tokens, and tokenizer.json into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         fields = {"format_version": FORMAT_VERSION} | self.config.model_dump(mode="json")
@@ -205,7 +233,11 @@ class TextTokenizer:
         except ValidationError as error:
             raise ValueError(f"{folder}/config.json: {describe(error, TextTokenizerConfig)}") from None
         kind = "WordLevel" if config.kind == "classes" else "BPE"
-        return cls(config, _read_backend(Path(folder) / "tokenizer.json", kind))
+        backend = _read_backend(Path(folder) / "tokenizer.json", kind)
+        try:
+            return cls(config, backend)
+        except ValueError as error:
+            raise ValueError(f"{folder}/config.json: {error}") from None
 
 
 def read_config(path: Path) -> dict:

@@ -2,26 +2,28 @@
 
 Place in the flow: 5, the trainer's `on_sample`; the loss alone does not tell when samples are good.
 `SampleWriter` is for language models: each source gives its first documents as prompts; written are step-…-image.png
-(a grid, prompts in the JSON), step-…-speech-….wav and step-….json. `ReconstructionWriter` is for tokenizers: what they
-make of their own training media.
+(a grid, prompts in the JSON), step-…-speech-….wav, a grid of plots of any other modality, and step-….json.
+`ReconstructionWriter` is for tokenizers: what they make of their own training media.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
+from ..config.modalities import modalities, modality
 from ..generation.pipeline import Pipeline
 from ..generation.request import Request
 from ..media.picture import save_image, tensor_to_image
 from ..media.sound import save_audio
 from ..tokenizers.base import Tokenizer
-from ..types import Audio, Document, Image, MediaBatch, Speech, Text
+from ..types import Audio, Document, MediaBatch, Text
 from ..weights import write_text
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
@@ -47,28 +49,34 @@ class SampleWriter:
         """Write the samples of `step`; returns the share of texts that are the real ones, and of speech that ended."""
         self.folder.mkdir(parents=True, exist_ok=True)
         outputs = self.pipeline.generate_batch(self.requests)
-        record, pictures, right, ended = [], [], [], []
+        record, right = [], []
+        pictures, ended = defaultdict(list), defaultdict(list)  # by modality
         for number, (request, output, real) in enumerate(zip(self.requests, outputs, self.real, strict=True)):
             answer = output.segments[0]
-            if isinstance(answer, Image):
-                pictures.append(answer.content)
-            if isinstance(answer, Speech):
-                save_audio(answer.content, self.folder / f"step-{step:08d}-speech-{number}.wav")
-                ended.append(output.finish_reason == "stop")
+            name, said = answer.modality, None
             if isinstance(answer, Text):
-                right.append(answer.text.strip() == real.strip())
-            said = answer.text if isinstance(answer, Text) else None
+                said = answer.text
+                right.append(said.strip() == real.strip())
+            else:
+                shown = modality(name).show(answer.content)
+                if isinstance(shown, Audio):
+                    save_audio(shown, self.folder / f"step-{step:08d}-{name}-{number}.wav")
+                else:
+                    pictures[name].append(shown)
+                if modality(name).ends_itself:
+                    ended[name].append(output.finish_reason == "stop")
             entry = {"prompt": _prompt_text(request.prompt), "to": request.to, "answer": said, "real": real}
             record.append(entry | {"finish_reason": output.finish_reason})
-        if pictures:
-            save_image(contact_sheet(pictures), self.folder / f"step-{step:08d}-image.png")
+        for name, made in pictures.items():
+            save_image(contact_sheet(made), self.folder / f"step-{step:08d}-{name}.png")
         path = self.folder / f"step-{step:08d}.json"
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        shares = {"sampled texts right": right, "sampled speech that ends": ended}
+        shares = {"sampled texts right": right} | {f"sampled {name} that ends": ends for name, ends in ended.items()}
         return {name: sum(found) / len(found) for name, found in shares.items() if found}
 
     def _choose(self, documents: Sequence[Sequence[Document]], guidance: float) -> None:
-        left = {"image": NUM_IMAGES, "speech": NUM_UTTERANCES, "text": NUM_TEXTS}
+        left = {each.name: NUM_UTTERANCES if each.ends_itself else NUM_IMAGES for each in modalities()}
+        left["text"] = NUM_TEXTS
         for place in range(max(left.values())):
             for source in documents:
                 document = source[(place * 37) % len(source)]

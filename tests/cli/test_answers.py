@@ -14,7 +14,9 @@ from latentlm.evaluation.report import Report
 from latentlm.generation.pipeline import load
 from latentlm.media.picture import load_image
 from latentlm.media.sound import load_audio
-from latentlm.types import GenerationOutput, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import GenerationOutput, Text
 from latentlm.weights import save_weights
 
 CUDA_MISSING = "latentlm: device 'cuda' was asked for, but torch sees no CUDA device\n"

@@ -6,7 +6,9 @@ import torch
 from small import clip, picture, small_tokenizers
 
 from latentlm.data.cache import LatentCache, ResolvedDocuments, write_latents
-from latentlm.types import Document, Image, Latents, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Document, Latents, Text
 from latentlm.weights import save_weights
 
 

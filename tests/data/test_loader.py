@@ -10,7 +10,9 @@ from small import random_latents
 from latentlm.config import DataConfig, SourceConfig
 from latentlm.data.loader import DocumentLoader, MediaLoader, Mixture, collate_media
 from latentlm.data.packing import DocumentEncoder
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Document, Text
 
 
 def documents(kind: str, num: int) -> list[Document]:

@@ -13,17 +13,20 @@ import torch
 from PIL import Image as PILImages
 
 from latentlm.data.manifest import Manifest, preview, read, validate
-from latentlm.types import Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Text
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "data_format.md"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with apple.png (6×4, half transparent) and hello.wav (0.5 s, stereo, 8 kHz)."""
+    """A folder with apple.png (6×4, transparent), hello.wav (0.5 s, stereo, 8 kHz) and circle.npy (5×2)."""
     PILImages.new("RGBA", (6, 4), (255, 0, 0, 0)).save(tmp_path / "apple.png")
     tone = np.sin(np.arange(4000) * 0.3) * 0.5
     soundfile.write(tmp_path / "hello.wav", np.stack([tone, 0 * tone], axis=1), 8000)
+    np.save(tmp_path / "circle.npy", np.ones((5, 2)))
     return tmp_path
 
 
@@ -41,9 +44,9 @@ def test_the_example_of_the_documentation_is_a_manifest(folder):
     example = re.search(r"```jsonl\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), re.DOTALL).group(1)
     path = write(folder, *example.splitlines())
     report = validate(path)
-    assert report.num_documents == 8
-    assert report.num_segments == {"text": 10, "image": 4, "speech": 4}
-    assert report.num_files == {"image": 1, "speech": 1}
+    assert report.num_documents == 9
+    assert report.num_segments == {"text": 11, "image": 4, "speech": 4, "vectors": 1}
+    assert report.num_files == {"image": 1, "speech": 1, "vectors": 1}
     assert report.seconds == pytest.approx(0.5)
     documents = list(Manifest(path))
     prompt, picture = documents[0].segments

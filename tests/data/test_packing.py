@@ -7,8 +7,10 @@ import torch
 from small import random_latents
 
 from latentlm.data.packing import DocumentEncoder, Packer, pack
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import IGNORE, Document, Image, Speech, Text
+from latentlm.types import IGNORE, Document, Text
 
 DIMS = {"image": 6, "speech": 5}
 

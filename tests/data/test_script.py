@@ -15,7 +15,9 @@ from latentlm.data.script import (
     vibevoice_document,
     vibevoice_prompt,
 )
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Document, Text
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vibevoice_prompts.json").read_text(encoding="utf-8"))
 TURNS = (Turn("1", "Good morning."), Turn("2", "Good morning to you. And on."), Turn("1", "Fine: thank you."))

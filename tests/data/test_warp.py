@@ -8,7 +8,8 @@ import latentlm.data.warp as warp_module
 from latentlm.config import SourceConfig
 from latentlm.data.sources import documents
 from latentlm.data.warp import warp, with_warped_copies
-from latentlm.types import Document, Image, Text
+from latentlm.modalities.image import Image
+from latentlm.types import Document, Text
 
 
 def picture_of(document):

@@ -12,8 +12,11 @@ from latentlm.data.embedded import digits, emoji, shapes
 from latentlm.data.packing import DocumentEncoder
 from latentlm.generation.request import Request
 from latentlm.generation.scores import Scores
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.model.latentlm import ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Audio, Document, GenerationOutput, Image, Latents, Speech, Text
+from latentlm.types import Audio, Document, GenerationOutput, Latents, Text
 
 RATE = 16000
 
@@ -23,6 +26,7 @@ class FakeModel(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.config = ModelConfig()
+        self.modalities = {"image": ModalitySpec(4, 4), "speech": ModalitySpec(4)}
 
 
 class FakeTokenizer:
@@ -31,7 +35,7 @@ class FakeTokenizer:
     rate = 12.5
 
     def __init__(self, kind: str, noise: float = 0.02):
-        self.kind, self.noise = kind, noise
+        self.kind, self.noise, self.modality = kind, noise, kind
         self.config = SimpleNamespace(image_size=32)
 
     def encode(self, media: list) -> list[Latents]:

@@ -22,7 +22,9 @@ from latentlm.evaluation.protocol import QUICK, Protocol
 from latentlm.evaluation.report import Report
 from latentlm.media.picture import save_image
 from latentlm.media.sound import save_audio
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Document, Text
 
 GIVEN = {"condition": True, "loss": False}
 generator = np.random.default_rng(0)

@@ -11,10 +11,11 @@ from latentlm.data.cache import LatentCache
 from latentlm.data.packing import DocumentEncoder, pack
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.request import Request
+from latentlm.modalities.speech import Speech
 from latentlm.model.latentlm import LatentLM
 from latentlm.model.layers import Connector
 from latentlm.tokenizers.speech import SpeechTokenizer
-from latentlm.types import Document, Latents, Speech, Text
+from latentlm.types import Document, Latents, Text
 
 SHAPE = {"sample_rate": 8000, "strides": (4, 4), "depths": (1, 1, 1), "channels": 8, "max_channels": 16}
 

@@ -8,7 +8,9 @@ from small import clip, picture, small_model
 from latentlm import Request
 from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.pipeline import Pipeline
-from latentlm.types import Audio, Document, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Audio, Document, Text
 
 
 def text(words: str) -> Document:
@@ -196,7 +198,7 @@ def choosing(monkeypatch):
             token = left.pop(0) if left else ord("a")
             return token if logits[token] > -torch.inf else ord("a")
 
-        monkeypatch.setattr("latentlm.generation.engine.pick_token", pick)
+        monkeypatch.setattr("latentlm.generation.tokens.pick_token", pick)
 
     return choose
 

@@ -12,7 +12,9 @@ from latentlm.generation.prompts import as_prompt, make_prompt
 from latentlm.generation.request import Request
 from latentlm.media.picture import save_image
 from latentlm.media.sound import save_audio
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Document, Text
 
 GIVEN = {"condition": True, "loss": False}
 

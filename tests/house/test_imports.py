@@ -13,9 +13,11 @@ PACKAGE = Path(latentlm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
-    {"types", "config", "weights", "hub", "hardware"},
+    {"types", "weights", "hub", "hardware"},
+    {"config"},
     {"media"},
     {"tokenizers", "diffusion"},
+    {"modalities"},
     {"data", "model"},
     {"checkpoint"},
     {"baselines", "generation"},

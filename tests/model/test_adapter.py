@@ -14,9 +14,11 @@ from latentlm.data.packing import DocumentEncoder, pack
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.prompts import as_prompt
 from latentlm.generation.request import Request
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.model import adapter
 from latentlm.model.latentlm import LatentLM
-from latentlm.types import Document, Image, Latents, Speech, Text
+from latentlm.types import Document, Latents, Text
 
 CONFIG = AdapterConfig(rank=3, alpha=6)
 

@@ -8,9 +8,11 @@ from small import random_latents
 
 from latentlm.config import TransformerConfig
 from latentlm.data.packing import DocumentEncoder, Packer
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.model.transformer import Transformer, attention_mask
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.types import Document, Text
 
 pieces = st.tuples(st.integers(1, 4), st.booleans())  # positions, and whether they are a span
 rows = st.lists(st.lists(st.lists(pieces, min_size=1, max_size=4), max_size=3), min_size=1, max_size=3)

@@ -14,11 +14,13 @@ from latentlm.config import AdapterConfig, DiffusionConfig, DiffusionHeadConfig,
 from latentlm.data.packing import DocumentEncoder, pack
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.request import Request
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.model import adapter
 from latentlm.model.heads import HEADS, Head, SamplerOptions, build_head
 from latentlm.model.latentlm import LatentLM
 from latentlm.training.ema import EMA
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.types import Document, Text
 
 D, C = 24, 6
 CONFIGS = {

@@ -12,9 +12,11 @@ import latentlm.model.layers
 from latentlm.checkpoint import modality_specs
 from latentlm.config import DiffusionHeadConfig, ModelConfig
 from latentlm.data.packing import DocumentEncoder, Packer, pack
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.model.heads.diffusion_network import DiffusionNetwork
 from latentlm.model.latentlm import LatentLM
-from latentlm.types import IGNORE, Document, Image, PackedBatch, Speech, Text
+from latentlm.types import IGNORE, Document, PackedBatch, Text
 
 DIMS = {"image": 6, "speech": 5}
 

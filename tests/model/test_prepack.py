@@ -65,6 +65,29 @@ def test_a_twin_is_made_once_a_number_of_rows_has_come_to_stay():
 
 
 @packs
+def test_layouts_are_kept_for_the_numbers_of_rows_that_recur(monkeypatch):
+    monkeypatch.setattr(module, "MOST_LAYOUTS", 2)
+    packing = Packing(nn.Sequential(nn.Linear(8, 8)))
+    twins = {rows: [packing(rows) for _ in range(PATIENCE)][-1] for rows in (16, 18)}
+    for _ in range(3 * PATIENCE):  # a request that comes and goes
+        assert all(packing(rows) is twins[rows] for rows in (16, 18, 16))
+    assert [packing(20) for _ in range(PATIENCE)][-1] is not packing.module
+    assert packing(16) is twins[16]  # 18 was unused for longest
+    assert packing(18) is packing.module
+
+
+@packs
+def test_laying_out_takes_a_part_of_the_time_whatever_comes(monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "packed_twin", lambda layers, rows: made.append(rows) or layers)
+    packing = Packing(nn.Sequential(nn.Linear(8, 8)))
+    for step in range(100 * PATIENCE):
+        packing(16 + step % 7)
+        assert len(packing.twins) <= module.MOST_LAYOUTS
+    assert len(made) <= 100
+
+
+@packs
 def test_what_would_take_much_memory_twice_stays_plain(monkeypatch):
     layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     monkeypatch.setattr(module, "MOST_BYTES", 2 * 8 * 8 * 4 - 1)

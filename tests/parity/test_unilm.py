@@ -77,7 +77,7 @@ def test_guided_generation(agree, pipeline):
         for label, seed in zip(LABELS, SEEDS, strict=True)
     ]
     collected: list[list[torch.Tensor]] = [[] for _ in requests]
-    for event in Engine(pipeline.model, pipeline._tasks(requests)).run():
+    for event in Engine.of(pipeline.model, pipeline._tasks(requests)).run():
         if event.kind == "latent":
             collected[event.task].append(event.value)
     generated = torch.stack([torch.stack(latents) for latents in collected])  # (B, N, C)

@@ -18,7 +18,8 @@ from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.engine import Engine
 from latentlm.generation.request import Request
 from latentlm.interop.vibevoice import load
-from latentlm.types import Audio, Document, Speech, Text
+from latentlm.modalities.speech import Speech
+from latentlm.types import Audio, Document, Text
 
 STEPS, FRAMES = 5, 32
 VOICES = {"A": 260, "B": 97}
@@ -71,7 +72,7 @@ def our_answers(ours, chosen: list[int], guidance: float) -> list[Answer]:
     tasks = ours._tasks(requests(chosen, guidance))
     answers = [Answer() for _ in tasks]
     special = ours.model.special
-    for event in Engine(ours.model, tasks, ours._streams).run():
+    for event in Engine.of(ours.model, tasks, ours._streams).run():
         answer = answers[event.task]
         if event.kind == "latent":
             answer.tokens.append(GO_ON)

@@ -10,10 +10,12 @@ from latentlm.config import parse_recipe
 from latentlm.data.cache import LatentCache
 from latentlm.generation.scores import Scores, bits_per_byte, mean_losses
 from latentlm.media.picture import save_image
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.training.held_out import HeldOut, choose
 from latentlm.training.logs import TrainLog
 from latentlm.training.run import train
-from latentlm.types import Document, Image, Latents, Speech, Text
+from latentlm.types import Document, Latents, Text
 
 GIVEN = {"condition": True, "loss": False}
 

@@ -6,8 +6,10 @@ import numpy as np
 from small import clip, picture
 
 from latentlm.data.cache import LatentCache, ResolvedDocuments
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
 from latentlm.training.samples import SampleWriter, contact_sheet
-from latentlm.types import Document, Image, Speech, Text
+from latentlm.types import Document, Text
 
 
 def test_every_modality_is_sampled_and_written(pipeline, tmp_path):

@@ -1,50 +1,56 @@
-"""A recipe ──▶ tokenizers, model, loader: everything a Trainer needs.
+"""Kind "latentlm": a recipe ──▶ tokenizers, documents, model; the loader of their packed batches; what is exported.
 
-Place in the flow: between `config.py` and `trainer.py`; `run.py` calls it in every process with equal results.
+Place in the flow: 5, looked up by `run.py` through the registry of kinds, in every process with equal results.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..checkpoint import modality_specs, resolve
-from ..config import DataConfig, LatentLMRecipe, MediaConfig, SourceConfig, SpeechTokenizerConfig
+from ..checkpoint import modality_specs, resolve, write_config
+from ..config import DataConfig, LatentLMRecipe, SourceConfig
+from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
-from ..data.loader import DocumentLoader, MediaLoader
+from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
 from ..data.script import laid_out
-from ..data.sources import documents, media
-from ..generation.pipeline import load
+from ..data.sources import documents, media, modalities_in
+from ..data.task_source import Concatenated
+from ..generation.pipeline import Pipeline, load
 from ..interop.hf_llm import Backbone
-from ..media.picture import image_to_tensor
 from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer
-from ..types import FEATURES, MODALITIES, Document, Text
+from ..types import Document, Text
+from ..weights import save_weights
+from .contract import Run
 from .distributed import World
 from .folder import check_resumed
-from .held_out import choose
+from .held_out import HeldOut, choose
+from .samples import SampleWriter
+from .trainer import Trainer
 
 
-@dataclass
-class LatentLMRun:
-    """What training a language model needs, built from its recipe."""
+@dataclass(kw_only=True)
+class LatentLMRun(Run):
+    """What training a language model needs, built from its recipe.
+
+    documents  by source, media as latents
+    held_out   to score while it trains, media as latents; in the main process alone
+    """
 
     model: LatentLM
     tokenizers: dict
-    loader: DocumentLoader
-    documents: list[ResolvedDocuments]  # by source, media as latents
-    held_out: list[Document]  # to score while it trains, media as latents; in the main process alone
-    identity: dict  # what a resumed run must agree on
+    documents: list[ResolvedDocuments]
+    held_out: list[Document]
 
 
 def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> LatentLMRun:
@@ -56,13 +62,39 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     """
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
-    configs = recipe.data.sources
     layout = (start.model.config if start else recipe.model).prompt
-    sources = [_documents(config, "train", layout) for config in configs]
+    sources = recipe_documents(recipe, layout)
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     fingerprints = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
     check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
+    resolved = encode_once(recipe.data.sources, sources, cache, world)
+    encoder = DocumentEncoder(tokenizers["text"])
+    torch.manual_seed(recipe.training.seed)
+    model = start.model if start else _new_model(recipe, tokenizers, backbone)
+    context = model.config.transformer.context_length
+    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
+    identity = fingerprints | _choose_weights(model, recipe)
+    held_out: list[Document] = []
+    if recipe.training.sample_every:
+        kinds = partial(_held_out_kinds, recipe.data.sources, layout)
+        world.on_main(lambda: held_out.extend(choose(kinds(), cache, encoder, context)))
+    run = LatentLMRun(model=model, tokenizers=tokenizers, documents=resolved, held_out=held_out, identity=identity)
+    if recipe.training.adapter:
+        run.write = partial(write_adapted, run)
+    run.on_sample = _sampler(run, folder / "samples")
+    return run
+
+
+def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Document]]:
+    """The documents to learn from, by source; media are as their source has them."""
+    return [_documents(config, "train", layout) for config in recipe.data.sources]
+
+
+def encode_once(
+    configs: Sequence[SourceConfig], sources: Sequence[Sequence[Document]], cache: LatentCache, world: World
+) -> list[ResolvedDocuments]:
+    """`sources` with latents in the place of media: encoded by the main process, read from its file by the others."""
 
     def prepare() -> None:
         for config, source in zip(configs, sources, strict=True):
@@ -71,28 +103,38 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     world.on_main(prepare)
     if not world.is_main:
         prepare()
-    resolved = [ResolvedDocuments(source, cache, c.noise) for c, source in zip(configs, sources, strict=True)]
-    encoder = DocumentEncoder(tokenizers["text"])
-    torch.manual_seed(recipe.training.seed)
-    model = start.model if start else _new_model(recipe, tokenizers, backbone)
-    context = model.config.transformer.context_length
-    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
-    identity = fingerprints | _choose_weights(model, recipe)
-    loader = DocumentLoader(
-        resolved,
+    return [ResolvedDocuments(source, cache, c.noise) for c, source in zip(configs, sources, strict=True)]
+
+
+def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> DocumentLoader:
+    """Packed batches of the documents of `run`: this process's streams of them."""
+    return DocumentLoader(
+        run.documents,
         recipe.data,
-        encoder,
-        {name: spec.latent_dim for name, spec in model.modalities.items()},
+        DocumentEncoder(run.tokenizers["text"]),
+        {name: spec.latent_dim for name, spec in run.model.modalities.items()},
         seed=recipe.training.seed,
         num_streams=recipe.training.accumulation,
         rank=world.rank,
         world=world.size,
     )
-    held_out: list[Document] = []
-    if recipe.training.sample_every:
-        kinds = partial(_held_out_kinds, configs, layout)
-        world.on_main(lambda: held_out.extend(choose(kinds(), cache, encoder, context)))
-    return LatentLMRun(model, tokenizers, loader, resolved, held_out, identity)
+
+
+def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, folder: Path) -> None:
+    """config.json and tokenizers/ beside the weights."""
+    write_config(folder, run.model, run.tokenizers, {"recipe": recipe.model_dump(mode="json")})
+
+
+def write_adapted(run: LatentLMRun, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Beside the model with the adapter merged the adapter alone; the averaged weights come last and stay."""
+    save_weights(path, adapter.merge(run.model, weights))
+    adapter.save(run.model, weights, path.parent.parent / "adapter", run.identity["model.start"])
+
+
+def _sampler(run: LatentLMRun, folder: Path) -> Callable[[nn.Module, int], dict[str, float]]:
+    pipeline = Pipeline(run.model, run.tokenizers)
+    write, held_out = SampleWriter(pipeline, run.documents, folder), HeldOut(pipeline, run.held_out)
+    return lambda model, step: write(model, step) | held_out()
 
 
 def _documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
@@ -157,16 +199,30 @@ def build_tokenizers(
 ) -> dict:
     """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names."""
     texts = (s.text for source in sources for document in source for s in document.segments if isinstance(s, Text))
-    tokenizers: dict = {"text": backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)}
-    for modality in (*MODALITIES, *FEATURES.values()):
-        name = getattr(recipe.tokenizers, modality)
-        if name is not None:
-            found = load_tokenizer(tokenizer_folder(name, modality))
-            wanted = modality if modality in MODALITIES else "speech"
-            if found.modality != wanted:
-                raise ValueError(f"tokenizers.{modality}: {name} is a tokenizer of {found.modality}, not of {wanted}")
-            tokenizers[modality] = found.to(device)
-    return tokenizers
+    found: dict = {}
+    for name in tokenizer_names():
+        folder = recipe.tokenizers.folder(name)
+        if folder is not None:
+            found[name] = load_tokenizer(tokenizer_folder(folder, name))
+            wanted = second_tokenizers().get(name, name)
+            if found[name].modality != wanted:
+                raise ValueError(
+                    f"tokenizers.{name}: {folder} is a tokenizer of {found[name].modality}, not of {wanted}"
+                )
+    found |= _tokenizers_from_data(recipe, found)
+    names = [name for name in modality_names() if name in found]
+    text = backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)
+    return {"text": text.with_modalities(names)} | {name: tokenizer.to(device) for name, tokenizer in found.items()}
+
+
+def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dict:
+    """Those of modalities that occur in the data, have no tokenizer yet, and need no training."""
+    made = {}
+    for each in modalities():
+        holders = [source for source in recipe.data.sources if each.name in modalities_in(source)]
+        if each.from_data and each.name not in known and holders:
+            made[each.name] = each.from_data(Concatenated([media(source, each.name) for source in holders]))
+    return made
 
 
 def tokenizer_folder(name: str, modality: str) -> Path:
@@ -186,52 +242,3 @@ def source_slug(source) -> str:
     name = source.name or f"{Path(source.manifest).stem}-{hashlib.sha256(source.manifest.encode()).hexdigest()[:8]}"
     copies = f"warped{source.warped_copies}" if source.warped_copies else None
     return "-".join(str(part) for part in (name, source.task, source.limit, copies) if part is not None)
-
-
-# ------------------------------------------------------------------- tokenizers
-
-
-def media_loader(
-    config: MediaConfig, tokenizer, *, seed: int, num_streams: int, world: World
-) -> tuple[MediaLoader, list[list]]:
-    """Batches of prepared media for a tokenizer, and the media themselves by source."""
-    sources = [media(source, tokenizer.modality, "train") for source in config.sources]
-    prepare = _image_example(tokenizer) if tokenizer.modality == "image" else _speech_example(tokenizer, config)
-    loader = MediaLoader(
-        sources,
-        [source.weight for source in config.sources],
-        prepare,
-        batch_size=config.batch_size,
-        seed=seed,
-        num_streams=num_streams,
-        rank=world.rank,
-        world=world.size,
-    )
-    return loader, sources
-
-
-def _image_example(tokenizer):
-    size, known = tokenizer.config.image_size, {}
-
-    def prepare(image, rng: np.random.Generator) -> Tensor:
-        if id(image) not in known:
-            known[id(image)] = (image, image_to_tensor(image, size))
-        return known[id(image)][1]
-
-    return prepare
-
-
-def _speech_example(tokenizer, config: MediaConfig):
-    """A random crop of `config.seconds`, a multiple of the hop; shorter clips stay whole. Rate and loudness are those
-    of the whole clip."""
-    speech: SpeechTokenizerConfig = tokenizer.config
-    length, known = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop, {}
-
-    def prepare(audio, rng: np.random.Generator) -> Tensor:
-        if id(audio) not in known:
-            known[id(audio)] = (audio, tokenizer.waveform(audio))
-        samples = known[id(audio)][1]
-        start = int(rng.integers(0, max(1, len(samples) - length + 1)))
-        return samples[None, start : start + length]  # (1, S)
-
-    return prepare

@@ -1,0 +1,219 @@
+"""Vectors: any sequence of continuous vectors, as it is: latents of others, actions of a robot, readings of sensors.
+
+Place in the flow: a plug, found by `config/modalities.py`; the example of one: segment, files, tokenizer are here.
+A medium is an array (N, C): N steps, which the model ends by itself, of C channels. The width comes from the data. The
+tokenizer changes nothing but scale: it brings each channel to zero mean and unit std over the training data.
+Files: .npy with one array, .safetensors with one tensor (or one that is called "vectors").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..config import PosteriorConfig
+from ..config.base import Config, Count
+from ..media.files import existing, target
+from ..tokenizers.base import Tokenizer
+from ..types import Latents, MediaBatch, Modality, Segment
+from ..weights import read_weights, save_weights
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+SIDE = 256
+"""Pixels of the side of a plot."""
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+MOST_LINES = len(COLOURS)
+"""Channels that are drawn as lines; more are a picture, a row of pixels each."""
+
+
+@dataclass(frozen=True)
+class Vectors(Segment):
+    """A sequence of vectors (N, C), or its latents. ValueError for another shape, another type, or NaN."""
+
+    content: np.ndarray | Latents
+    modality = "vectors"
+
+    def __post_init__(self):
+        if not isinstance(self.content, Latents):
+            object.__setattr__(self, "content", checked(self.content))
+
+
+def checked(values: np.ndarray | Tensor, origin: str = "vectors") -> np.ndarray:
+    """`values` as float32 (N, C). ValueError, naming `origin`, for what is no sequence of finite vectors."""
+    if not isinstance(values, np.ndarray | Tensor):
+        raise ValueError(f"{origin}: expected an array or a tensor (N, C), not {type(values).__name__}")
+    array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
+    if array.dtype.kind not in "iuf" or array.ndim != 2 or not array.shape[1]:
+        raise ValueError(f"{origin}: {array.dtype} of shape {array.shape}; expected numbers of shape (N, C)")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{origin}: holds values that are not finite numbers")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+# ------------------------------------------------------------------ files
+
+
+def load(path: str | Path) -> np.ndarray:
+    """The array (N, C), float32, in a .npy or .safetensors file. ValueError names the path."""
+    path = existing(path)
+    if path.suffix.lower() == ".safetensors":
+        tensors = read_weights(path)
+        if len(tensors) != 1 and "vectors" not in tensors:
+            names = ", ".join(sorted(tensors)[:10])
+            raise ValueError(f"{path}: holds {len(tensors)} tensors ({names}); expected one, or one called 'vectors'")
+        return checked(tensors["vectors"] if "vectors" in tensors else next(iter(tensors.values())), str(path))
+    try:
+        return checked(np.load(path, allow_pickle=False), str(path))
+    except (OSError, EOFError, ValueError) as error:
+        said = str(error)
+        raise ValueError(said if said.startswith(str(path)) else f"{path}: not a readable .npy file ({said})") from None
+
+
+def save(vectors: np.ndarray, path: str | Path) -> None:
+    """Write an array (N, C), whole or not at all; the suffix, .npy or .safetensors, names the format."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in MODALITY.written:
+        raise ValueError(f"{path}: vectors are written to {' or '.join(MODALITY.written)}")
+    if suffix == ".safetensors":
+        save_weights(path, {"vectors": torch.from_numpy(vectors)})
+        return
+    with target(path) as place, open(place, "wb") as file:
+        np.save(file, vectors, allow_pickle=False)
+
+
+# ------------------------------------------------------------------ tokenizer
+
+
+class VectorTokenizerConfig(Config):
+    """An identity with a scale; the posterior is the vector itself."""
+
+    kind: Literal["vectors"] = "vectors"
+    latent_dim: Count
+    per_channel: bool = Field(True, description="normalise each channel by itself instead of one scalar")
+    posterior: PosteriorConfig = PosteriorConfig(kind="none", weight=0.0)
+
+
+class VectorTokenizer(Tokenizer):
+    """Vectors (N, C) ↔ latents (N, C): only the normalisation of `Tokenizer`, no network."""
+
+    modality = "vectors"
+
+    def batch(self, media: list[np.ndarray]) -> MediaBatch:
+        """Arrays (N, C) of any length -> (B, N, C), padded with zeros. ValueError for another width."""
+        for array in media:
+            if array.shape[1] != self.latent_dim:
+                raise ValueError(f"vectors of width {array.shape[1]}; this model reads width {self.latent_dim}")
+        lengths = torch.tensor([len(array) for array in media])
+        padded = nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in media], batch_first=True)
+        return MediaBatch(padded, lengths).to(self.latent_mean.device)
+
+    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, C) -> the same, and which are valid (B, N)."""
+        return media, torch.arange(media.shape[1], device=media.device) < lengths[:, None]
+
+    def synthesise(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def unbatch(self, media: Tensor, counts: list[int]) -> list[np.ndarray]:
+        return [row[:count].float().cpu().numpy() for row, count in zip(media, counts, strict=True)]
+
+    def stream_decoder(self) -> VectorStream:
+        """A new stream of normalised latents ──▶ vectors."""
+        self._require_calibrated()
+        return VectorStream(self)
+
+    def piece(self, decoded: Tensor) -> np.ndarray:
+        return decoded.float().cpu().numpy()
+
+
+class VectorStream:
+    """Latents in pieces of any size -> their vectors, at once."""
+
+    def __init__(self, tokenizer: VectorTokenizer):
+        self._tokenizer = tokenizer
+
+    def push(self, latents: Tensor) -> Tensor:
+        """latents (n, C), n ≥ 0 -> vectors (n, C)."""
+        return self._tokenizer.denormalise(latents)
+
+    def flush(self) -> Tensor:
+        """Nothing is held back: (0, C)."""
+        return self._tokenizer.latent_mean.new_zeros(0, self._tokenizer.latent_dim)
+
+
+def from_data(media: Sequence[np.ndarray]) -> VectorTokenizer:
+    """A tokenizer of the width of the first of `media`, calibrated on all of them.
+
+    Raises ValueError where they differ in width, and where a channel does not vary.
+    """
+    tokenizer = VectorTokenizer(VectorTokenizerConfig(latent_dim=media[0].shape[1])).eval()
+    tokenizer.calibrate(tokenizer.batch([array]) for array in media)
+    return tokenizer
+
+
+# ------------------------------------------------------------------ shown
+
+
+def plot(vectors: np.ndarray) -> PILImage:
+    """A picture of vectors (N, C), SIDE² pixels: two channels as a path in the plane, some as lines over the steps,
+    many as a row of grey pixels each."""
+    from PIL import Image, ImageDraw
+
+    N, C = vectors.shape
+    if C > MOST_LINES and N:
+        grey = _to_unit(vectors.T, vectors) * 255
+        return Image.fromarray(grey.astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.NEAREST).convert("RGB")
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    draw = ImageDraw.Draw(picture)
+    steps = np.arange(N, dtype=np.float32)[:, None]
+    if C == 2:
+        lines = [vectors]
+    else:
+        lines = [np.concatenate((steps, _to_unit(vectors[:, [c]], vectors) * max(N - 1, 1)), 1) for c in range(C)]
+    for line, colour in zip(lines, COLOURS, strict=False):
+        place = _to_unit(line, np.concatenate(lines)) if C == 2 else line / max(N - 1, 1)
+        points = [(8 + x * (SIDE - 17), SIDE - 9 - y * (SIDE - 17)) for x, y in place.tolist()]
+        if len(points) > 1:
+            draw.line(points, fill=colour, width=2)
+        for x, y in points:
+            draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+    return picture
+
+
+def _to_unit(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """`values` moved and scaled so that those `among` lie in [0, 1], with one scale for all."""
+    if not among.size:
+        return values
+    low, high = among.min(), among.max()
+    return (values - low) / max(high - low, 1e-9)
+
+
+def _is_vectors(medium: Any) -> bool:
+    return isinstance(medium, np.ndarray | Tensor) and medium.ndim == 2
+
+
+MODALITY = Modality(
+    name="vectors",
+    segment=Vectors,
+    tokenizers={"vectors": (VectorTokenizerConfig, VectorTokenizer)},
+    suffixes=(".npy", ".safetensors"),
+    written=(".npy", ".safetensors"),
+    load=load,
+    save=save,
+    is_medium=_is_vectors,
+    describe=lambda vectors: f"{vectors.shape[0]}×{vectors.shape[1]}",
+    show=plot,
+    digest=lambda vectors: str(vectors.shape).encode() + vectors.tobytes(),
+    length=len,
+    ends_itself=True,
+    from_data=from_data,
+)
