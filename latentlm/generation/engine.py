@@ -42,8 +42,8 @@ class Engine:
 
     streams: opens the stream of a span, of each modality whose model takes features.
     prefill_chunk: positions of one pass over prompts while others decode; of each prompt while nothing does.
-    capacity: positions that each row has from the start. None: what the first tasks are expected to need, and more by
-    doubling when a row outgrows it, which copies the cache (`KVCache.reserve`).
+    capacity: positions that each row has from the start. None: what the first tasks are expected to need. A task that
+    needs more makes the cache grow by doubling, which copies it (`KVCache.reserve`): a server gives the whole context.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class Engine:
         self._num_added = 0
 
     @classmethod
-    def of(cls, model: LatentLM, tasks: Sequence[Task], streams: Mapping | None = None) -> Engine:
+    def of(
+        cls, model: LatentLM, tasks: Sequence[Task], streams: Mapping[str, Callable[[], FeatureStream]] | None = None
+    ) -> Engine:
         """An engine with rows for all of `tasks`, which are added; their handles are 0, 1, …"""
         engine = cls(model, streams, num_slots=sum(task.num_rows for task in tasks))
         for task in tasks:

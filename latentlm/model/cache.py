@@ -87,9 +87,7 @@ class KVCache:
 
     def claim(self) -> int:
         """The lowest free row, empty; nobody else gets it before `release`."""
-        row = heappop(self._free)
-        self.lengths[row] = 0
-        return row
+        return heappop(self._free)
 
     def release(self, row: int) -> None:
         """Give a claimed row back. Its memory stays as it is: the next owner overwrites or masks it."""

@@ -177,6 +177,23 @@ def test_a_prompt_in_chunks_equals_the_whole(lively, chunk):
         assert len(record.events) == len(alone.events)
 
 
+def test_a_prompt_that_comes_when_its_neighbour_is_half_in_equals_itself_alone(lively):
+    requests = [Request("x" * length, "speech", guidance=1.0, steps=1, max_latents=3) for length in (20, 25)]
+    engine = Engine(lively.model, num_slots=2, prefill_chunk=8)
+    records = [Record(), Record()]
+    for request in requests:  # in rows 0 and 1
+        engine.add(task(lively, request))
+        for event in engine.step():
+            records[event.task].add(event)
+    assert engine.cache.lengths == [16, 0]
+    for event in engine.run():
+        records[event.task].add(event)
+    for request, record in zip(requests, records, strict=True):
+        alone = record_alone(lively, request)
+        record.assert_begins(alone)
+        assert len(record.events) == len(alone.events)
+
+
 def test_a_long_prompt_joins_in_chunks_while_others_decode(endless):
     engine = Engine(endless.model, num_slots=3, prefill_chunk=8)
     first = engine.add(task(endless, speech("hi", guidance=1.0)))
