@@ -6,7 +6,7 @@ Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -189,6 +189,12 @@ class Document:
         return replace(self, segments=segments)
 
 
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`; from pinned memory without waiting for the copy."""
+    pinned = torch.device(device).type == "cuda" and not tensor.is_cuda and tensor.is_pinned()
+    return tensor.to(device, non_blocking=pinned)
+
+
 @dataclass
 class LatentSpans:
     """All latents of one modality in a packed batch.
@@ -206,8 +212,14 @@ class LatentSpans:
     feature_index: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LatentSpans:
+        return self._each(lambda tensor: _moved(tensor, device))
+
+    def pin_memory(self) -> LatentSpans:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> LatentSpans:
         tensors = (getattr(self, f.name) for f in fields(self))
-        return LatentSpans(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        return LatentSpans(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
 @dataclass
@@ -245,8 +257,15 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         latents = {name: span.to(device) for name, span in self.latents.items()}
+        return self._each(lambda tensor: _moved(tensor, device), latents)
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in pinned memory, from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory, {name: span.pin_memory() for name, span in self.latents.items()})
+
+    def _each(self, change: Callable[[Tensor], Tensor], latents: dict[str, LatentSpans]) -> PackedBatch:
         names = ("ids", "positions", "documents", "text_targets", "end_targets")
-        return replace(self, latents=latents, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, latents=latents, **{name: change(getattr(self, name)) for name in names})
 
 
 @dataclass
@@ -266,7 +285,10 @@ class MediaBatch:
         return self.media.shape[0]
 
     def to(self, device: torch.device | str) -> MediaBatch:
-        return replace(self, media=self.media.to(device), lengths=self.lengths.to(device))
+        return replace(self, media=_moved(self.media, device), lengths=_moved(self.lengths, device))
+
+    def pin_memory(self) -> MediaBatch:
+        return replace(self, media=self.media.pin_memory(), lengths=self.lengths.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..config import describe
 from ..media.files import one_line
 from ..media.picture import image_to_rgb, load_image
 from ..media.sound import load_audio
-from ..types import Audio, Document, Image, Segment, Speech, Text
+from ..types import Audio, Document, Image, Latents, Segment, Speech, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -141,7 +141,12 @@ class Manifest(Sequence[Document]):
         if segment.text is not None:
             return Text(segment.text, **flags)
         content = self.open(segment.modality, getattr(segment, segment.modality), number, position)
-        return Image(content, **flags) if segment.modality == "image" else Speech(content, **flags)
+        return media_segment(segment.modality, content, **flags)
+
+
+def media_segment(modality: str, content: PILImage | Audio | Latents, **flags: bool) -> Segment:
+    """The segment of a modality that holds `content`."""
+    return Image(content, **flags) if modality == "image" else Speech(content, **flags)
 
 
 class MediaFiles(Sequence):
@@ -178,7 +183,7 @@ def read(path: str | Path) -> list[ManifestLine]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
-    lines = [_parse(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the manifest is empty")
     return lines
@@ -236,7 +241,8 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def _parse(path: Path, number: int, line: str) -> ManifestLine:
+def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
+    """Line `number` of the manifest at `path`, checked. ValueError names all three and the key."""
     try:
         raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:

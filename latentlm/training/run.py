@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import write_config
-from ..config import LatentLMRecipe, Recipe, load_recipe, parse_recipe
+from ..config import LatentLMRecipe, MediaConfig, Recipe, load_recipe, parse_recipe
+from ..data.ahead import DocumentsAhead, MediaAhead
+from ..data.task_source import Concatenated, Lazy
 from ..generation.pipeline import Pipeline
 from ..model import adapter
 from ..tokenizers.image import ImageTokenizer
@@ -27,9 +29,11 @@ from ..tokenizers.losses import loss_weights
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import MediaBatch
 from ..weights import save_weights
-from .build import LatentLMRun, build_latentlm, media_loader
+from .build import LatentLMRun, build_latentlm
 from .checkpoint import CheckpointError
+from .contract import Loader
 from .distributed import World, finish, follow_launcher, launch, start
+from .feed import media_loader
 from .folder import RECIPE, claimed, holds_run, write_recipe
 from .held_out import HeldOut
 from .samples import ReconstructionWriter, SampleWriter
@@ -107,7 +111,18 @@ def _train_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> bool:
         on_sample=_sampler(run, folder / "samples"),
         tensorboard=find_spec("tensorboard") is not None,
     )
-    return trainer.fit().finished
+    with _ending(run.loader):
+        return trainer.fit().finished
+
+
+@contextmanager
+def _ending(loader: Loader) -> Iterator[None]:
+    """Ends the workers of a loader that has any, however the training ends."""
+    try:
+        yield
+    finally:
+        if isinstance(loader, DocumentsAhead | MediaAhead):
+            loader.close()
 
 
 def _sampler(run: LatentLMRun, folder: Path) -> Callable[[nn.Module, int], dict[str, float]]:
@@ -141,17 +156,27 @@ def _train_tokenizer(recipe: Recipe, folder: Path, world: World) -> bool:
         identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
         on_start=lambda: write_recipe(folder, recipe),
         write=None,  # raw and not calibrated, they would be no tokenizer
-        on_export=lambda target: _export_tokenizer(trainer, tokenizer, sources, target),
+        on_export=lambda target: _export_tokenizer(trainer, tokenizer, recipe.data, sources, target),
         on_sample=ReconstructionWriter(sources, folder / "samples"),
         unit="examples",
         tensorboard=find_spec("tensorboard") is not None,
     )
-    return trainer.fit().finished
+    with _ending(loader):
+        return trainer.fit().finished
 
 
-def _export_tokenizer(trainer: Trainer, tokenizer, sources: list[list], folder: Path) -> None:
-    """The averaged weights where there are any, calibrated on all training media: the one tokenizer of the run."""
-    items = [item for source in sources for item in source]
+CALIBRATION_MEDIA = 20_000
+"""Media on which a tokenizer is calibrated, at most, of a source on disk: evenly spread."""
+
+
+def _export_tokenizer(
+    trainer: Trainer, tokenizer, config: MediaConfig, sources: Sequence[Sequence], folder: Path
+) -> None:
+    """The averaged weights where there are any, calibrated on all training media in memory, and some of those on disk:
+    the one tokenizer of the run."""
+    items = Concatenated(
+        [_some(source) if c.is_streamed else source for c, source in zip(config.sources, sources, strict=True)]
+    )
     with trainer.ema.applied(tokenizer) if trainer.ema else nullcontext():
         tokenizer.eval()
         found = tokenizer.calibrate(_batches(tokenizer, items))
@@ -164,10 +189,14 @@ def _numbers(values: Tensor) -> str:
     return " ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
-def _batches(tokenizer, items: list, size: int = 32):
+def _some(source: Sequence) -> Sequence:
+    num = min(len(source), CALIBRATION_MEDIA)
+    return Lazy(num, lambda place: source[place * len(source) // num])
+
+
+def _batches(tokenizer, items: Sequence, size: int = 32) -> Iterator[MediaBatch]:
     for start_at in range(0, len(items), size):
-        batch: MediaBatch = tokenizer.batch(items[start_at : start_at + size])
-        yield batch
+        yield tokenizer.batch([items[i] for i in range(start_at, min(start_at + size, len(items)))])
 
 
 def main(folder: Path, recipe: str | None = None) -> int:

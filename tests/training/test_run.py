@@ -24,7 +24,8 @@ from latentlm.media.sound import load_audio, save_audio
 from latentlm.tokenizers.load import load_tokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.training import run as module
-from latentlm.training.build import build_latentlm, media_loader
+from latentlm.training.build import build_latentlm
+from latentlm.training.feed import media_loader
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log
 from latentlm.training.run import STOPPED, ProcessFailed, train
