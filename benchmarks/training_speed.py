@@ -19,8 +19,9 @@ from figures import Figure, seconds_of
 from torch import nn
 
 from latentlm.config import LatentLMRecipe, load_recipe
-from latentlm.training.build import build_latentlm
+from latentlm.training.contract import Run
 from latentlm.training.distributed import World
+from latentlm.training.latentlm import build_latentlm, document_loader
 from latentlm.training.optim import Optimizers
 from latentlm.training.parallelize import resolve_precision
 from latentlm.training.trainer import Trainer
@@ -104,13 +105,14 @@ def training_figure(recipe_name: str, overrides: dict, block: int, blocks: int) 
 
 def _measure(recipe: LatentLMRecipe, folder: Path, block: int, blocks: int) -> Figure:
     run = build_latentlm(recipe, folder, World())
-    prebuilt = [run.loader.next_step() for _ in range(block * (blocks + 1))]  # none twice: shapes vary, as they do
+    loader = document_loader(recipe, run, World())
+    prebuilt = [loader.next_step() for _ in range(block * (blocks + 1))]  # none twice: shapes vary, as they do
     plain = PlainLoop(copy.deepcopy(run.model), recipe, prebuilt)
     steps = block * (blocks + 2)  # the first block warms up; the last, which ends in a checkpoint, is not counted
     logged = {"steps": steps, "save_every": steps, "sample_every": None, "max_minutes": None}
     logged["log_every"] = min(recipe.training.log_every, block)
     config = recipe.training.model_copy(update=logged)
-    trainer = TurnTaking(run.model, run.loader, config, folder, plain=plain, block=block)
+    trainer = TurnTaking(Run(model=run.model), loader, config, folder, plain=plain, block=block)
     trainer.fit()
     return _figure(trainer, recipe, block, median(_save_seconds(trainer) for _ in range(3)))
 

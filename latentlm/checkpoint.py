@@ -14,6 +14,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from .config import FORMAT_VERSION, ModelConfig, describe
+from .config.kinds import TrainSpec, spec_of_folder
 from .hub import from_hub, is_hub_id
 from .model.latentlm import LatentLM, ModalitySpec
 from .tokenizers.load import load_tokenizer
@@ -50,6 +51,12 @@ def latest_export(folder: Path) -> Path:
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
     raise ValueError(f"{folder}: not a checkpoint directory, it has no config.json")
+
+
+def kind_of(folder: Path) -> TrainSpec:
+    """The kind of what `folder` holds, by its config.json. ValueError for a config.json of no kind that there is."""
+    path = folder / "config.json"
+    return spec_of_folder(read_config(path).get("kind"), str(path))
 
 
 def load_tokenizers(folder: Path) -> dict:

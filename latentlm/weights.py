@@ -42,6 +42,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context manager: a disk that refuses is an OSError that names a file, its own or `path` where it has none.
+
+    Python names the file that cannot be opened, but not the one that cannot be written to.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8, whole or not at all. Raises OSError naming `path` where it cannot be written."""
     with replacing(path) as temporary:

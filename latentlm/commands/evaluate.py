@@ -78,43 +78,31 @@ def evaluate(
 
     check_tasks(only)
     scales = _scales(guidance)
-    from .. import load
-    from ..checkpoint import read_metadata, resolve
-    from ..config import parse_recipe
-    from ..evaluation.evaluate import evaluate as run
-    from ..evaluation.evaluate import evaluate_tokenizer
-    from ..evaluation.seen import Seen
-    from ..hardware import choose_device, choose_dtype
-    from ..tokenizers.load import is_tokenizer, load_tokenizer
+    from ..checkpoint import kind_of, resolve
+    from ..config.kinds import lookup
+    from ..evaluation.folder import Wish
+    from ..hardware import choose_device
 
     folder, place = resolve(model), choose_device(device)
-    if is_tokenizer(folder):
-        if only or guidance or solver or raw or dtype != "auto":
-            given = "--only, --guidance, --solver, --raw and --dtype"
-            raise ValueError(f"{given} are for models, and {model} is a tokenizer")
-        tokenizer = load_tokenizer(folder).to(place)
-        report = evaluate_tokenizer(tokenizer, manifests=manifest, quick=quick, title=model)
-        _write(report, out)
-        return
-    weights = "raw" if raw else "ema"
-    pipeline = load(model, weights=weights, device=place, dtype=choose_dtype(dtype, place))
-    trained = read_metadata(model).get("recipe")
-    seen = Seen.of(parse_recipe(trained, f"{model}: recipe")) if trained else Seen()
-    report = run(
-        pipeline,
-        tasks=only or (("documents",) if manifest else None),
-        manifests=manifest or _there(seen.held_out),
+    spec = kind_of(folder)
+    if spec.evaluate is None:
+        raise ValueError(f"{folder}: nothing is measured of a {spec.kind}")
+    wish = Wish(
+        name=model,
+        folder=folder,
+        device=place,
+        manifests=manifest,
+        only=only,
         guidance=scales,
         steps=steps,
         solver=solver,
-        seed=seed,
-        weights=weights,
-        seen=seen,
-        title=model,
         quick=quick,
-        progress=_say,
+        seed=seed,
+        raw=raw,
+        dtype=dtype,
+        say=_say,
     )
-    _write(report, out)
+    _write(lookup(spec.evaluate)(wish), out)
 
 
 def _write(report: Report, out: Path) -> None:
@@ -151,15 +139,6 @@ def _scales(items: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
         scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)
     return scales
-
-
-def _there(manifests: Sequence[str]) -> list[str]:
-    """Those of a recipe that are still where it says; the others are named."""
-    found = [path for path in manifests if Path(path).is_file()]
-    for path in manifests:
-        if path not in found:
-            _say(f"{path}: the recipe's held-out manifest is not there; name another with --manifest")
-    return found
 
 
 def _say(line: str) -> None:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from .base import RecipeError, did_you_mean
+from .kinds import KINDS
 from .recipes import Recipe
-
-_RECIPE = TypeAdapter(Recipe)
-KINDS = ("latentlm", "image_tokenizer", "speech_tokenizer")
 
 
 def recipe_names() -> list[str]:
@@ -58,14 +56,15 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
     """Validate a plain mapping; RecipeError as in `load_recipe`."""
-    if raw.get("kind") not in KINDS:
-        kind = raw.get("kind")
+    kind = raw.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
         found = "missing" if kind is None else f"no kind {kind!r}{did_you_mean(str(kind), KINDS)}"
         raise RecipeError(f"{origin}: kind: {found}; one of {', '.join(KINDS)}")
+    config = KINDS[kind].config
     try:
-        return _RECIPE.validate_python(raw)
+        return config.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {describe(error, _model_for(raw))}") from None
+        raise RecipeError(f"{origin}: {describe(error, config)}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     """
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    location = [part for part in first["loc"] if part not in KINDS]
+    location = list(first["loc"])
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
@@ -97,13 +96,6 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: it names its keys itself
         return f"{key}: {message}" if key else message
     return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
-
-
-def _model_for(raw: dict[str, Any]) -> type[BaseModel] | None:
-    for model in get_args(get_args(Recipe)[0]):
-        if raw.get("kind") == model.model_fields["kind"].default:
-            return model
-    return None
 
 
 def _known_keys(annotation: Any, location: list) -> list[str]:

@@ -1,9 +1,9 @@
-"""The three kinds of recipe: a LatentLM, an image tokenizer, a speech tokenizer."""
+"""Recipes: of a LatentLM, an image tokenizer, a speech tokenizer; `kinds.py` says what is done with each."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -14,6 +14,18 @@ from .training import DataConfig, SourceConfig, TrainingConfig
 
 SPECIAL_OFFSET = -10.0
 """Keeps new special tokens from taking probability of a backbone's text; `interop/hf_llm.py` says how much is left."""
+
+
+class Recipe(Protocol):
+    """What every kind of recipe has: an immutable pydantic model, whose `kind` is a key of `kinds.KINDS`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+    @property
+    def training(self) -> TrainingConfig: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
 
 class RecipeModelConfig(ModelConfig):
@@ -191,6 +203,3 @@ def check_loss_weights(training: TrainingConfig, losses: Collection[str]) -> Non
     for name in training.loss_weights:
         if name not in losses:
             raise ValueError(f"training.loss_weights: no loss {name!r}{did_you_mean(name, sorted(losses))}")
-
-
-Recipe = Annotated[LatentLMRecipe | ImageTokenizerRecipe | SpeechTokenizerRecipe, Field(discriminator="kind")]

@@ -26,11 +26,21 @@ TokenizerConfig = ImageTokenizerConfig | ConvImageTokenizerConfig | SpeechTokeni
 
 
 def open_media_loader(
-    config: MediaConfig, tokenizer: TokenizerConfig, seed: int, num_streams: int, rank: int = 0, world: int = 1
+    config: MediaConfig,
+    tokenizer: TokenizerConfig,
+    seed: int,
+    num_streams: int,
+    rank: int = 0,
+    world: int = 1,
+    sources: Sequence[Sequence] | None = None,
 ) -> MediaLoader:
-    """The loader of a tokenizer's recipe, which makes its batches when they are asked for. ValueError as `media`."""
+    """The loader of a tokenizer's recipe, which makes its batches when they are asked for. ValueError as `media`.
+
+    sources: the media, where they are open already.
+    """
     modality = "speech" if isinstance(tokenizer, SpeechTokenizerConfig) else "image"
-    sources: list[Sequence] = [media(source, modality, "train") for source in config.sources]
+    if sources is None:
+        sources = [media(source, modality, "train") for source in config.sources]
     keep = not any(source.is_streamed for source in config.sources)
     if modality == "image":
         prepare: Callable = ImageExample(tokenizer.image_size, flip=config.flip, crop=config.crop, keep=keep)

@@ -121,6 +121,9 @@ class Streams:
             mixture.counts = list(counts)
         self.step = state["step"]
 
+    def close(self) -> None:
+        """Nothing to end: batches are made when they are asked for."""
+
     def noise_seed(self, stream: int, step: int) -> int:
         return int(np.random.SeedSequence((self.seed, step, stream)).generate_state(1, np.uint64)[0]) >> 1
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checkpoint import build_from_config, check_tokenizers, fill, load_tokenizers, resolve
+from ..checkpoint import build_from_config, check_tokenizers, fill, kind_of, load_tokenizers, resolve
+from ..config.kinds import lookup
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
 from ..hardware import choose_device
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
-from ..tokenizers.load import is_tokenizer
 from ..tokenizers.streaming import FeatureStream
 from ..types import FEATURES, IGNORE, Audio, Document, GenerationOutput, Image, Segment, Speech, Text
 from .answer import Part, answer, collect
@@ -263,6 +263,7 @@ def load(
     weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
     adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
     device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
+    What is loaded, and how, is the affair of the folder's kind: a `Pipeline` where it is LatentLM.
     Raises ValueError, one line, naming what is missing or does not fit.
     """
     device = choose_device(device)
@@ -271,11 +272,16 @@ def load(
         raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
     if adapter is not None and weights == "raw":
         raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
-    if is_tokenizer(folder):
-        raise ValueError(
-            f"{folder}: a tokenizer, not a model: a recipe names it in its section tokenizers, latentlm evaluate "
-            "measures it, and latentlm.tokenizers.load_tokenizer loads it"
-        )
+    spec = kind_of(folder)
+    if spec.no_model:
+        raise ValueError(f"{folder}: {spec.no_model}")
+    return lookup(spec.load)(folder, adapter=adapter, weights=weights, device=device, dtype=dtype)
+
+
+def load_pipeline(
+    folder: Path, *, adapter: str | Path | None, weights: str, device: torch.device, dtype: torch.dtype
+) -> Pipeline:
+    """The LatentLM in `folder`; arguments and errors as in `load`."""
     tokenizers = load_tokenizers(folder / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     check_tokenizers(folder, model, tokenizers)

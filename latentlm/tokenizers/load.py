@@ -23,11 +23,6 @@ KINDS: dict[str, tuple[type[BaseModel], type[Tokenizer]]] = {
 }
 
 
-def is_tokenizer(folder: str | Path) -> bool:
-    """Whether `folder` holds a continuous tokenizer, not a model. Raises ValueError for a config.json that is none."""
-    return read_config(Path(folder) / "config.json").get("kind") in KINDS
-
-
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The image or speech tokenizer in `folder`, on the CPU and in eval mode.
 

@@ -1,7 +1,7 @@
-"""Training checkpoints: everything a resumed run needs to go on as if it had never stopped.
+"""Training checkpoints: the tensors of a run, to disk and back, and the whole weights that leave it.
 
-Place in the flow: written and read by the trainer. Not the directory that `latentlm.load` reads: that one comes from
-`Trainer.export`.
+Place in the flow: written and read by the trainer, with what `state.py` says of the run beside the tensors. Not the
+directory that `latentlm.load` reads: that one comes from `Trainer.export`.
 
     <folder>/checkpoints/step-00001234/
         state/*.safetensors   weights, optimiser, EMA; each rank writes its part, any number of processes reads it
@@ -13,27 +13,26 @@ complete. `state/` goes through torch.distributed.checkpoint in its safetensors 
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import random
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import read_json
 from ..weights import misfits
 from .distributed import World
+from .ema import EMA, clean_name
+from .objective import PhaseTraining
+from .parallelize import full_tensor
 
 _STEP = re.compile(r"step-(\d{8,})")
 
@@ -153,37 +152,39 @@ def _quiet():
         yield
 
 
-# ------------------------------------------------------------------ random state
+# ------------------------------------------------------------------ the tensors of a run
 
 
-def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's global generators, as JSON."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
-    version, internal, gauss_next = random.getstate()
-    state = {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
-        "torch": _encode(torch.get_rng_state()),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = _encode(torch.cuda.get_rng_state())
-    return state
+def run_tensors(model: nn.Module, phases: Sequence[PhaseTraining], ema: EMA | None) -> dict[str, Tensor]:
+    """All tensors of a run that change, by unique name; tied weights once, frozen ones not at all.
+
+    model.*, optimizer.*, ema.* of the model that is exported; phases.NAME.* of what else a phase trains.
+    """
+    seen: set[int] = set()
+    tensors = {f"model.{name}": value for name, value in _changing(model, seen)}
+    for phase in phases:
+        prefix = "" if phase.module is model else f"phases.{phase.name}."
+        tensors |= {f"{prefix}model.{name}": value for name, value in _changing(phase.module, seen)}
+        tensors |= {f"{prefix}optimizer.{name}": value for name, value in phase.optimizers.tensors().items()}
+    return tensors | {f"ema.{name}": value for name, value in (ema.tensors() if ema else {}).items()}
 
 
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Restore what `random_state` returned."""
-    version, internal, gauss_next = state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
-    torch.set_rng_state(_decode(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_decode(state["cuda"]))
+def _changing(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """The state of `module` by clean name, without frozen parameters and what is in `seen`, which grows by it."""
+    for name, value in module.state_dict(keep_vars=True).items():
+        frozen = isinstance(value, nn.Parameter) and not value.requires_grad
+        if id(value) not in seen and not frozen:
+            seen.add(id(value))
+            yield clean_name(name), value.detach()
 
 
-def _encode(state: Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+def whole_weights(model: nn.Module, replaced: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """The weights of `model` by clean name, unsharded, on the CPU, in the model's dtypes; those in `replaced` (by
+    parameter) instead of its own. Collective; ranks that do not `keep` them get none."""
+    by_id = {id(value): clean_name(name) for name, value in model.named_parameters()}
+    weights: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        whole = full_tensor(replaced.get(by_id.get(id(value), ""), value))
+        if keep:
+            weights[clean_name(name)] = whole.to("cpu", value.dtype)
+    return weights

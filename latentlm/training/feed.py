@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from ..config import DataConfig, MediaConfig, SourceConfig
+from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
 from ..data.ahead import DocumentsAhead, MediaAhead
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.encode import Job
 from ..data.encode_workers import encode
-from ..data.examples import open_media_loader
-from ..data.loader import DocumentLoader, MediaLoader
+from ..data.examples import TokenizerConfig, open_media_loader
+from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
 from ..data.placed import PlacedDocuments, place_of
 from ..data.script import laid_out
 from ..data.shards import ShardDocuments
 from ..data.sources import documents
 from ..types import Document
+from .contract import Loader
 from .distributed import World
 
 MEDIA_WORKERS = 2
@@ -89,37 +90,46 @@ def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None
             )
 
 
-def document_loader(
+def packed_batches(
     config: DataConfig,
     sources: Sequence[ResolvedDocuments],
     encoder: DocumentEncoder,
     latent_dims: dict[str, int],
-    *,
-    seed: int,
-    num_streams: int,
+    training: TrainingConfig,
     world: World,
-) -> DocumentLoader | DocumentsAhead:
+) -> Loader:
     """Batches of the recipe's documents; made ahead by threads where it says so, or where a source is on disk."""
     loader = DocumentLoader(
-        sources, config, encoder, latent_dims, seed=seed, num_streams=num_streams, rank=world.rank, world=world.size
+        sources,
+        config,
+        encoder,
+        latent_dims,
+        seed=training.seed,
+        num_streams=training.accumulation,
+        rank=world.rank,
+        world=world.size,
     )
     workers = config.workers if config.workers is not None else int(any(c.is_streamed for c in config.sources))
     return DocumentsAhead(loader, workers, pin=world.device.type == "cuda") if workers else loader
 
 
-def media_loader(
-    config: MediaConfig, tokenizer: Any, *, seed: int, num_streams: int, world: World
-) -> tuple[MediaLoader | MediaAhead, Sequence[Sequence]]:
-    """Batches of prepared media for a tokenizer, and the media themselves by source; worker processes decode them
-    where the recipe says so, or where a source is a path."""
-    arguments = (config, tokenizer.config, seed, num_streams, world.rank, world.size)
-    loader = open_media_loader(*arguments)
+def media_batches(
+    config: MediaConfig,
+    sources: Sequence[Sequence],
+    tokenizer: TokenizerConfig,
+    training: TrainingConfig,
+    world: World,
+) -> Loader:
+    """Batches of examples for a tokenizer; worker processes decode media where the recipe says so, or where a source is
+    a path."""
+    arguments = (config, tokenizer, training.seed, training.accumulation, world.rank, world.size)
+    loader = open_media_loader(*arguments, sources=sources)
     default = MEDIA_WORKERS if any(source.is_streamed for source in config.sources) else 0
     workers = config.workers if config.workers is not None else default
     if not workers:
-        return loader, loader.sources
+        return loader
     opened = "latentlm.data.examples:open_media_loader"
-    return MediaAhead(loader, workers, opened, *arguments, pin=world.device.type == "cuda"), loader.sources
+    return MediaAhead(loader, workers, opened, *arguments, pin=world.device.type == "cuda")
 
 
 def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:

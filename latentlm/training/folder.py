@@ -1,11 +1,10 @@
-"""The folder of a run: who may train in it, the recipe that lies there, and what is said when a disk is full.
+"""The folder of a run: who may train in it and the recipe that lies there.
 
 Place in the flow: below `run.py` and the demo, which ask here before they write anything into a folder.
 """
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +14,12 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from ..config import Recipe
 from ..weights import write_text
 from .checkpoint import Checkpoints
 from .distributed import World
-from .record import Record
+from .state import Record
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
@@ -78,19 +76,3 @@ def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Put `recipe` into `folder`, whole or not at all: other processes may be reading the one before it."""
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Within, a disk that refuses is an OSError that names a file: its own, or `path` where it has none.
-
-    Python names the file that cannot be opened, but not the one that cannot be written to.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(path)) from None
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None

@@ -1,36 +1,28 @@
-"""Where a run is, and the losses since its last log line.
+"""What a run is at a step, and whether another run may go on from it: `trainer.json` of a checkpoint.
 
-Place in the flow: kept by `trainer.py`, saved with every checkpoint.
+Place in the flow: made and read by the trainer; `checkpoint.py` keeps it beside the tensors.
 """
 
 from __future__ import annotations
 
+import base64
+import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 
-@dataclass
-class Window:
-    """Sums since the last log line: a logged loss is the mean over all targets of these steps."""
+from .logs import Window
 
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    gradient_norm: float = 0.0
-    tokens: float = 0.0
-    seconds: float = 0.0
-    num_steps: int = 0
+FORMAT_VERSION = 1
+"""Of the record; one without a version, as the first were written, is read as this."""
 
-    def add(self, sums: Mapping[str, float], counts: Mapping[str, float], norm: float, tokens: float) -> None:
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0.0) + count_of(name, counts)
-        self.gradient_norm += norm
-        self.tokens += tokens
-        self.num_steps += 1
-
-    def losses(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in sorted(self.sums.items()) if self.counts[name]}
+NUM_NAMED = 3
+MAX_CHARACTERS = 120
 
 
 @dataclass
@@ -53,28 +45,91 @@ class TrainingResult:
     losses: dict[str, float]
 
 
-def log_record(
-    state: TrainingState, window: Window, weights: Mapping[str, float], learning_rate: float, unit: str
-) -> dict[str, Any]:
-    """A line of the log: where the run is, and what `window` tells; `weights` by loss name, 1 where there is none;
-    `unit`: what was counted, tokens or examples."""
-    losses = window.losses()
-    return {
-        "step": state.step,
-        "loss": sum(weights.get(name, 1.0) * value for name, value in losses.items()),
-        "losses": losses,
-        "learning_rate": learning_rate,
-        "gradient_norm": window.gradient_norm / window.num_steps,
-        unit: int(state.tokens),
-        f"{unit}_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
-        "seconds": round(state.seconds, 3),
+@dataclass(frozen=True)
+class Record:
+    """identity: what a resumed run must agree on; loader: data positions; random: by rank; metadata: for people."""
+
+    identity: dict[str, Any]
+    state: TrainingState
+    ema_updates: int
+    loader: dict[str, Any]
+    random: list[dict[str, Any]]
+    metadata: dict[str, Any]
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        fields = {"format_version": FORMAT_VERSION} | asdict(self)
+        fields["state"]["window"] = self.state.window.dump()
+        return fields
+
+    @classmethod
+    def parse(cls, path: Path, fields: Mapping[str, Any]) -> Record:
+        """What `dump` gave, of the checkpoint `path`. ValueError, one line, where another release wrote it."""
+        fields = dict(fields)
+        version = fields.pop("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise ValueError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
+        try:
+            state = dict(fields.pop("state"))
+            window = Window(**state.pop("window"))
+            return cls(**fields, state=TrainingState(**state, window=window))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: trainer.json was written by another release ({error})") from None
+
+    def check(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """ValueError, one line, that names the first keys in which the run of checkpoint `path` was another."""
+        found = differences(self.identity, identity)
+        if found:
+            named = [f"{key} = {_short(then)}, this run has {_short(now)}" for key, then, now in found[:NUM_NAMED]]
+            more = f" and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""
+            raise ValueError(f"{path}: was made with {'; '.join(named)}{more}; cannot resume")
+
+
+def differences(then: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, then, now) wherever the two differ; a key that is missing is None."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        names = sorted(then.keys() | now.keys())
+        parts = [differences(then.get(name), now.get(name), f"{key}.{name}" if key else name) for name in names]
+        return [difference for part in parts for difference in part]
+    return [] if then == now else [(key, then, now)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
+
+
+# ------------------------------------------------------------------ random state
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's global generators, as JSON."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    version, internal, gauss_next = random.getstate()
+    state = {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
+        "torch": _encode(torch.get_rng_state()),
     }
+    if torch.cuda.is_available():
+        state["cuda"] = _encode(torch.cuda.get_rng_state())
+    return state
 
 
-def count_of(name: str, counts: Mapping[str, float]) -> float:
-    """The number of targets that divides loss `name`: its own, or the examples."""
-    if name in counts:
-        return counts[name]
-    if "examples" in counts:
-        return counts["examples"]
-    raise ValueError(f"loss {name!r} has no target count; the batch counts {', '.join(sorted(counts))}")
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(_decode(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_decode(state["cuda"]))
+
+
+def _encode(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

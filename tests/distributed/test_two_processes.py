@@ -13,6 +13,7 @@ from latentlm.training.logs import read_log
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from tiny_run import TinyLoader, TinyModel, adapted_model, real_loader, real_model, tiny_config
 
+from latentlm.training.contract import Run
 from latentlm.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[1] / "training" / "tiny_run.py"
@@ -23,7 +24,7 @@ SETTINGS = ["accumulation=4", "optimizer.schedule=constant"]
 
 def alone(folder, **values):
     config = tiny_config(**{**STEADY, **values})
-    trainer = Trainer(TinyModel(), TinyLoader(config.accumulation), config, folder)
+    trainer = Trainer(Run(model=TinyModel()), TinyLoader(config.accumulation), config, folder)
     trainer.fit()
     return trainer
 
@@ -34,8 +35,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     alone(folder / "whole")
     slower = tiny_config(**{**STEADY, "optimizer": {"schedule": "constant", "learning_rate": 0.001}})
-    Trainer(real_model(), real_loader(4), slower, folder / "latentlm_whole").fit()
-    Trainer(adapted_model(), real_loader(4), slower, folder / "adapter_whole").fit()
+    Trainer(Run(model=real_model()), real_loader(4), slower, folder / "latentlm_whole").fit()
+    Trainer(Run(model=adapted_model()), real_loader(4), slower, folder / "adapter_whole").fit()
     alone(folder / "one_to_two", steps=4)
     alone(folder / "one_to_shards", steps=4)
     environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}

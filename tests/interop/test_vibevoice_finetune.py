@@ -16,8 +16,8 @@ from latentlm.config import load_recipe
 from latentlm.data.cache import LatentCache
 from latentlm.interop.convert import Conversion, convert
 from latentlm.media.sound import load_audio, save_audio
-from latentlm.training.build import build_latentlm
 from latentlm.training.distributed import World
+from latentlm.training.latentlm import build_latentlm, document_loader
 from latentlm.training.logs import read_log
 from latentlm.training.run import train
 from latentlm.types import Audio
@@ -115,8 +115,9 @@ def test_what_it_learns_from_begins_as_the_prompts_it_answers(start, manifest, t
 
 def test_no_position_of_a_span_may_start_another_or_end_the_document(start, manifest, tmp_path):
     """Generation chooses among four tokens there, so the loss does."""
-    run = build_latentlm(recipe(start, manifest), tmp_path / "run", World())
-    (batch,) = run.loader.next_step()
+    chosen = recipe(start, manifest)
+    run = build_latentlm(chosen, tmp_path / "run", World())
+    (batch,) = document_loader(chosen, run, World()).next_step()
     run.model.zero_grad()
     run.model(batch, torch.Generator().manual_seed(0))["end"].backward()
     special = run.model.special

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from latentlm.config import TransformerConfig
-from latentlm.model import prepack as module
 from latentlm.hardware import multiplies_bf16
+from latentlm.model import prepack as module
 from latentlm.model.prepack import FEWEST_ROWS, PATIENCE, PackedLinear, Packing, packed, packed_twin
 from latentlm.model.transformer import Transformer
 

@@ -15,8 +15,8 @@ from latentlm.config import RecipeError, load_recipe, parse_recipe
 from latentlm.data.packing import DocumentEncoder, pack
 from latentlm.generation.pipeline import load
 from latentlm.interop import hf_llm
-from latentlm.training.build import build_latentlm
 from latentlm.training.distributed import World
+from latentlm.training.latentlm import build_latentlm
 from latentlm.types import IGNORE, Document, Text
 
 TEXTS = ("Plain text, as a backbone reads it.", "Zwei Zeilen\nund 3 Zeichen: é")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny_run import trainer, without_clock
 
-from latentlm.training.checkpoint import Checkpoints, random_state, set_random_state
+from latentlm.training.checkpoint import Checkpoints
 from latentlm.training.distributed import World
+from latentlm.training.state import random_state, set_random_state
 
 SCRIPTS = Path(__file__).parent
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(float("nan"))}

@@ -20,10 +20,9 @@ from latentlm.checkpoint import load_tokenizers
 from latentlm.config import RecipeError, load_recipe, parse_recipe
 from latentlm.data.cache import media_hash, read_latents
 from latentlm.data.manifest import Manifest
-from latentlm.training.build import LatentLMRun, build_latentlm
 from latentlm.training.distributed import World
+from latentlm.training.latentlm import LatentLMRun, build_latentlm, document_loader, write_adapted
 from latentlm.training.logs import read_log
-from latentlm.training.run import _write_adapted
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import finetune
@@ -135,8 +134,9 @@ def recipe(tmp_path, places):
 
 def test_the_end_of_every_utterance_is_in_the_loss(recipe, tmp_path):
     """transformers#40546: <EOD> was no target, and fine-tuned models spoke for ever."""
-    run = build_latentlm(recipe(), tmp_path / "run", World())
-    (batch,) = run.loader.next_step()
+    chosen = recipe()
+    run = build_latentlm(chosen, tmp_path / "run", World())
+    (batch,) = document_loader(chosen, run, World()).next_step()
     span = batch.latents["speech"]
     special, ends = run.model.special, batch.end_targets.flatten()
     ids = batch.ids.flatten()
@@ -208,8 +208,8 @@ def test_an_adapter_killed_and_resumed_is_bit_identical(tmp_path):
 
     def run(folder):
         model, loader = adapted_model(), real_loader(2)
-        run = LatentLMRun(model, {}, loader, [], [], {"model.start": "real"})
-        return trainer(folder, model, loader, **settings, write=partial(_write_adapted, run))
+        run = LatentLMRun(model=model, tokenizers={}, documents=[], held_out=[], identity={"model.start": "real"})
+        return trainer(folder, model, loader, **settings, write=partial(write_adapted, run))
 
     run(tmp_path / "whole").fit()
     log = tmp_path / "killed" / "train.jsonl"

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from latentlm.training.record import FORMAT_VERSION, Record, differences
-from latentlm.training.state import TrainingState
+from latentlm.training.state import FORMAT_VERSION, Record, TrainingState, differences
 
 
 def test_differences_are_dotted_leaves():

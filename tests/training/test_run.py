@@ -16,19 +16,20 @@ from latentlm.config import (
     RecipeError,
     SourceConfig,
     SpeechTokenizerConfig,
+    SpeechTokenizerRecipe,
     load_recipe,
     parse_recipe,
 )
+from latentlm.data import examples
 from latentlm.media.picture import load_image
 from latentlm.media.sound import load_audio, save_audio
 from latentlm.tokenizers.load import load_tokenizer
-from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.training import run as module
-from latentlm.training.build import build_latentlm
-from latentlm.training.feed import media_loader
 from latentlm.training.distributed import World
+from latentlm.training.latentlm import build_latentlm, document_loader
 from latentlm.training.logs import read_log
 from latentlm.training.run import STOPPED, ProcessFailed, train
+from latentlm.training.tokenizer import build_tokenizer, media_loader, recipe_media
 from latentlm.training.trainer import Trainer
 from latentlm.types import Audio
 
@@ -79,7 +80,7 @@ def test_a_tokenizer_is_kept_with_its_averaged_weights_and_their_normalisation(t
         assert torch.equal(kept[name], value)
     assert not torch.equal(kept["to_latent.weight"], state["model.to_latent.weight"])
     tokenizer = load_tokenizer(folder)
-    _, sources = media_loader(wanted.data, tokenizer, seed=0, num_streams=1, world=World())
+    sources = recipe_media(wanted.data, "image")
     means = torch.cat([latents.mean for latents in tokenizer.encode(list(sources[0]))])
     assert means.mean().item() == pytest.approx(0.0, abs=1e-4)
     assert means.std().item() == pytest.approx(1.0, abs=1e-3)
@@ -136,20 +137,23 @@ def test_a_speech_tokenizer_trains_on_clips_of_the_loudness_that_it_will_read(tm
     quiet_then_loud = torch.cat((torch.full((800,), 0.01), torch.full((800,), 0.1)))
     save_audio(Audio(quiet_then_loud, 8000), tmp_path / "a.wav")
     (tmp_path / "clips.jsonl").write_text('{"segments": [{"speech": "a.wav"}]}\n', encoding="utf-8")
-    config = SpeechTokenizerConfig(
-        sample_rate=8000, strides=(4,), depths=(1, 1), channels=4, max_channels=8, latent_dim=4, loudness=-12.0
+    chosen = SpeechTokenizerRecipe(
+        tokenizer=SpeechTokenizerConfig(
+            sample_rate=8000, strides=(4,), depths=(1, 1), channels=4, max_channels=8, latent_dim=4, loudness=-12.0
+        ),
+        data=MediaConfig(sources=(SourceConfig(manifest=str(tmp_path / "clips.jsonl")),), batch_size=8, seconds=0.05),
     )
-    tokenizer, calls = SpeechTokenizer(config), []
-    waveform = tokenizer.waveform
-    monkeypatch.setattr(tokenizer, "waveform", lambda audio: calls.append(audio) or waveform(audio))
-    data = MediaConfig(sources=(SourceConfig(manifest=str(tmp_path / "clips.jsonl")),), batch_size=8, seconds=0.05)
-    loader, sources = media_loader(data, tokenizer, seed=0, num_streams=1, world=World())
+    run, calls = build_tokenizer(chosen, tmp_path, World()), []
+    tokenizer, sources = run.model, run.media
+    prepare = examples.prepare_clip
+    monkeypatch.setattr(examples, "prepare_clip", lambda *clip: calls.append(clip) or prepare(*clip))
+    loader = media_loader(chosen, run, World())
     crops = loader.next_step()[0].media
     whole = tokenizer.batch([sources[0][0]]).media.flatten()
     assert whole.square().mean().sqrt().item() == pytest.approx(10 ** (-12 / 20), rel=1e-3)
     assert crops.shape == (8, 1, 400)
     assert set(crops.unique().tolist()) <= set(whole.tolist())
-    assert len(calls) == 2
+    assert len(calls) == 1
 
 
 def test_a_run_stopped_by_a_signal_raises_and_resumes(tmp_path, monkeypatch):
@@ -258,8 +262,9 @@ def test_the_noise_of_a_source_is_its_own(tmp_path):
     sources = [{"name": "digits", "task": task, "limit": 8} for task in ("text_to_image", "image_to_text")]
     sources[0]["noise"] = 0.0
     changes = {"data.sources": sources, "data.rows": 1, "tokenizers.speech": None}
-    run = build_latentlm(load_recipe("demo", changes), tmp_path, World())
-    spans = run.loader.next_step()[0].latents["image"]
+    chosen = load_recipe("demo", changes)
+    run = build_latentlm(chosen, tmp_path, World())
+    spans = document_loader(chosen, run, World()).next_step()[0].latents["image"]
     drawn = (spans.values != spans.means).any(1)
     assert torch.equal(drawn, ~spans.target)
     assert 0 < spans.target.sum() < len(spans.target)

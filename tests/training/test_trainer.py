@@ -17,11 +17,11 @@ from tiny_run import Poisoned, TinyLoader, TinyModel, make_batch, tiny_config, t
 from torch import nn
 
 from latentlm.config import OptimizerConfig
-from latentlm.training.checkpoint import CheckpointError
+from latentlm.training.checkpoint import CheckpointError, run_tensors
+from latentlm.training.contract import Run
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log
 from latentlm.training.parallelize import Replicated, resolve_precision
-from latentlm.training.tensors import run_tensors
 from latentlm.training.trainer import NonFiniteLoss, Trainer
 from latentlm.types import MediaBatch
 from latentlm.weights import load_weights
@@ -196,7 +196,7 @@ def test_resume_is_bit_identical(tmp_path):
     second = trainer(tmp_path / "parts", steps=9, log_every=3, model=TinyModel(seed=5))
     second.fit()
     assert without_clock(tmp_path / "parts/train.jsonl") == without_clock(tmp_path / "whole/train.jsonl")
-    found, expected = (run_tensors(run.model, run.optimizers, run.ema) for run in (second, whole))
+    found, expected = (run_tensors(run.model, run.phases, run.ema) for run in (second, whole))
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert second.loader.state_dict() == whole.loader.state_dict()
     assert second.ema.num_updates == whole.ema.num_updates == 9
@@ -365,7 +365,7 @@ def test_more_steps_after_the_end(tmp_path):
 
 def test_streams_must_fit(tmp_path):
     with pytest.raises(ValueError, match="accumulation 3 is not a multiple of the 2 processes"):
-        Trainer(TinyModel(), TinyLoader(3), tiny_config(accumulation=3), tmp_path, world=World(0, 2, 0, 2))
+        Trainer(Run(model=TinyModel()), TinyLoader(3), tiny_config(accumulation=3), tmp_path, world=World(0, 2, 0, 2))
     with pytest.raises(ValueError, match="loader has 4 streams"):
         trainer(tmp_path, loader=TinyLoader(4), accumulation=2)
 

@@ -35,8 +35,10 @@ from latentlm.model import adapter
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.training.checkpoint import CheckpointError
+from latentlm.training.contract import Run
 from latentlm.training.distributed import World, finish, start
 from latentlm.training.logs import read_log
+from latentlm.training.objective import plain
 from latentlm.training.trainer import NonFiniteLoss, Trainer
 from latentlm.types import IGNORE, Document, Image, Latents, LatentSpans, PackedBatch, Speech, Text
 
@@ -162,12 +164,12 @@ CLOCK = ("seconds", "tokens_per_second")
 
 def trainer(folder, model=None, loader=None, **values):
     options = {
-        name: values.pop(name)
-        for name in ("loss_weights", "identity", "write", "on_start", "on_export", "on_sample")
-        if name in values
+        name: values.pop(name) for name in ("identity", "write", "on_start", "on_export", "on_sample") if name in values
     }
+    weights, model = values.pop("loss_weights", None), model or TinyModel()
     config = tiny_config(**values)
-    return Trainer(model or TinyModel(), loader or TinyLoader(config.accumulation), config, folder, **options)
+    run = Run(model=model, objective=plain(model, config.optimizer, weights), **options)
+    return Trainer(run, loader or TinyLoader(config.accumulation), config, folder)
 
 
 def without_clock(path):
@@ -260,7 +262,7 @@ def run(world: World, folder: str, *settings: str) -> None:
     if full and world.rank == int(full):
         filesystem.os.fsync = lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     try:
-        Trainer(model, loader, config, Path(folder), world=world, on_sample=interrupt).fit()
+        Trainer(Run(model=model, on_sample=interrupt), loader, config, Path(folder), world=world).fit()
     except (ValueError, NonFiniteLoss, CheckpointError) as error:
         Path(f"{folder}.{world.rank}.error").write_text(f"{type(error).__name__}: {error}")
     finally:

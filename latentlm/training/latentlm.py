@@ -1,47 +1,52 @@
-"""A recipe ──▶ tokenizers, model, loader: everything a Trainer needs.
+"""Kind "latentlm": a recipe ──▶ tokenizers, documents, model; the loader of their packed batches; what is exported.
 
-Place in the flow: between `config.py` and `trainer.py`; `run.py` calls it in every process with equal results.
+Place in the flow: 5, looked up by `run.py` through the registry of kinds, in every process with equal results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from ..checkpoint import modality_specs, resolve
+from ..checkpoint import modality_specs, resolve, write_config
 from ..config import LatentLMRecipe, SourceConfig
-from ..data.ahead import DocumentsAhead
 from ..data.cache import LatentCache, ResolvedDocuments
-from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
 from ..data.placed import texts_of
-from ..generation.pipeline import load
+from ..generation.pipeline import Pipeline, load
 from ..interop.hf_llm import Backbone
 from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer
 from ..types import FEATURES, MODALITIES, Document
+from ..weights import save_weights
+from .contract import Loader, Run
 from .distributed import World
-from .feed import check_lengths, document_loader, open_documents, with_latents
+from .feed import check_lengths, open_documents, packed_batches, with_latents
 from .folder import check_resumed
-from .held_out import choose
+from .held_out import HeldOut, choose
+from .samples import SampleWriter
+from .trainer import Trainer
 
 
-@dataclass
-class LatentLMRun:
-    """What training a language model needs, built from its recipe."""
+@dataclass(kw_only=True)
+class LatentLMRun(Run):
+    """What training a language model needs, built from its recipe.
+
+    documents  by source, media as latents
+    held_out   to score while it trains, media as latents; in the main process alone
+    """
 
     model: LatentLM
     tokenizers: dict
-    loader: DocumentLoader | DocumentsAhead
-    documents: list[ResolvedDocuments]  # by source, media as latents
-    held_out: list[Document]  # to score while it trains, media as latents; in the main process alone
-    identity: dict  # what a resumed run must agree on
+    documents: list[ResolvedDocuments]
+    held_out: list[Document]
 
 
 def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> LatentLMRun:
@@ -53,31 +58,57 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     """
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
-    configs = recipe.data.sources
     layout = (start.model.config if start else recipe.model).prompt
-    sources = [open_documents(config, "train", layout) for config in configs]
+    sources = recipe_documents(recipe, layout)
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     fingerprints = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
     check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
-
-    resolved = with_latents(configs, sources, cache, folder / "latents", layout, world)
+    resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
     encoder = DocumentEncoder(tokenizers["text"])
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
     context = model.config.transformer.context_length
     world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
     identity = fingerprints | _choose_weights(model, recipe)
-    latent_dims = {name: spec.latent_dim for name, spec in model.modalities.items()}
-    training = recipe.training
-    loader = document_loader(
-        recipe.data, resolved, encoder, latent_dims, seed=training.seed, num_streams=training.accumulation, world=world
-    )
     held_out: list[Document] = []
     if recipe.training.sample_every:
-        kinds = partial(_held_out_kinds, configs, layout)
+        kinds = partial(_held_out_kinds, recipe.data.sources, layout)
         world.on_main(lambda: held_out.extend(choose(kinds(), cache, encoder, context)))
-    return LatentLMRun(model, tokenizers, loader, resolved, held_out, identity)
+    run = LatentLMRun(model=model, tokenizers=tokenizers, documents=resolved, held_out=held_out, identity=identity)
+    if recipe.training.adapter:
+        run.write = partial(write_adapted, run)
+    run.on_sample = _sampler(run, folder / "samples")
+    return run
+
+
+def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Document]]:
+    """The documents to learn from, by source; media are as their source has them."""
+    return [open_documents(config, "train", layout) for config in recipe.data.sources]
+
+
+def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Loader:
+    """Packed batches of the documents of `run`: this process's streams of them."""
+    latent_dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
+    encoder = DocumentEncoder(run.tokenizers["text"])
+    return packed_batches(recipe.data, run.documents, encoder, latent_dims, recipe.training, world)
+
+
+def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, folder: Path) -> None:
+    """config.json and tokenizers/ beside the weights."""
+    write_config(folder, run.model, run.tokenizers, {"recipe": recipe.model_dump(mode="json")})
+
+
+def write_adapted(run: LatentLMRun, path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Beside the model with the adapter merged the adapter alone; the averaged weights come last and stay."""
+    save_weights(path, adapter.merge(run.model, weights))
+    adapter.save(run.model, weights, path.parent.parent / "adapter", run.identity["model.start"])
+
+
+def _sampler(run: LatentLMRun, folder: Path) -> Callable[[nn.Module, int], dict[str, float]]:
+    pipeline = Pipeline(run.model, run.tokenizers)
+    write, held_out = SampleWriter(pipeline, run.documents, folder), HeldOut(pipeline, run.held_out)
+    return lambda model, step: write(model, step) | held_out()
 
 
 def _held_out_kinds(configs: Sequence[SourceConfig], layout: str) -> list[list[Sequence[Document]]]:
@@ -122,7 +153,7 @@ def build_tokenizers(
 ) -> dict:
     """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names.
 
-    Of a source on disk, a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), and none for bytes.
+    Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), and none for bytes.
     """
     texts = (text for source in sources for text in texts_of(source))
     tokenizers: dict = {"text": backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)}
