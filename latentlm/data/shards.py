@@ -109,7 +109,8 @@ def most_positions(document: Document) -> int:
 
 
 def _as_numbers(values: Tensor, dtype: DType) -> np.ndarray:
-    array = values.detach().float().cpu().numpy().astype(np.dtype(dtype).newbyteorder("<"))
+    with np.errstate(over="ignore"):
+        array = values.detach().float().cpu().numpy().astype(np.dtype(dtype).newbyteorder("<"))
     if not np.isfinite(array).all():
         raise ValueError(f"latents are not finite numbers in {dtype}")
     return array

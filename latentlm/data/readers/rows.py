@@ -97,8 +97,9 @@ class RowDocuments(PlacedDocuments):
     def __init__(self, rows: Rows, task: str, source: str):
         """Raises ValueError for a task that there is not, and for a column that `rows` lacks."""
         if task not in TASKS:
-            hint = f", one of {', '.join(TASKS)}" if task == "all" else did_you_mean(task, TASKS)
-            raise ValueError(f"{source}: task {task!r}: say which documents its rows make{hint}")
+            known = ", ".join(TASKS)
+            said = f"task says which documents its rows make: one of {known}"
+            raise ValueError(f"{source}: {said if task == 'all' else f'no task {task!r}{did_you_mean(task, TASKS)}'}")
         self.rows = rows
         self.columns, self._build = TASKS[task]
         for column in self.columns:
