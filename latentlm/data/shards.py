@@ -279,6 +279,6 @@ def _local(path: Location, stamp: str) -> str:
     copy = default_cache_dir() / "shards" / stamp / path.path.rpartition("/")[2]
     if not copy.is_file():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as temporary, path.open() as source, open(temporary, "wb") as target:
+        with replacing(copy) as temporary, path.open_binary() as source, open(temporary, "wb") as target:
             shutil.copyfileobj(source, target)
     return str(copy)

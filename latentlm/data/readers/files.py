@@ -58,7 +58,7 @@ class Location:
             return Location.of(name)
         return self.at(posixpath.join(posixpath.dirname(self.path), name))
 
-    def open(self) -> IO[bytes]:
+    def open_binary(self) -> IO[bytes]:
         """ValueError where there is no such file or it cannot be opened."""
         try:
             return self.system.open(self.path, "rb")
@@ -68,8 +68,8 @@ class Location:
             raise ValueError(f"{self}: {error.strerror or error}") from None
 
     def read(self, start: int = 0, length: int | None = None) -> bytes:
-        """The bytes from `start` on. ValueError as `open`."""
-        with self.open() as file:
+        """The bytes from `start` on. ValueError as `open_binary`."""
+        with self.open_binary() as file:
             file.seek(start)
             return file.read() if length is None else file.read(length)
 

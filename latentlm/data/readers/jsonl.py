@@ -34,7 +34,7 @@ class JsonLines(PlacedDocuments):
         self._starts, self._numbers = _lines(file)
         if not len(self._numbers):
             raise ValueError(f"{file}: the manifest is empty")
-        self._open = PerThread(file.open)
+        self._open = PerThread(file.open_binary)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -108,7 +108,7 @@ class JsonLinesMedia(Sequence):
 def _lines(file: Location) -> tuple[np.ndarray, np.ndarray]:
     """Where each line with something in it begins, and the end of the last; their numbers, from 1."""
     starts, numbers = array("q"), array("q")
-    with file.open() as handle:
+    with file.open_binary() as handle:
         begin, number, rest = 0, 1, b""
         while block := handle.read(BLOCK):
             *whole, rest = (rest + block).split(b"\n")

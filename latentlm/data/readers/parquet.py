@@ -32,7 +32,7 @@ class ParquetRows(Rows):
         self._names: tuple[str, ...] = ()
         counts: list[list[int]] = []
         for number, file in enumerate(self.files):
-            with file.open() as handle:
+            with file.open_binary() as handle:
                 opened = _open(file, handle)
                 if number == 0:
                     self._names = tuple(opened.schema_arrow.names)
@@ -96,7 +96,7 @@ class _Groups:
         import pyarrow
 
         if number not in self._open:
-            handle = self.files[number].open()
+            handle = self.files[number].open_binary()
             self._open[number] = (_open(self.files[number], handle), handle)
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)[1][1].close()

@@ -126,7 +126,7 @@ class _Handles:
         if number not in self._open:
             if len(self._open) == OPEN_FILES:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[number] = self.files[number].open()
+            self._open[number] = self.files[number].open_binary()
         handle = self._open[number]
         handle.seek(offset)
         data = handle.read(size)
@@ -158,7 +158,7 @@ def _index(file: Location) -> _Tar:
 
 def _members(file: Location) -> Iterator[tuple[str, str, int, int]]:
     """(key, suffix, offset, size) of every file in a tar."""
-    with file.open() as handle:
+    with file.open_binary() as handle:
         try:
             with tarfile.open(fileobj=handle, mode="r:") as tar:
                 while (member := tar.next()) is not None:
