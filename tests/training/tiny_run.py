@@ -159,7 +159,7 @@ def tiny_config(**values) -> TrainingConfig:
     return TrainingConfig.model_validate(defaults)
 
 
-CLOCK = ("seconds", "tokens_per_second")
+CLOCK = ("seconds", "tokens_per_second", "examples_per_second")
 
 
 def trainer(folder, model=None, loader=None, **values):
