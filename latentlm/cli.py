@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError
 from . import __version__
 from .commands.convert import convert
 from .commands.data import app as data
+from .commands.encode import encode
 from .commands.evaluate import evaluate
 from .commands.examples import examples
 from .commands.generate import generate
@@ -50,6 +51,17 @@ app.command(
         "latentlm train my_recipe.yaml --processes 2",
         "latentlm train my_recipe.yaml --resume",
         "latentlm train finetune --set 'data.sources=[{manifest: mine.jsonl}]' --out runs/mine",
+    ),
+)
+app.command(
+    encode,
+    sort_key=3,
+    help_epilogue=examples(
+        "latentlm encode photos --task text_to_image --tokenizers runs/my_image --out shards/photos",
+        "latentlm encode train.parquet --column image=image --column text=text --task text_to_image "
+        "--tokenizers tiny --out shards/train --processes 8",
+        "latentlm encode 's3://bucket/set-*.tar' --task speech_to_text --tokenizers runs/my_speech --out shards/set",
+        "latentlm train my_recipe.yaml --set 'data.sources=[{shards: shards/photos}]'",
     ),
 )
 app.command(

@@ -160,6 +160,7 @@ class Modality:
     tokenizers      kind in a tokenizer's config.json -> (config class, Tokenizer class)
     suffixes        of the files that `load` reads; `written`: of those that `save` writes, the recommended one first
     load, save      a medium from a path, a medium to a path; ValueError, one line, names the path
+    decode          a medium from the bytes of such a file; the error begins with the given name
     is_medium       whether an object is a medium of this modality: how a prompt's parts are told apart
     describe        the size of a medium in words, "32×32" or "1.20 s"
     show            a medium as a page shows it: a PIL image, or an Audio
@@ -177,6 +178,7 @@ class Modality:
     written: tuple[str, ...]
     load: Callable[[str | Path], Any]
     save: Callable[[Any, str | Path], None]
+    decode: Callable[[bytes, str], Any]
     is_medium: Callable[[Any], bool]
     describe: Callable[[Any], str]
     show: Callable[[Any], PILImage | Audio]
@@ -212,6 +214,12 @@ class Document:
         return replace(self, segments=segments)
 
 
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """`tensor` on `device`; from pinned memory without waiting for the copy."""
+    pinned = torch.device(device).type == "cuda" and not tensor.is_cuda and tensor.is_pinned()
+    return tensor.to(device, non_blocking=pinned)
+
+
 @dataclass
 class LatentSpans:
     """All latents of one modality in a packed batch.
@@ -229,8 +237,14 @@ class LatentSpans:
     feature_index: Tensor | None = None
 
     def to(self, device: torch.device | str) -> LatentSpans:
+        return self._each(lambda tensor: _moved(tensor, device))
+
+    def pin_memory(self) -> LatentSpans:
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> LatentSpans:
         tensors = (getattr(self, f.name) for f in fields(self))
-        return LatentSpans(*(None if tensor is None else tensor.to(device) for tensor in tensors))
+        return LatentSpans(*(None if tensor is None else change(tensor) for tensor in tensors))
 
 
 @dataclass
@@ -270,8 +284,15 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         latents = {name: span.to(device) for name, span in self.latents.items()}
+        return self._each(lambda tensor: _moved(tensor, device), latents)
+
+    def pin_memory(self) -> PackedBatch:
+        """The same batch in pinned memory, from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory, {name: span.pin_memory() for name, span in self.latents.items()})
+
+    def _each(self, change: Callable[[Tensor], Tensor], latents: dict[str, LatentSpans]) -> PackedBatch:
         names = ("ids", "positions", "documents", "spans", "text_targets", "end_targets")
-        return replace(self, latents=latents, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, latents=latents, **{name: change(getattr(self, name)) for name in names})
 
 
 @dataclass
@@ -291,7 +312,10 @@ class MediaBatch:
         return self.media.shape[0]
 
     def to(self, device: torch.device | str) -> MediaBatch:
-        return replace(self, media=self.media.to(device), lengths=self.lengths.to(device))
+        return replace(self, media=_moved(self.media, device), lengths=_moved(self.lengths, device))
+
+    def pin_memory(self) -> MediaBatch:
+        return replace(self, media=self.media.pin_memory(), lengths=self.lengths.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.losses import loss_weights
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import SpecialTokens, TextTokenizer
-from latentlm.training.latentlm import source_slug
+from latentlm.training.feed import source_slug
 
 RECIPES = recipe_names()
 PAPER = ("latentlm_l_imagenet", "tts_libriheavy", "mllm_1b")

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal, Protocol
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from .base import Config, Count, did_you_mean
 from .modalities import modality_names, tokenizer_names
@@ -147,11 +154,19 @@ class SpeechReconstructionConfig(Config):
 
 
 class MediaConfig(Config):
-    """Media for a tokenizer: sources as for the model; crops of `seconds` for speech."""
+    """Media for a tokenizer: sources as for the model, crops of speech. Augmentation is off by default."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     batch_size: Count = 64
     seconds: float = Field(1.0, gt=0, description="speech only: length of a training crop")
+    flip: bool = Field(False, description="pictures only: every second one mirrored, left to right")
+    crop: float = Field(
+        0.0, ge=0, lt=1, description="pictures only: a square at random, its side 1 - crop to 1 of the shorter side"
+    )
+    gain: float = Field(0.0, ge=0, description="speech only: louder or quieter by up to so many dB, peaks within 1")
+    workers: NonNegativeInt | None = Field(
+        None, description="processes that read and decode media; by default 2 where a source is a path, else 0"
+    )
 
 
 def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe) -> None:
@@ -165,7 +180,11 @@ def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe
         "task": "a tokenizer learns from all media of a source",
         "held_out": "a tokenizer's samples are of the media that it learns from",
         "warped_copies": "a tokenizer learns from the media as they are",
+        "shards": "they hold latents, a tokenizer learns from media",
     }
+    for name in ("gain",) if recipe.kind == "image_tokenizer" else ("flip", "crop"):
+        if getattr(recipe.data, name):
+            raise ValueError(f"data.{name} does not go with a recipe of kind {recipe.kind}")
     for source in recipe.data.sources:
         for name, why in refused.items():
             if getattr(source, name) != SourceConfig.model_fields[name].default:

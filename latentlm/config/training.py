@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
 from .base import Config, Count
 
 
 class SourceConfig(Config):
-    """One source of documents: an embedded one by name ("digits") or a JSONL manifest by path, and how often drawn."""
+    """One source of documents: an embedded one by name ("digits"), or one by path, and how often it is drawn from.
+
+    A manifest is kept in memory; `path` and `shards` are read from disk as they are needed (docs/data_format.md).
+    """
 
     name: str | None = None
-    manifest: str | None = None
+    manifest: str | None = Field(None, description="a small JSONL file, kept in memory with its media")
+    path: str | None = Field(None, description="JSONL, Parquet, tar, or a folder of pictures, of any size; URLs too")
+    shards: str | None = Field(None, description="a folder that `latentlm encode` wrote")
+    columns: dict[Literal["text", "image", "speech"], str] = Field(
+        {}, description="of Parquet: which columns hold text, image, speech; of tars: which suffixes"
+    )
     task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
-    held_out: str | None = Field(
-        None, description="beside a manifest: another, whose documents are never learnt, only scored"
+    held_out: StrictStr | StrictInt | StrictFloat | None = Field(
+        None,
+        description="beside a manifest, path or shards: another one, whose documents are never learnt, only scored; "
+        "of path and shards also a number of their own documents, or a share below 1",
     )
     weight: float = Field(1.0, gt=0)
     limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
@@ -27,11 +45,33 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _one(self):
-        if (self.name is None) == (self.manifest is None):
-            raise ValueError("give either name (an embedded source) or manifest (a JSONL path)")
-        if self.held_out is not None and self.manifest is None:
-            raise ValueError(f"held_out goes with a manifest; {self.name!r} has its own held-out split")
+        if sum(place is not None for place in (self.name, self.manifest, self.path, self.shards)) != 1:
+            raise ValueError("give one of name (an embedded source), manifest (a JSONL path), path or shards")
+        if self.held_out is not None and self.name is not None:
+            raise ValueError(f"held_out goes with a manifest, path or shards; {self.name!r} has its own held-out split")
+        if self.manifest is not None and not isinstance(self.held_out, str | None):
+            raise ValueError(f"held_out of a manifest is another manifest, not {self.held_out!r}; of a path it may be")
+        if isinstance(self.held_out, int | float) and not (
+            self.held_out >= 1 if isinstance(self.held_out, int) else 0 < self.held_out < 1
+        ):
+            raise ValueError(f"held_out is a path, a number of documents or a share below 1, not {self.held_out!r}")
+        if self.columns and self.path is None:
+            raise ValueError(f"columns goes with path, not with {self.label!r}")
+        if self.shards is not None and self.task != "all":
+            raise ValueError(f"shards {self.shards}: the task was chosen when they were encoded; leave out task")
+        if self.warped_copies and self.is_streamed:
+            raise ValueError("warped_copies keeps all pictures in memory: it goes with name and manifest")
         return self
+
+    @property
+    def label(self) -> str:
+        """What the source is called in messages."""
+        return next(place for place in (self.name, self.manifest, self.path, self.shards) if place is not None)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether its documents are read from disk as they are needed, none of them kept."""
+        return self.path is not None or self.shards is not None
 
 
 class DataConfig(Config):
@@ -39,6 +79,11 @@ class DataConfig(Config):
     sequence_length: Count = Field(256, description="positions in a packed row")
     rows: Count = Field(16, description="rows of a micro-batch")
     condition_dropout: float = Field(0.1, ge=0, le=1)
+    workers: NonNegativeInt | None = Field(
+        None,
+        description="threads that make batches ahead of the step; by default 1 where a source is a path or shards, "
+        "else 0",
+    )
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

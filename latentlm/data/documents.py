@@ -7,14 +7,25 @@ about the same picture or clip share one object, and a latent cache encodes it o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..config.modalities import as_segment
 from ..modalities.image import Image
 from ..modalities.speech import Speech
 from ..types import Audio, Document, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
+
+
+def text_to_medium(words: str, medium: Any) -> Document:
+    """Draw, say, …: text ──▶ a medium of any modality."""
+    return Document((_given(words), as_segment(medium)))
+
+
+def medium_to_text(medium: Any, words: str) -> Document:
+    """Describe, write down, …: a medium of any modality ──▶ text."""
+    return Document((as_segment(medium, condition=True, loss=False), Text(words)))
 
 
 def text_to_image(prompt: str, image: PILImage) -> Document:

@@ -10,6 +10,7 @@ resumed run goes on with the very next document.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -48,6 +49,13 @@ class Mixture:
         """How many items were taken."""
         return sum(self.counts)
 
+    def copy(self) -> Mixture:
+        """The same stream at the same place, which goes on by itself."""
+        copied = copy(self)
+        copied.counts = list(self.counts)
+        copied._order = dict(self._order)
+        return copied
+
     def peek(self) -> tuple[int, int]:
         """The next item as (source, item number), without taking it."""
         lag = self.weights * (self.index + 1) + self.phase - self.counts
@@ -74,7 +82,7 @@ class Mixture:
         return known[1]
 
 
-class _Streams:
+class Streams:
     """What both loaders share: this process's streams and their resumable state."""
 
     def __init__(
@@ -97,7 +105,7 @@ class _Streams:
 
     def next_step(self) -> list:
         """This process's micro-batches of the next step."""
-        batches = [self._batch(m, mixture) for m, mixture in self.streams.items()]
+        batches = [self.batch(m, mixture, self.step) for m, mixture in self.streams.items()]
         self.step += 1
         return batches
 
@@ -113,14 +121,18 @@ class _Streams:
             mixture.counts = list(counts)
         self.step = state["step"]
 
-    def _noise_seed(self, stream: int) -> int:
-        return int(np.random.SeedSequence((self.seed, self.step, stream)).generate_state(1, np.uint64)[0]) >> 1
+    def close(self) -> None:
+        """Nothing to end: batches are made when they are asked for."""
 
-    def _batch(self, stream: int, mixture: Mixture):
+    def noise_seed(self, stream: int, step: int) -> int:
+        return int(np.random.SeedSequence((self.seed, step, stream)).generate_state(1, np.uint64)[0]) >> 1
+
+    def batch(self, stream: int, mixture: Mixture, step: int):
+        """The micro-batch of `stream` in `step`; `mixture`, which is the stream's, goes on behind its items."""
         raise AssertionError("abstract")
 
 
-class DocumentLoader(_Streams):
+class DocumentLoader(Streams):
     """Packed batches of a recipe's documents. `sources` yield documents whose media are already latents."""
 
     def __init__(
@@ -141,7 +153,7 @@ class DocumentLoader(_Streams):
         self.encoder = encoder
         self.latent_dims = latent_dims
 
-    def _batch(self, stream: int, mixture: Mixture) -> PackedBatch:
+    def batch(self, stream: int, mixture: Mixture, step: int) -> PackedBatch:
         packer = Packer(self.config.rows, self.config.sequence_length, self.latent_dims, self.encoder.special.eos)
         while True:
             source, item = mixture.peek()
@@ -150,7 +162,7 @@ class DocumentLoader(_Streams):
             if not packer.add(self.encoder(document, unconditional=dropped)):
                 break
             mixture.take(source)
-        seed = self._noise_seed(stream)
+        seed = self.noise_seed(stream, step)
         posterior = torch.Generator().manual_seed(seed ^ _POSTERIOR_SEED)
         return packer.batch(posterior, seed)
 
@@ -160,7 +172,7 @@ def _has_condition_for_latents(document: Document) -> bool:
     return conditions and any(s.modality != "text" and not s.condition for s in document.segments)
 
 
-class MediaLoader(_Streams):
+class MediaLoader(Streams):
     """Batches of media for a tokenizer: `prepare(item, rng)` gives one example; all are padded to the longest."""
 
     def __init__(
@@ -179,8 +191,8 @@ class MediaLoader(_Streams):
         self.prepare = prepare
         self.batch_size = batch_size
 
-    def _batch(self, stream: int, mixture: Mixture) -> MediaBatch:
-        seed = self._noise_seed(stream)
+    def batch(self, stream: int, mixture: Mixture, step: int) -> MediaBatch:
+        seed = self.noise_seed(stream, step)
         rng = np.random.default_rng(seed)
         examples = []
         for _ in range(self.batch_size):
@@ -188,6 +200,13 @@ class MediaLoader(_Streams):
             mixture.take(source)
             examples.append(self.prepare(self.sources[source][item], rng))
         return collate_media(examples, seed)
+
+    def skip(self, steps: int = 1) -> None:
+        """Go on as if so many steps had been taken, without reading their media."""
+        for mixture in self.streams.values():
+            for _ in range(steps * self.batch_size):
+                mixture.take(mixture.peek()[0])
+        self.step += steps
 
 
 def collate_media(examples: Sequence[torch.Tensor], seed: int = 0) -> MediaBatch:

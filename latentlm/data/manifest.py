@@ -196,7 +196,7 @@ def read(path: str | Path) -> list[ManifestLine]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
-    lines = [_parse(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the manifest is empty")
     return lines
@@ -253,7 +253,8 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def _parse(path: Path, number: int, line: str) -> ManifestLine:
+def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
+    """Line `number` of the manifest at `path`, checked. ValueError names all three and the key."""
     try:
         raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ..modalities.speech import Speech
 from ..types import Audio, Document, Latents, Segment, Text
+from .placed import PlacedDocuments, place_of
 
 Voice = Audio | Latents
 
@@ -182,7 +183,7 @@ def laid_out(documents: Sequence[Document], layout: str, source: str) -> Sequenc
     return VibeVoiceDocuments(documents, source) if layout == "vibevoice" else documents
 
 
-class VibeVoiceDocuments(Sequence[Document]):
+class VibeVoiceDocuments(PlacedDocuments):
     """The documents of a source, each as `vibevoice_document` lays it out; ValueError names `source` and its number."""
 
     def __init__(self, documents: Sequence[Document], source: str):
@@ -198,6 +199,9 @@ class VibeVoiceDocuments(Sequence[Document]):
             return vibevoice_document(document)
         except ValueError as error:
             raise ValueError(f"data source {self.source!r}: document {index}: {error}") from None
+
+    def place(self, index: int) -> str:
+        return place_of(self.documents, index, self.source)
 
 
 def _condition(part: str | Voice) -> Segment:

@@ -1,7 +1,8 @@
-"""The registry: where documents and media come from, by name (embedded sets) or by path (JSONL manifests).
+"""The registry: where documents and media come from, by name (embedded sets), manifest, path or shards.
 
 Place in the flow: 2, `SourceConfig` ──▶ sequences of documents (for the model) or media (for a tokenizer). All are
-lazy, with `len` and random access; asking again gives documents that refer to the same media objects.
+lazy, with `len` and random access. Of embedded sets and manifests, which stay in memory, asking again gives documents
+that refer to the same media objects; paths and shards are read anew from disk (`readers/`, `shards.py`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from ..config.base import did_you_mean
 from ..types import Document
 from .embedded.tasks import EMBEDDED
 from .manifest import Manifest
-from .task_source import ALL, SPLITS, Source, SourceInfo, check_split
+from .placed import PlacedDocuments, View, Without, held_out_numbers
+from .readers import JsonLines, open_path
+from .readers.jsonl import JsonLinesMedia
+from .readers.rows import TASKS, RowDocuments, RowMedia
+from .shards import ShardDocuments
+from .task_source import ALL, SPLITS, Lazy, Source, SourceInfo, check_split
 from .warp import with_warped_copies
 
 __all__ = ["ALL", "SPLITS", "ManifestSource", "Source", "SourceInfo", "documents", "get_source", "list_sources"]
-__all__ += ["media", "open_source"]
+__all__ += ["StreamedSource", "media", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -48,14 +54,72 @@ class ManifestSource:
         check_split(split)
         return _open_manifest(self.path, limit).media(modality) if split == "train" else ()
 
-    @property
-    def modalities(self) -> frozenset[str]:
-        """The continuous modalities of its training documents."""
-        return _open_manifest(self.path, None).modalities
+    def holds(self, modality: str) -> bool:
+        """Whether its training documents have media of this modality."""
+        return modality in _open_manifest(self.path, None).modalities
 
 
-def open_source(config: SourceConfig) -> Source | ManifestSource:
+@dataclass(frozen=True)
+class StreamedSource:
+    """A path or shards: documents are read when they are asked for. Held out: another path, or some of its own."""
+
+    config: SourceConfig
+    tasks: tuple[str, ...] = (ALL,)
+
+    def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
+        """Documents of the first `limit` rows (`held_out`: of all that are held out). ValueError as the readers'."""
+        check_split(split)
+        held_out = self.config.held_out
+        if isinstance(held_out, str):
+            path = _path(self.config) if split == "train" else held_out
+            found = self._open(path, task)
+        else:
+            found = self._part(self._open(_path(self.config), task), split)
+        return View(found, range(min(limit, len(found)))) if split == "train" and limit is not None else found
+
+    def holds(self, modality: str) -> bool:
+        """Whether its rows or lines have media of this modality; of shards False, their media are latents already."""
+        if self.config.path is None:
+            return False
+        opened = open_path(self.config.path, self.config.columns)
+        if isinstance(opened, JsonLines):
+            return opened.holds(modality)
+        return self.config.task in TASKS and modality in TASKS[self.config.task][0]
+
+    def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence:
+        """Media of a path, decoded anew each time."""
+        check_split(split)
+        if split != "train" or self.config.path is None:
+            return ()
+        opened = open_path(self.config.path, self.config.columns)
+        found = JsonLinesMedia(opened, modality) if isinstance(opened, JsonLines) else RowMedia(opened, modality)
+        return found if limit is None else Lazy(min(limit, len(found)), found.__getitem__)
+
+    def _open(self, path: str, task: str) -> PlacedDocuments:
+        if self.config.shards is not None:
+            return ShardDocuments(path)
+        opened = open_path(path, self.config.columns)
+        if not isinstance(opened, JsonLines):
+            return RowDocuments(opened, task, path)
+        if task != ALL:
+            raise ValueError(f"{path}: its lines say what is the task, use task 'all' instead of {task!r}")
+        return opened
+
+    def _part(self, documents: PlacedDocuments, split: str) -> Sequence[Document]:
+        if self.config.held_out is None:
+            return documents if split == "train" else ()
+        numbers = held_out_numbers(len(documents), self.config.held_out, self.config.label)
+        return Without(documents, numbers) if split == "train" else View(documents, numbers)
+
+
+def _path(config: SourceConfig) -> str:
+    return config.path if config.path is not None else config.shards
+
+
+def open_source(config: SourceConfig) -> Source | ManifestSource | StreamedSource:
     """The source a recipe names. Raises ValueError for an unknown name, with the nearest known one."""
+    if config.is_streamed:
+        return StreamedSource(config)
     return ManifestSource(config.manifest, config.held_out) if config.manifest is not None else get_source(config.name)
 
 
@@ -69,20 +133,20 @@ def get_source(name: str) -> Source:
 def documents(config: SourceConfig, split: str = "train") -> Sequence[Document]:
     """The documents a recipe asks for: source, task and limit, and in "train" the warped copies."""
     if split == "train" and config.warped_copies:
-        return _warped(config)
+        return _warped(config.name, config.manifest, config.task, config.limit, config.warped_copies)
     return open_source(config).document_source(config.task, split, config.limit)
 
 
-def modalities_in(config: SourceConfig) -> frozenset[str]:
-    """The continuous modalities that a source has; nothing is loaded but the lines of a manifest."""
-    return open_source(config).modalities
+def holds(config: SourceConfig, modality: str) -> bool:
+    """Whether a source has media of this modality; none is decoded for it."""
+    return open_source(config).holds(modality)
 
 
 def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence:
     """The media a tokenizer recipe asks for. Raises ValueError if the source has none of this modality in "train"."""
     found = open_source(config).media(modality, split, config.limit)
     if split == "train" and not len(found):
-        raise ValueError(f"data source {config.name or config.manifest!r} holds no {modality}")
+        raise ValueError(f"data source {config.label!r} holds no {modality}")
     return found
 
 
@@ -92,9 +156,9 @@ def list_sources() -> list[SourceInfo]:
 
 
 @cache
-def _warped(config: SourceConfig) -> Sequence[Document]:
-    found = open_source(config).document_source(config.task, "train", config.limit)
-    return with_warped_copies(found, config.warped_copies)
+def _warped(name: str | None, manifest: str | None, task: str, limit: int | None, copies: int) -> Sequence[Document]:
+    source = get_source(name) if name is not None else ManifestSource(manifest)
+    return with_warped_copies(source.document_source(task, "train", limit), copies)
 
 
 @cache

@@ -87,10 +87,9 @@ class Source:
                 parts.append(Lazy(len(loaded), _media_getter(items.media[modality], loaded)))
         return parts[0] if len(parts) == 1 else Concatenated(parts)
 
-    @property
-    def modalities(self) -> frozenset[str]:
-        """The continuous modalities that any of its items have."""
-        return frozenset(name for items in self._kinds for name in items.media)
+    def holds(self, modality: str) -> bool:
+        """Whether any of its items have media of this modality."""
+        return any(modality in items.media for items in self._kinds)
 
     def info(self) -> SourceInfo:
         sizes = {split: max(items.count(split) for items in self._kinds) for split in SPLITS}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..config import LatentLMRecipe
 from ..data.embedded import emoji
+from ..data.readers import is_manifest
 
 SOURCES = {
     "digits": ("digits",),
@@ -38,7 +39,8 @@ class Seen:
     def of(cls, recipe: LatentLMRecipe) -> Seen:
         """What `recipe` trains on; what its `model.start` has seen before is not known."""
         sources = recipe.data.sources
-        held_out = tuple(dict.fromkeys(source.held_out for source in sources if source.held_out))
+        kept = (source.held_out for source in sources if isinstance(source.held_out, str))
+        held_out = tuple(dict.fromkeys(path for path in kept if is_manifest(path)))
         if recipe.model.start is not None:
             return cls(held_out=held_out)
         limits = [source.limit for source in sources if source.name == "emoji"]

@@ -6,6 +6,7 @@ when a function is called. A file that is missing or cannot be read gives a Valu
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,26 @@ if TYPE_CHECKING:
 
 def load_image(path: str | Path) -> PILImage:
     """A picture as it is shown (EXIF orientation applied), in its own mode. ValueError names the path."""
+    return _decoded(existing(path), f"{path}: ")
+
+
+def decode_image(data: bytes, name: str = "") -> PILImage:
+    """The picture in an image file's bytes, as `load_image`. ValueError, beginning with `name` where one is given."""
+    return _decoded(BytesIO(data), f"{name}: " if name else "")
+
+
+def _decoded(source: Path | BytesIO, prefix: str) -> PILImage:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    path = existing(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             _check_scale(image)
             return ImageOps.exif_transpose(image.copy())
-    except (UnidentifiedImageError, Image.DecompressionBombError, *BROKEN, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable image ({one_line(error)})") from None
+    except UnidentifiedImageError as error:
+        said = one_line(error) if isinstance(source, Path) else "of no known format"
+        raise ValueError(f"{prefix}not a readable image ({said})") from None
+    except (Image.DecompressionBombError, *BROKEN, SyntaxError) as error:
+        raise ValueError(f"{prefix}not a readable image ({one_line(error)})") from None
 
 
 def save_image(image: PILImage, path: str | Path) -> None:

@@ -35,17 +35,33 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
 
     A float file may hold NaN and infinities, which are refused: one of them would spoil all latents of its clip.
     """
-    path = existing(path)
+    audio = _decoded(existing(path), str(path))
+    return audio if sample_rate is None else at_rate(audio, sample_rate)
+
+
+def decode_audio(data: bytes, name: str = "") -> Audio:
+    """The sound of a sound file's bytes, as `load_audio`. ValueError, which begins with `name` where one is given."""
+    return _decoded(data, name)
+
+
+def _decoded(source: Path | bytes, name: str) -> Audio:
+    prefix = f"{name}: " if name else ""
     try:
-        samples, rate = read_sound(path)  # (N, channels)
+        samples, rate = read_sound(source)  # (N, channels)
     except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
-        raise ValueError(f"{path}: not a readable sound file ({one_line(error)})") from None
+        said = one_line(error) if isinstance(source, Path) else _without_object(error)
+        raise ValueError(f"{prefix}not a readable sound file ({said})") from None
     if not np.isfinite(samples).all():
-        raise ValueError(f"{path}: holds samples that are not finite numbers")
-    audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, str(path))
+        raise ValueError(f"{prefix}holds samples that are not finite numbers")
+    audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, name)
     if samples.shape[1] > 1:
         _say(audio, f"{samples.shape[1]} channels mixed down to one")
-    return audio if sample_rate is None else at_rate(audio, sample_rate)
+    return audio
+
+
+def _without_object(error: Exception) -> str:
+    """What soundfile says of bytes, without the object's name: `Error opening <_io.BytesIO object at …>: …`."""
+    return one_line(error).rpartition(">: ")[2]
 
 
 def save_audio(audio: Audio, path: str | Path) -> None:

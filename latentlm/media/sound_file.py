@@ -8,8 +8,10 @@ pair to learn from: both are errors here.
 from __future__ import annotations
 
 import struct
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 import numpy as np
 
@@ -21,41 +23,41 @@ LAST_PAGE = 4
 MOST_OF_A_PAGE = OGG_PAGE.size + 255 + 255 * 255
 
 
-def read_sound(path: Path) -> tuple[np.ndarray, int]:
-    """All samples (N, channels) float32 and their rate.
+def read_sound(source: Path | bytes) -> tuple[np.ndarray, int]:
+    """All samples (N, channels) float32 and their rate, of a file or of a file's bytes.
 
     Raises ValueError for a file that is cut off or broken in the middle, and what libsndfile raises for others.
     """
     import soundfile
 
-    with soundfile.SoundFile(str(path)) as file:
+    with soundfile.SoundFile(str(source) if isinstance(source, Path) else BytesIO(source)) as file:
         samples = file.read(dtype="float32", always_2d=True)
         if len(samples) < file.frames and file.format != "MP3":  # whose length may be a guess
             raise ValueError(f"{len(samples)} of {file.frames} samples can be read")
         kind, rate = file.format, file.samplerate
-    if {"WAV": _wav_is_cut_off, "WAVEX": _wav_is_cut_off, "OGG": _ogg_is_cut_off}.get(kind, lambda _: False)(path):
-        raise ValueError("cut off: its end is missing")
+    is_cut_off = {"WAV": _wav_is_cut_off, "WAVEX": _wav_is_cut_off, "OGG": _ogg_is_cut_off}.get(kind)
+    if is_cut_off is not None:
+        with open(source, "rb") if isinstance(source, Path) else BytesIO(source) as file:
+            if is_cut_off(file, file.seek(0, SEEK_END)):
+                raise ValueError("cut off: its end is missing")
     return samples, rate
 
 
-def _wav_is_cut_off(path: Path) -> bool:
+def _wav_is_cut_off(file: IO[bytes], size: int) -> bool:
     """Whether the samples are fewer bytes than their header says."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", head)
-            if name == b"data":
-                return file.tell() + length > size and length < OPEN_END
-            file.seek(length + length % 2, 1)
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        name, length = struct.unpack("<4sI", head)
+        if name == b"data":
+            return file.tell() + length > size and length < OPEN_END
+        file.seek(length + length % 2, 1)
     return False
 
 
-def _ogg_is_cut_off(path: Path) -> bool:
+def _ogg_is_cut_off(file: IO[bytes], size: int) -> bool:
     """Whether the last page does not end its stream, or is not all there."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 2 * MOST_OF_A_PAGE))
-        end = file.read()
+    file.seek(max(0, size - 2 * MOST_OF_A_PAGE))
+    end = file.read()
     start = end.rfind(b"OggS")
     if start < 0 or len(end) < start + OGG_PAGE.size:
         return True

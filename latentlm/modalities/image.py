@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig
-from ..media.picture import image_to_rgb, load_image, save_image
+from ..media.picture import decode_image, image_to_rgb, load_image, save_image
 from ..tokenizers.conv_image import ConvImageTokenizer
 from ..tokenizers.image import ImageTokenizer
 from ..types import Latents, Modality, Segment
@@ -36,6 +36,11 @@ def load(path: str | Path) -> PILImage:
         raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 
 
+def decode(data: bytes, name: str = "") -> PILImage:
+    """The picture in a file's bytes, as `load`. ValueError begins with `name` where one is given."""
+    return image_to_rgb(decode_image(data, name))
+
+
 def _is_picture(medium: Any) -> bool:
     from PIL import Image as Pillow
 
@@ -53,6 +58,7 @@ MODALITY = Modality(
     written=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
     load=load,
     save=save_image,
+    decode=decode,
     is_medium=_is_picture,
     describe=lambda picture: f"{picture.width}×{picture.height}",
     show=lambda picture: picture,

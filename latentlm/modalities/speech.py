@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import SpeechTokenizerConfig
-from ..media.sound import load_audio, save_audio
+from ..media.sound import decode_audio, load_audio, save_audio
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import Audio, Latents, Modality, Segment
 
@@ -23,6 +23,14 @@ class Speech(Segment):
     modality = "speech"
 
 
+def decode(data: bytes, name: str = "") -> Audio:
+    """The sound in a file's bytes. ValueError, beginning with `name` where one is given, also where it holds none."""
+    audio = decode_audio(data, name)
+    if audio.samples.numel() == 0:
+        raise ValueError(f"{name}: holds no sound" if name else "holds no sound")
+    return audio
+
+
 MODALITY = Modality(
     name="speech",
     segment=Speech,
@@ -31,6 +39,7 @@ MODALITY = Modality(
     written=(".wav", ".flac", ".ogg"),
     load=load_audio,
     save=save_audio,
+    decode=decode,
     is_medium=lambda medium: isinstance(medium, Audio),
     describe=lambda audio: f"{audio.seconds:.2f} s",
     show=lambda audio: audio,

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -23,11 +25,13 @@ from ..config.base import Config, Count
 from ..media.files import existing, target
 from ..tokenizers.base import Tokenizer
 from ..types import Latents, MediaBatch, Modality, Segment
-from ..weights import read_weights, save_weights
+from ..weights import save_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
+NPY = b"\x93NUMPY"
+"""How a .npy file begins."""
 SIDE = 256
 """Pixels of the side of a plot."""
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
@@ -47,8 +51,9 @@ class Vectors(Segment):
             object.__setattr__(self, "content", checked(self.content))
 
 
-def checked(values: np.ndarray | Tensor, origin: str = "vectors") -> np.ndarray:
-    """`values` as float32 (N, C). ValueError, naming `origin`, for what is no sequence of finite vectors."""
+def checked(values: np.ndarray | Tensor, name: str = "") -> np.ndarray:
+    """`values` as float32 (N, C). ValueError, naming the file, for what is no sequence of finite vectors."""
+    origin = name or "vectors"
     if not isinstance(values, np.ndarray | Tensor):
         raise ValueError(f"{origin}: expected an array or a tensor (N, C), not {type(values).__name__}")
     array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
@@ -64,18 +69,26 @@ def checked(values: np.ndarray | Tensor, origin: str = "vectors") -> np.ndarray:
 
 def load(path: str | Path) -> np.ndarray:
     """The array (N, C), float32, in a .npy or .safetensors file. ValueError names the path."""
-    path = existing(path)
-    if path.suffix.lower() == ".safetensors":
-        tensors = read_weights(path)
-        if len(tensors) != 1 and "vectors" not in tensors:
-            names = ", ".join(sorted(tensors)[:10])
-            raise ValueError(f"{path}: holds {len(tensors)} tensors ({names}); expected one, or one called 'vectors'")
-        return checked(tensors["vectors"] if "vectors" in tensors else next(iter(tensors.values())), str(path))
+    return decode(existing(path).read_bytes(), str(path))
+
+
+def decode(data: bytes, name: str = "") -> np.ndarray:
+    """The array (N, C), float32, in the bytes of such a file. ValueError begins with `name` where one is given."""
+    prefix = f"{name}: " if name else ""
+    if data.startswith(NPY):
+        try:
+            return checked(np.load(BytesIO(data), allow_pickle=False), name)
+        except (OSError, EOFError, ValueError) as error:
+            said = str(error).removeprefix(prefix)
+            raise ValueError(f"{prefix}not readable as an array of vectors ({said})") from None
     try:
-        return checked(np.load(path, allow_pickle=False), str(path))
-    except (OSError, EOFError, ValueError) as error:
-        said = str(error)
-        raise ValueError(said if said.startswith(str(path)) else f"{path}: not a readable .npy file ({said})") from None
+        tensors = safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{prefix}neither .npy nor .safetensors ({error})") from None
+    if len(tensors) != 1 and "vectors" not in tensors:
+        names = ", ".join(sorted(tensors)[:10])
+        raise ValueError(f"{prefix}holds {len(tensors)} tensors ({names}); expected one, or one called 'vectors'")
+    return checked(tensors["vectors"] if "vectors" in tensors else next(iter(tensors.values())), name)
 
 
 def save(vectors: np.ndarray, path: str | Path) -> None:
@@ -209,6 +222,7 @@ MODALITY = Modality(
     written=(".npy", ".safetensors"),
     load=load,
     save=save,
+    decode=decode,
     is_medium=_is_vectors,
     describe=lambda vectors: f"{vectors.shape[0]}×{vectors.shape[1]}",
     show=plot,

@@ -141,11 +141,7 @@ class SpeechTokenizer(Tokenizer):
 
         ValueError, naming the file, for a clip that is empty or not mono.
         """
-        if audio.samples.dim() != 1 or audio.samples.numel() == 0:
-            shape, name = tuple(audio.samples.shape), audio.name or "sound without a file"
-            raise ValueError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
-        samples = at_rate(audio, self.sample_rate).samples.float().cpu()
-        return samples if self.config.loudness is None else normalise_loudness(samples, self.config.loudness)
+        return prepare_clip(audio, self.sample_rate, self.config.loudness)
 
     def batch(self, media: list[Audio]) -> MediaBatch:
         """Clips of any rate and length -> (B, 1, S); each as `waveform`, whose ValueError this raises too."""
@@ -178,6 +174,15 @@ class SpeechTokenizer(Tokenizer):
     def _require(self, part: str) -> None:
         if self.config.parts not in ("both", part):
             raise ValueError(f"this speech tokenizer holds the {self.config.parts} alone; this needs the {part}")
+
+
+def prepare_clip(audio: Audio, sample_rate: int, loudness: float | None) -> Tensor:
+    """A clip (S,) at this rate and loudness, as an encoder is given it; see `SpeechTokenizer.waveform`."""
+    if audio.samples.dim() != 1 or audio.samples.numel() == 0:
+        shape, name = tuple(audio.samples.shape), audio.name or "sound without a file"
+        raise ValueError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
+    samples = at_rate(audio, sample_rate).samples.float().cpu()
+    return samples if loudness is None else normalise_loudness(samples, loudness)
 
 
 def _check_front(config: SpeechTokenizerConfig) -> None:

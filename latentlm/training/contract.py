@@ -37,6 +37,7 @@ class Loader(Protocol):
 
     A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
     rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
+    `close` ends its workers, where it has any; whoever made the loader calls it.
     """
 
     num_streams: int
@@ -44,6 +45,7 @@ class Loader(Protocol):
     def next_step(self) -> list[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,6 @@ Place in the flow: 5, looked up by `run.py` through the registry of kinds, in ev
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import modality_specs, resolve, write_config
-from ..config import DataConfig, LatentLMRecipe, SourceConfig
+from ..config import LatentLMRecipe, SourceConfig
 from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
-from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
-from ..data.script import laid_out
-from ..data.sources import documents, media, modalities_in
+from ..data.placed import texts_of
+from ..data.sources import holds, media
 from ..data.task_source import Concatenated
 from ..generation.pipeline import Pipeline, load
 from ..interop.hf_llm import Backbone
@@ -29,10 +27,11 @@ from ..model import adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer
-from ..types import Document, Text
+from ..types import Document
 from ..weights import save_weights
-from .contract import Run
+from .contract import Loader, Run
 from .distributed import World
+from .feed import check_lengths, open_documents, packed_batches, with_latents
 from .folder import check_resumed
 from .held_out import HeldOut, choose
 from .samples import SampleWriter
@@ -68,7 +67,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     fingerprints = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
     check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
-    resolved = encode_once(recipe.data.sources, sources, cache, world)
+    resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
     encoder = DocumentEncoder(tokenizers["text"])
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
@@ -88,36 +87,14 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
 
 def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Document]]:
     """The documents to learn from, by source; media are as their source has them."""
-    return [_documents(config, "train", layout) for config in recipe.data.sources]
+    return [open_documents(config, "train", layout) for config in recipe.data.sources]
 
 
-def encode_once(
-    configs: Sequence[SourceConfig], sources: Sequence[Sequence[Document]], cache: LatentCache, world: World
-) -> list[ResolvedDocuments]:
-    """`sources` with latents in the place of media: encoded by the main process, read from its file by the others."""
-
-    def prepare() -> None:
-        for config, source in zip(configs, sources, strict=True):
-            cache.prepare((source[i] for i in range(len(source))), source_slug(config))
-
-    world.on_main(prepare)
-    if not world.is_main:
-        prepare()
-    return [ResolvedDocuments(source, cache, c.noise) for c, source in zip(configs, sources, strict=True)]
-
-
-def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> DocumentLoader:
+def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Loader:
     """Packed batches of the documents of `run`: this process's streams of them."""
-    return DocumentLoader(
-        run.documents,
-        recipe.data,
-        DocumentEncoder(run.tokenizers["text"]),
-        {name: spec.latent_dim for name, spec in run.model.modalities.items()},
-        seed=recipe.training.seed,
-        num_streams=recipe.training.accumulation,
-        rank=world.rank,
-        world=world.size,
-    )
+    latent_dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
+    encoder = DocumentEncoder(run.tokenizers["text"])
+    return packed_batches(recipe.data, run.documents, encoder, latent_dims, recipe.training, world)
 
 
 def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, folder: Path) -> None:
@@ -137,15 +114,11 @@ def _sampler(run: LatentLMRun, folder: Path) -> Callable[[nn.Module, int], dict[
     return lambda model, step: write(model, step) | held_out()
 
 
-def _documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
-    return laid_out(documents(config, split), layout, config.name or config.manifest)
-
-
 def _held_out_kinds(configs: Sequence[SourceConfig], layout: str) -> list[list[Sequence[Document]]]:
     """The held-out documents of sources of plain text, and those of all other sources that have any."""
     kinds: list[list[Sequence[Document]]] = [[], []]
     for config in configs:
-        found = _documents(config, "held_out", layout)
+        found = open_documents(config, "held_out", layout)
         if len(found):
             kinds[config.task != "text"].append(found)
     return kinds
@@ -178,27 +151,14 @@ def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
     return identity
 
 
-def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
-    """ValueError naming the first source and document that do not fit a row, or `context`, before anything is trained.
-
-    Positions begin anew with each document, so rows may be longer than the model's context, documents not.
-    """
-    limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
-    for source, documents_ in zip(config.sources, sources, strict=True):
-        for number in range(len(documents_)):
-            length = len(encoder(documents_[number]))
-            if length > limit:
-                raise ValueError(
-                    f"data source {source.name or source.manifest!r} ({source.task}): document {number} has {length} "
-                    f"positions, {what} is {limit}"
-                )
-
-
 def build_tokenizers(
     recipe: LatentLMRecipe, sources: list, device: torch.device, backbone: Backbone | None = None
 ) -> dict:
-    """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names."""
-    texts = (s.text for source in sources for document in source for s in document.segments if isinstance(s, Text))
+    """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names.
+
+    Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), and none for bytes.
+    """
+    texts = (text for source in sources for text in texts_of(source))
     found: dict = {}
     for name in tokenizer_names():
         folder = recipe.tokenizers.folder(name)
@@ -219,8 +179,10 @@ def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dic
     """Those of modalities that occur in the data, have no tokenizer yet, and need no training."""
     made = {}
     for each in modalities():
-        holders = [source for source in recipe.data.sources if each.name in modalities_in(source)]
-        if each.from_data and each.name not in known and holders:
+        if each.from_data is None or each.name in known:
+            continue
+        holders = [source for source in recipe.data.sources if holds(source, each.name)]
+        if holders:
             made[each.name] = each.from_data(Concatenated([media(source, each.name) for source in holders]))
     return made
 
@@ -235,10 +197,3 @@ def tokenizer_folder(name: str, modality: str) -> Path:
     if not inside.is_dir():
         raise ValueError(f"tokenizers.{modality}: {name!r} has no {modality} tokenizer")
     return inside
-
-
-def source_slug(source) -> str:
-    """A file name for the latents of one source of a recipe."""
-    name = source.name or f"{Path(source.manifest).stem}-{hashlib.sha256(source.manifest.encode()).hexdigest()[:8]}"
-    copies = f"warped{source.warped_copies}" if source.warped_copies else None
-    return "-".join(str(part) for part in (name, source.task, source.limit, copies) if part is not None)

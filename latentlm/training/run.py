@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,8 +75,9 @@ def _train(recipe: Recipe, folder: Path, world: World, says: bool = False) -> No
     run.on_start = lambda: write_recipe(folder, recipe)
     run.on_export = lambda target: export(recipe, run, trainer, target)
     run.tensorboard = find_spec("tensorboard") is not None
-    trainer = Trainer(run, loader, recipe.training, folder, world=world)
-    finished = trainer.fit().finished
+    with closing(loader):
+        trainer = Trainer(run, loader, recipe.training, folder, world=world)
+        finished = trainer.fit().finished
     if says and finished and world.is_main:
         print(f"trained: {folder / 'model'}")
     finish(world, 0 if finished else STOPPED)

@@ -5,24 +5,23 @@ Place in the flow: 5, looked up by `run.py` through the registry of kinds, in ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ImageTokenizerRecipe, MediaConfig, SpeechTokenizerConfig, SpeechTokenizerRecipe
+from ..config import ImageTokenizerRecipe, MediaConfig, SpeechTokenizerRecipe
 from ..config.modalities import tokenizer_kinds
-from ..data.loader import MediaLoader
 from ..data.sources import media
-from ..media.picture import image_to_tensor
+from ..data.task_source import Concatenated, Lazy
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.losses import loss_weights
 from ..types import MediaBatch
-from .contract import Run
+from .contract import Loader, Run
 from .distributed import World
+from .feed import media_batches
 from .objective import plain
 from .samples import ReconstructionWriter
 from .trainer import Trainer
@@ -60,23 +59,20 @@ def recipe_media(config: MediaConfig, modality: str) -> list[Sequence]:
     return [media(source, modality, "train") for source in config.sources]
 
 
-def media_loader(recipe: Recipe, run: TokenizerRun, world: World) -> MediaLoader:
+def media_loader(recipe: Recipe, run: TokenizerRun, world: World) -> Loader:
     """Batches of prepared media of `run`: this process's streams of them."""
-    return MediaLoader(
-        run.media,
-        [source.weight for source in recipe.data.sources],
-        EXAMPLES[run.model.modality](run.model, recipe.data),
-        batch_size=recipe.data.batch_size,
-        seed=recipe.training.seed,
-        num_streams=recipe.training.accumulation,
-        rank=world.rank,
-        world=world.size,
-    )
+    return media_batches(recipe.data, run.media, recipe.tokenizer, recipe.training, world)
+
+
+CALIBRATION_MEDIA = 20_000
+"""Media of a source on disk on which a tokenizer is calibrated, at most: evenly spread."""
 
 
 def export_tokenizer(recipe: Recipe, run: TokenizerRun, trainer: Trainer, folder: Path) -> None:
-    """The averaged weights where there are any, calibrated on all training media: the one tokenizer of the run."""
-    items = [item for source in run.media for item in source]
+    """The averaged weights where there are any, calibrated on all training media in memory and a share of those on
+    disk: the one tokenizer of the run."""
+    configs = recipe.data.sources
+    items = Concatenated([_some(m) if c.is_streamed else m for c, m in zip(configs, run.media, strict=True)])
     with trainer.averaged():
         found = run.model.calibrate(_batches(run.model, items))
         run.model.save(folder)
@@ -88,43 +84,11 @@ def _numbers(values: Tensor) -> str:
     return " ".join(f"{value:.4g}" for value in values.flatten().tolist())
 
 
-def _batches(tokenizer: Tokenizer, items: list, size: int = 32) -> Iterator[MediaBatch]:
+def _some(source: Sequence) -> Sequence:
+    num = min(len(source), CALIBRATION_MEDIA)
+    return Lazy(num, lambda place: source[place * len(source) // num])
+
+
+def _batches(tokenizer: Tokenizer, items: Sequence, size: int = 32) -> Iterator[MediaBatch]:
     for start in range(0, len(items), size):
-        yield tokenizer.batch(items[start : start + size])
-
-
-# ------------------------------------------------------------------- examples
-
-Example = Callable[[object, np.random.Generator], Tensor]
-"""(medium, random numbers) -> what a batch has of it."""
-
-
-def _image_example(tokenizer, config: MediaConfig) -> Example:
-    size, known = tokenizer.config.image_size, {}
-
-    def prepare(image, rng: np.random.Generator) -> Tensor:
-        if id(image) not in known:
-            known[id(image)] = (image, image_to_tensor(image, size))
-        return known[id(image)][1]
-
-    return prepare
-
-
-def _speech_example(tokenizer, config: MediaConfig) -> Example:
-    """A random crop of `config.seconds`, a multiple of the hop; shorter clips stay whole. Rate and loudness are those
-    of the whole clip."""
-    speech: SpeechTokenizerConfig = tokenizer.config
-    length, known = max(1, round(config.seconds * speech.sample_rate / speech.hop)) * speech.hop, {}
-
-    def prepare(audio, rng: np.random.Generator) -> Tensor:
-        if id(audio) not in known:
-            known[id(audio)] = (audio, tokenizer.waveform(audio))
-        samples = known[id(audio)][1]
-        start = int(rng.integers(0, max(1, len(samples) - length + 1)))
-        return samples[None, start : start + length]  # (1, S)
-
-    return prepare
-
-
-EXAMPLES: dict[str, Callable[[Tokenizer, MediaConfig], Example]] = {"image": _image_example, "speech": _speech_example}
-"""By modality, how a training example is made of a medium."""
+        yield tokenizer.batch([items[i] for i in range(start, min(start + size, len(items)))])

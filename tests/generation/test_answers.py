@@ -9,7 +9,9 @@ from latentlm import Request
 from latentlm.generation.answers import AnswerReader, KeptRun, as_segments, streamed_run
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.task import Event
-from latentlm.types import Audio, Image, Speech, Text
+from latentlm.modalities.image import Image
+from latentlm.modalities.speech import Speech
+from latentlm.types import Audio, Text
 
 
 @pytest.fixture(scope="module")

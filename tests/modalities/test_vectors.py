@@ -65,10 +65,10 @@ def test_broken_files_are_one_line(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, np.zeros((100, 2)))
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(ValueError, match=f"{path}: not a readable .npy file"):
+    with pytest.raises(ValueError, match=f"{path}: not readable as an array of vectors"):
         VECTORS.load(path)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=f"{path}: not a readable .npy file"):
+    with pytest.raises(ValueError, match=f"{path}: not readable as an array of vectors"):
         VECTORS.load(path)
     save_file({"a": torch.ones(1, 1), "b": torch.ones(1, 1)}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"holds 2 tensors \(a, b\); expected one"):

@@ -1,0 +1,133 @@
+"""`latentlm encode`: sources of any size into shards of latents, which training reads by index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from ..data.encode import Summary
+
+NUM_SHOWN = 5
+"""Reasons for skipping that are shown, and places of each."""
+
+
+def encode(
+    *sources: str,
+    out: str,
+    tokenizers: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
+    columns: Annotated[tuple[str, ...], Parameter("--column", negative=(), show_default=False)] = (),
+    task: str = "all",
+    processes: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    on_error: Literal["stop", "skip"] = "stop",
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Encode pictures and sound of any size of data set into shards of latents.
+
+    The same command goes on where one was ended, even by SIGKILL. Train from the result with
+    `data.sources=[{shards: OUT}]`.
+
+    Parameters
+    ----------
+    sources
+        JSONL manifests, Parquet files, WebDataset tars, folders of pictures whose folders are the classes; patterns and
+        fsspec URLs too. Or names of embedded sources.
+    out
+        Folder of the shards, or a URL.
+    tokenizers
+        A model, whose tokenizers are used, or a trained tokenizer. May be repeated. Not needed for text alone.
+    columns
+        NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
+    task
+        Which documents the rows make: text_to_image, image_to_text, text_to_speech, speech_to_text, text. Manifests
+        say it themselves.
+    processes
+        Processes on this machine, or actors with --engine ray.
+    engine
+        ray: on the Ray cluster that RAY_ADDRESS names, else on this machine.
+    on_error
+        What becomes of a document that cannot be read: the encoding stops there, or goes on without it.
+    dtype
+        float16 halves the size and rounds latents to 11 bits.
+    """
+    from ..config import SourceConfig, describe
+    from ..data.encode import Job
+    from ..data.encode_workers import encode as run
+    from ..training.distributed import num_cores
+
+    if not sources:
+        raise ValueError("name at least one source")
+    if processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {processes}")
+    from pydantic import ValidationError
+
+    try:
+        configs = tuple(SourceConfig(**_named(name), columns=_columns(columns), task=task) for name in sources)
+    except ValidationError as error:
+        raise ValueError(describe(error, SourceConfig)) from None
+    job = Job(
+        sources=configs,
+        tokenizers=_tokenizer_folders(tokenizers),
+        out=out,
+        dtype=dtype,
+        on_error=on_error,
+        threads=max(1, num_cores() // processes),
+    )
+    print(describe_summary(out, run(job, processes=processes, engine=engine)))
+
+
+def describe_summary(out: str, summary: Summary) -> str:
+    """What lies in the folder now, and what was left out and why."""
+    index = summary.index
+    held = ", ".join(f"{count:,} {name}" for name, count in index.num_segments.items())
+    latents = ", ".join(f"{count:,} of {name}" for name, count in index.num_latents.items()) or "none"
+    lines = [f"{out}: {index.num_documents:,} documents ({held}) in {len(index.parts)} files; latents: {latents}"]
+    if summary.num_done_before:
+        lines.append(f"    {summary.num_done_before:,} documents had been encoded before")
+    if summary.skipped:
+        lines.append(f"    skipped {index.num_skipped:,}, all of them in skipped.jsonl:")
+    for reason, places in list(summary.skipped.items())[:NUM_SHOWN]:
+        more = f" and {len(places) - NUM_SHOWN:,} more" if len(places) > NUM_SHOWN else ""
+        lines.append(f"    {len(places):,} × {reason}: {', '.join(places[:NUM_SHOWN])}{more}")
+    return "\n".join(lines)
+
+
+def _named(name: str) -> dict[str, str]:
+    """A source by embedded name where there is one and no file of that name, else by path."""
+    from ..data.embedded.tasks import EMBEDDED
+
+    return {"name": name} if name in EMBEDDED and not Path(name).exists() else {"path": name}
+
+
+def _columns(items: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for item in items:
+        name, equals, column = item.partition("=")
+        if not equals or not name or not column:
+            raise ValueError(f"--column {item!r}: write NAME=COLUMN, as in --column image=jpg")
+        found[name] = column
+    return found
+
+
+def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:
+    """Modality -> folder, of models and single tokenizers. ValueError for two of one modality."""
+    from ..checkpoint import resolve
+    from ..config.modalities import tokenizer_names
+    from ..tokenizers.load import load_tokenizer
+
+    found: dict[str, str] = {}
+    for name in names:
+        folder = resolve(name)
+        if (folder / "tokenizers").is_dir():
+            inside = {reader: folder / "tokenizers" / reader for reader in tokenizer_names()}
+            new = {reader: path for reader, path in inside.items() if path.is_dir()}
+        else:
+            new = {load_tokenizer(folder).modality: folder}
+        for reader, path in new.items():
+            if reader in found:
+                raise ValueError(f"--tokenizers {name}: a tokenizer of {reader} is given already, {found[reader]}")
+            found[reader] = str(path)
+    return found

@@ -1,0 +1,193 @@
+"""Batches made ahead of the step that needs them: by threads for documents, by processes for media.
+
+Place in the flow: 2, between a loader and the trainer, which sees a loader. What lies ready is no part of the state,
+which is the place behind the batches that were taken: a resumed run goes on with the very next document, with any
+number of workers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..types import MediaBatch, PackedBatch
+from .loader import DocumentLoader, MediaLoader, Mixture
+from .processes import Worker
+
+DEPTH = 2
+"""Steps that may lie ready."""
+
+
+class _Taker:
+    """What both share: how long steps had to wait for their batches."""
+
+    def __init__(self):
+        self.waited = 0.0
+        """Seconds that `next_step` took, all of them together."""
+
+    def next_step(self) -> list:
+        """This process's micro-batches of the next step; what went wrong while they were made is raised here."""
+        started = time.perf_counter()
+        batches = self._take()
+        self.waited += time.perf_counter() - started
+        return batches
+
+    def _take(self) -> list:
+        raise AssertionError("abstract")
+
+
+class DocumentsAhead(_Taker):
+    """A DocumentLoader whose streams are dealt out among `threads` threads.
+
+    pin: batches lie in pinned memory, from which a GPU copies while it computes.
+    """
+
+    def __init__(self, loader: DocumentLoader, threads: int = 1, pin: bool = False):
+        super().__init__()
+        self.loader, self.pin = loader, pin
+        self.num_streams = loader.num_streams
+        streams = list(loader.streams)
+        self._shares = [share for share in (streams[i::threads] for i in range(threads)) if share]
+        self._lines: list[_Line] = []
+
+    def _take(self) -> list[PackedBatch]:
+        if not self._lines:
+            for share in self._shares:
+                mine = {stream: self.loader.streams[stream].copy() for stream in share}
+                self._lines.append(_Line(partial(self._made, mine), self.loader.step))
+        made: dict[int, tuple[PackedBatch, list[int]]] = {}
+        for line in self._lines:
+            made |= line.take()
+        for stream, (_, counts) in made.items():
+            self.loader.streams[stream].counts = counts
+        self.loader.step += 1
+        return [made[stream][0] for stream in self.loader.streams]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As the loader's; what lay ready is forgotten."""
+        self.close()
+        self.loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """End the threads."""
+        for line in self._lines:
+            line.stop()
+        self._lines = []
+
+    def _made(self, mixtures: dict[int, Mixture], step: int) -> dict[int, tuple[PackedBatch, list[int]]]:
+        """The batches of a share's streams, and where each stream is then. `mixtures` are the thread's own: those of
+        the loader stand where the batches end that were taken."""
+        made = {}
+        for stream, mixture in mixtures.items():
+            batch = self.loader.batch(stream, mixture, step)
+            made[stream] = (batch.pin_memory() if self.pin else batch, list(mixture.counts))
+        return made
+
+
+class MediaAhead(_Taker):
+    """A MediaLoader whose steps are dealt out among `workers` processes, each with a loader of its own.
+
+    open_loader: makes that loader, from its arguments, which are pickled: "module:function", arguments.
+    """
+
+    def __init__(self, loader: MediaLoader, workers: int, open_loader: str, *arguments: Any, pin: bool = False):
+        super().__init__()
+        self.loader, self.workers, self.pin = loader, workers, pin
+        self.num_streams = loader.num_streams
+        self._open = (open_loader, arguments)
+        self._processes: list[Worker] = []
+        self._line: _Line | None = None
+
+    def _take(self) -> list[MediaBatch]:
+        if self._line is None:
+            state = self.state_dict()
+            for number in range(self.workers):
+                worker = Worker("latentlm.data.ahead:work", *self._open, state, number, self.workers)
+                self._processes.append(worker)
+            self._line = _Line(self._receive, self.loader.step)
+        batches = self._line.take()
+        self.loader.skip()
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As the loader's; what lay ready is forgotten."""
+        self.close()
+        self.loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._processes:
+            worker.stop()
+        if self._line is not None:
+            self._line.stop()
+        self._processes, self._line = [], None
+
+    def _receive(self, step: int) -> list[MediaBatch]:
+        kind, value = self._processes[step % self.workers].receive()
+        if kind == "refused":
+            raise ValueError(value)
+        batches = [MediaBatch(*(torch.from_numpy(array) for array in arrays), seed) for *arrays, seed in value]
+        return [batch.pin_memory() for batch in batches] if self.pin else batches
+
+
+def work(
+    connection: Connection, open_loader: str, arguments: tuple, state: dict[str, Any], number: int, workers: int
+) -> None:
+    """One process: sends the batches of the steps s ≡ number modulo workers, from `state` on, as numpy arrays."""
+    torch.set_num_threads(1)
+    module, _, name = open_loader.partition(":")
+    try:
+        loader: MediaLoader = getattr(importlib.import_module(module), name)(*arguments)
+        loader.load_state_dict(state)
+        loader.skip((number - loader.step) % workers)
+        while True:
+            batches = loader.next_step()
+            connection.send(("made", [_arrays(batch) for batch in batches]))
+            loader.skip(workers - 1)
+    except BrokenPipeError:
+        raise  # the main process has gone
+    except (ValueError, OSError) as error:
+        connection.send(("refused", str(error)))
+
+
+def _arrays(batch: MediaBatch) -> tuple[np.ndarray, np.ndarray, int]:
+    return batch.media.numpy(), batch.lengths.numpy(), batch.seed
+
+
+class _Line:
+    """A thread that calls `make(step)` for one step after the other, DEPTH of them ahead."""
+
+    def __init__(self, make: Callable[[int], Any], step: int):
+        self._make, self._step = make, step
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ready: deque[Future] = deque()
+        for _ in range(DEPTH):
+            self._ask()
+
+    def take(self) -> Any:
+        """What was made for the next step; its error is raised here."""
+        made = self._ready.popleft().result()
+        self._ask()
+        return made
+
+    def stop(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _ask(self) -> None:
+        self._ready.append(self._thread.submit(self._make, self._step))
+        self._step += 1

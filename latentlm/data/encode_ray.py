@@ -1,0 +1,70 @@
+"""The parts of an encoding on a Ray cluster: Ray Data hands them to actors, and again where an actor dies.
+
+Place in the flow: 2, `encode(engine="ray")`. Every node must see the sources, the tokenizers and the folder of the
+shards: a shared disk or an fsspec URL.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .encode import Job, Part, PartEncoder
+from .progress import Progress
+
+RETRIES = 3
+"""How often a part may lose its actor before the encoding gives up."""
+
+
+class PartActor:
+    """Encodes the part that a row describes; the row comes back with the number of documents read, or with why not."""
+
+    def __init__(self, job: Job):
+        torch.set_num_threads(job.threads)
+        self._encoder = PartEncoder(job)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = Part(**{name: int(row[name]) for name in Part.model_fields})
+        try:
+            self._encoder(part)
+        except (ValueError, OSError) as error:
+            return {"read": 0, "refused": str(error)}
+        return {"read": part.stop - part.start, "refused": ""}
+
+
+def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progress) -> None:
+    """Encode `parts` by `workers` actors, on the cluster that RAY_ADDRESS names or on this machine.
+
+    Raises ValueError where Ray is not installed, and for what an actor refuses.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError("engine ray needs Ray: pip install 'latentlm[ray]'") from None
+    started = not ray.is_initialized()
+    if started:
+        here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **here)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        rows = ray.data.from_items([part.model_dump() for part in parts], override_num_blocks=len(parts))
+        done = rows.map(
+            PartActor,
+            fn_constructor_args=(job,),
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )
+        for row in done.iter_rows():
+            if row["refused"]:
+                raise ValueError(row["refused"])
+            progress.add(int(row["read"]))
+    finally:
+        if started:
+            ray.shutdown()

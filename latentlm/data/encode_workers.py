@@ -1,0 +1,124 @@
+"""`encode`: a job ──▶ shards, in this process, in several, or on a Ray cluster.
+
+Place in the flow: 2, on top of `encode.py`. Each worker opens sources and tokenizers itself and takes a part at a time.
+A worker that dies takes its part with it and nothing else: the same command goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any, Literal
+
+import torch
+
+from .encode import Job, Part, PartEncoder, Summary, begin, finish, load_tokenizers, make_plan
+from .processes import Worker, WorkerEnded
+from .progress import Progress
+
+Engine = Literal["local", "ray"]
+
+
+def encode(
+    job: Job, *, processes: int = 1, engine: Engine = "local", tokenizers: dict[str, Any] | None = None
+) -> Summary:
+    """Encode what `job.out` does not hold yet, and write the index; returns what is there.
+
+    `tokenizers`: those of the job where the caller has them already; with one process they are used as they are, on
+    their device. Raises ValueError for sources, documents or a folder that cannot be used; another call goes on.
+    """
+    loaded = load_tokenizers(job.tokenizers) if tokenizers is None else tokenizers
+    with _claimed(job):
+        plan = make_plan(job, loaded)
+        missing = begin(job.folder, plan)
+        total = sum(source["num_documents"] for source in plan["sources"])
+        done = total - sum(part.stop - part.start for part in missing)
+        with Progress("encoding", "documents", total, done) as progress:
+            if not missing:
+                pass
+            elif engine == "ray":
+                from .encode_ray import encode_parts
+
+                encode_parts(job, missing, processes, progress)
+            elif processes == 1:
+                encoder = PartEncoder(job, loaded)
+                for part in missing:
+                    encoder(part, progress.add)
+            else:
+                _in_processes(job, missing, min(processes, len(missing)), progress)
+        return finish(job, plan, loaded, done)
+
+
+@contextmanager
+def _claimed(job: Job) -> Iterator[None]:
+    """Within, no other encoding of this machine writes into the same folder. ValueError where one does."""
+    folder = job.folder
+    if folder.scheme != "file":
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder.system.makedirs(folder.path, exist_ok=True)
+    lock = FileLock(f"{folder.path.rstrip('/')}/.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{folder}: another encoding is writing here; wait for its end") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ------------------------------------------------------------------ processes
+
+
+def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress) -> None:
+    """Hand `parts` to `num` processes. ValueError for what a worker refuses, and for one that is killed."""
+    waiting = iter(parts)
+    workers: dict[Connection, Worker] = {}
+    try:
+        for _ in range(num):
+            worker = Worker("latentlm.data.encode_workers:work", job)
+            workers[worker.connection] = worker
+            worker.send(next(waiting))
+        busy = set(workers)
+        while busy:
+            for connection in wait(list(busy)):
+                kind, value = _listen(workers[connection])
+                if kind == "read":
+                    progress.add(value)
+                elif (part := next(waiting, None)) is None:
+                    busy.remove(connection)
+                else:
+                    workers[connection].send(part)
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def _listen(worker: Worker) -> tuple[str, int]:
+    """The next message of a worker: ("read", number of documents) or ("done", number of a part)."""
+    try:
+        kind, value = worker.receive()
+    except WorkerEnded as error:
+        raise ValueError(f"{error}; the same command goes on with what is missing") from None
+    if kind == "refused":
+        raise ValueError(value)
+    return kind, value
+
+
+def work(connection: Connection, job: Job) -> None:
+    """One worker: parts come in; ("read", number), ("done", part number) and ("refused", why) go out."""
+    torch.set_num_threads(job.threads)
+    try:
+        encoder = PartEncoder(job)
+        while True:
+            part = connection.recv()
+            encoder(part, lambda number: connection.send(("read", number)))
+            connection.send(("done", part.number))
+    except BrokenPipeError:
+        raise  # the main process has gone
+    except (ValueError, OSError) as error:
+        connection.send(("refused", str(error)))

@@ -1,0 +1,124 @@
+"""Media ──▶ training examples of a tokenizer, augmented where the recipe says so; their loader.
+
+Place in the flow: 2, between sources and `MediaLoader`. An example depends on the medium and on the batch's random
+numbers alone: a resumed run and any number of workers make the same ones. Legend: `S` samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig, MediaConfig, SpeechTokenizerConfig
+from ..config.modalities import modalities
+from ..media.picture import image_to_tensor
+from ..tokenizers.speech import prepare_clip
+from ..types import Audio
+from .loader import MediaLoader
+from .sources import media
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+TokenizerConfig = ImageTokenizerConfig | ConvImageTokenizerConfig | SpeechTokenizerConfig
+
+
+def open_media_loader(
+    config: MediaConfig,
+    tokenizer: TokenizerConfig,
+    seed: int,
+    num_streams: int,
+    rank: int = 0,
+    world: int = 1,
+    sources: Sequence[Sequence] | None = None,
+) -> MediaLoader:
+    """The loader of a tokenizer's recipe, which makes its batches when they are asked for. ValueError as `media`.
+
+    sources: the media, where they are open already.
+    """
+    name = next(each.name for each in modalities() if tokenizer.kind in each.tokenizers)
+    if sources is None:
+        sources = [media(source, name, "train") for source in config.sources]
+    keep = not any(source.is_streamed for source in config.sources)
+    prepare = EXAMPLES[name](tokenizer, config, keep)
+    return MediaLoader(
+        sources,
+        [source.weight for source in config.sources],
+        prepare,
+        batch_size=config.batch_size,
+        seed=seed,
+        num_streams=num_streams,
+        rank=rank,
+        world=world,
+    )
+
+
+def _image_example(tokenizer: ImageTokenizerConfig, config: MediaConfig, keep: bool) -> ImageExample:
+    return ImageExample(tokenizer.image_size, flip=config.flip, crop=config.crop, keep=keep)
+
+
+def _speech_example(tokenizer: SpeechTokenizerConfig, config: MediaConfig, keep: bool) -> SpeechExample:
+    return SpeechExample(tokenizer, config.seconds, gain=config.gain, keep=keep)
+
+
+EXAMPLES: dict[str, Callable] = {"image": _image_example, "speech": _speech_example}
+"""By the modality of a tokenizer that is trained, (its config, the recipe's data, whether to keep) -> an example."""
+
+
+class _Kept:
+    """`make(medium)`, which is kept for the next time where the media themselves stay in memory."""
+
+    def __init__(self, make: Callable, keep: bool):
+        self._make, self._keep = make, keep
+        self._known: dict[int, tuple[object, Tensor]] = {}
+
+    def __call__(self, medium: PILImage | Audio) -> Tensor:
+        if not self._keep:
+            return self._make(medium)
+        if id(medium) not in self._known:
+            self._known[id(medium)] = (medium, self._make(medium))
+        return self._known[id(medium)][1]
+
+
+class ImageExample:
+    """A picture as (3, size, size) in [-1, 1]. crop: a square of it at random; flip: mirrored every second time."""
+
+    def __init__(self, size: int, *, flip: bool = False, crop: float = 0.0, keep: bool = False):
+        self.size, self.flip, self.crop = size, flip, crop
+        self._whole = _Kept(lambda image: image_to_tensor(image, size), keep)
+
+    def __call__(self, image: PILImage, rng: np.random.Generator) -> Tensor:
+        pixels = image_to_tensor(random_square(image, self.crop, rng), self.size) if self.crop else self._whole(image)
+        return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
+
+
+def random_square(image: PILImage, crop: float, rng: np.random.Generator) -> PILImage:
+    """A square of the picture: a side between 1 - crop and 1 of the shorter one, at any place, both uniform."""
+    side = max(1, round(min(image.size) * (1 - crop * rng.random())))
+    left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+class SpeechExample:
+    """A random crop (1, S) of `seconds`, a multiple of the hop; shorter clips stay whole. Rate and loudness are those
+    of the whole clip. gain: louder or quieter by up to so many dB, no louder than a peak of 1."""
+
+    def __init__(self, tokenizer: SpeechTokenizerConfig, seconds: float, *, gain: float = 0.0, keep: bool = False):
+        self.length = max(1, round(seconds * tokenizer.sample_rate / tokenizer.hop)) * tokenizer.hop
+        self.gain = gain
+        self._whole = _Kept(lambda audio: prepare_clip(audio, tokenizer.sample_rate, tokenizer.loudness), keep)
+
+    def __call__(self, audio: Audio, rng: np.random.Generator) -> Tensor:
+        samples = self._whole(audio)
+        start = int(rng.integers(0, max(1, len(samples) - self.length + 1)))
+        cropped = samples[None, start : start + self.length]
+        return with_gain(cropped, float(rng.uniform(-self.gain, self.gain))) if self.gain else cropped
+
+
+def with_gain(samples: Tensor, level: float) -> Tensor:
+    """`samples` changed by `level` dB; a peak that would pass 1 stops there, one that is beyond 1 already stays."""
+    most = max(1.0, 1.0 / max(float(samples.abs().max()), 1e-6))
+    return samples * min(10.0 ** (level / 20), most)

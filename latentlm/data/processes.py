@@ -1,0 +1,76 @@
+"""Worker processes of this package's own: one target and its arguments in, messages over a pipe.
+
+Place in the flow: 2, below the workers that encode and those that decode media. A worker is a fresh interpreter, so the
+caller's main module is not run again and needs no guard; it ends when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class Worker:
+    """A process that runs `module.function(connection, *arguments)`; everything that is sent is pickled."""
+
+    def __init__(self, target: str, *arguments: Any):
+        """target: "latentlm.data.encode_workers:work"."""
+        self.connection, theirs = Pipe()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-m", "latentlm.data.processes", str(theirs.fileno())]
+        self.process = subprocess.Popen(
+            command, pass_fds=(theirs.fileno(),), env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        theirs.close()
+        self.send((target, arguments))
+
+    def send(self, message: Any) -> None:
+        """WorkerEnded where the process is gone."""
+        try:
+            self.connection.send(message)
+        except BrokenPipeError:
+            raise self.ended() from None
+
+    def receive(self) -> Any:
+        """The next message. WorkerEnded where the process is gone."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self.ended() from None
+
+    def ended(self) -> WorkerEnded:
+        """What its end is called."""
+        code = self.process.wait()
+        how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+        return WorkerEnded(f"a worker process was ended by {how}")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+
+class WorkerEnded(ValueError):
+    """A worker process is gone: it was killed, or what it said before on stderr ended it."""
+
+
+def main(descriptor: int) -> None:
+    """One worker: the first message says what to run. A caller that is gone ends it without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller has it, and ends this process
+    connection = Connection(descriptor)
+    try:
+        target, arguments = connection.recv()
+        module, _, name = target.partition(":")
+        getattr(importlib.import_module(module), name)(connection, *arguments)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,60 @@
+"""Readers: paths ──▶ random-access documents and media, never all of them in memory.
+
+Place in the flow: 2, reached through `data/sources.py`. The path says which reader: `.jsonl`, `.parquet`, `.tar` (one
+file, a folder of them, or a pattern), or a folder of pictures or sounds.
+    files ◀── rows ◀── parquet, tar, folder;  files ◀── jsonl
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from .files import Location
+from .folder import FolderRows
+from .jsonl import JsonLines
+from .parquet import ParquetRows
+from .rows import Rows
+from .tar import TarRows
+
+__all__ = ["JsonLines", "Rows", "is_manifest", "open_path", "signature"]
+
+SUFFIXES = (".jsonl", ".parquet", ".tar")
+
+
+def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
+    """The reader of a path. Raises ValueError, one line, where nothing is there or it is of no kind that we read."""
+    root = Location.of(path)
+    files = root.files()
+    kinds = {file.suffix for file in files} & set(SUFFIXES)
+    if not kinds and root.is_folder():
+        if columns:
+            raise ValueError(f"{path}: a folder of files has no columns: its folders are the classes")
+        return FolderRows(root, files)
+    if len(kinds) != 1:
+        found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "is of no kind that is read here"
+        raise ValueError(f"{path}: {found}; one kind of {', '.join(SUFFIXES)}, or a folder of pictures or sounds")
+    kind = kinds.pop()
+    chosen = [file for file in files if file.suffix == kind]
+    if kind == ".parquet":
+        return ParquetRows(chosen, columns)
+    if kind == ".tar":
+        return TarRows(chosen, columns)
+    if columns:
+        raise ValueError(f"{path}: the lines of a manifest say what is in them; leave out columns")
+    if len(chosen) > 1:
+        raise ValueError(f"{path}: {len(chosen)} manifests; give each as a source of its own")
+    return JsonLines(chosen[0])
+
+
+def is_manifest(path: str) -> bool:
+    """Whether the documents of a path say themselves what their task is."""
+    return path.lower().endswith(".jsonl")
+
+
+def signature(path: str) -> str:
+    """16 hex digits over the names and sizes of all files of a path: other files, another signature."""
+    digest = hashlib.sha256()
+    for file in Location.of(path).files():
+        digest.update(f"{file}\0{file.size()}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,134 @@
+"""Files of a source, on this machine or behind any fsspec URL, and what its readers share.
+
+Place in the flow: 2, below the readers. A path is a file, a folder, or a pattern (`data/part-*.tar`); a URL is that
+with a scheme in front (`s3://bucket/data.parquet`, `memory://set`). What is wrong is a ValueError that names the path.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in a file system: `scheme` "file", "memory", "s3" …, and the path there."""
+
+    scheme: str
+    path: str
+
+    @classmethod
+    def of(cls, name: str) -> Location:
+        """Raises ValueError for a scheme that fsspec does not know, or whose library is missing."""
+        from fsspec.core import url_to_fs
+
+        try:
+            system, path = url_to_fs(name)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+        protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
+        return cls(protocol, path)
+
+    @property
+    def system(self) -> Any:
+        """The fsspec file system; one object a process and scheme."""
+        import fsspec
+
+        return fsspec.filesystem(self.scheme)
+
+    def __str__(self) -> str:
+        return self.path if self.scheme == "file" else self.system.unstrip_protocol(self.path)
+
+    @property
+    def suffix(self) -> str:
+        return posixpath.splitext(self.path)[1].lower()
+
+    def at(self, path: str) -> Location:
+        """Another path of the same file system."""
+        return Location(self.scheme, path)
+
+    def beside(self, name: str) -> Location:
+        """What a file here calls `name`: relative to its folder, absolute, or a URL of its own."""
+        if "://" in name:
+            return Location.of(name)
+        return self.at(posixpath.join(posixpath.dirname(self.path), name))
+
+    def open_binary(self) -> IO[bytes]:
+        """ValueError where there is no such file or it cannot be opened."""
+        try:
+            return self.system.open(self.path, "rb")
+        except FileNotFoundError:
+            raise ValueError(f"{self}: no such file") from None
+        except OSError as error:
+            raise ValueError(f"{self}: {error.strerror or error}") from None
+
+    def read(self, start: int = 0, length: int | None = None) -> bytes:
+        """The bytes from `start` on. ValueError as `open_binary`."""
+        with self.open_binary() as file:
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def size(self) -> int:
+        return int(self.system.size(self.path))
+
+    def is_folder(self) -> bool:
+        return self.system.isdir(self.path)
+
+    def files(self) -> list[Location]:
+        """The file itself, all files below a folder, or those that fit a pattern, by name.
+
+        Hidden ones (a leading dot, in their own name or a folder's) are left out. ValueError where there are none.
+        """
+        if self.is_folder():
+            found = [path for path in self.system.find(self.path) if not self._hidden(path)]
+        elif any(sign in self.path for sign in "*?["):
+            found = [path for path in self.system.glob(self.path) if not self.system.isdir(path)]
+        else:
+            found = [self.path] if self.system.exists(self.path) else []
+        if not found:
+            raise ValueError(f"{self}: no such file" if not self.is_folder() else f"{self}: the folder is empty")
+        return [self.at(path) for path in sorted(found)]
+
+    def _hidden(self, path: str) -> bool:
+        return any(part.startswith(".") for part in path.removeprefix(self.path).split("/"))
+
+
+class Strings(Sequence[str]):
+    """Many short strings in one block of bytes and an array of ends: a tenth of what a list of them takes."""
+
+    def __init__(self, strings: Iterable[str]):
+        encoded = bytearray()
+        ends = [0]
+        for string in strings:
+            encoded += string.encode("utf-8", "surrogateescape")
+            ends.append(len(encoded))
+        self._encoded, self._ends = bytes(encoded), np.array(ends, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        return self._encoded[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+
+
+class PerThread:
+    """`make()` once in each thread, and anew in each process: open files are never shared between two readers."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make = make
+        self._local = threading.local()
+
+    def __call__(self) -> Any:
+        if not hasattr(self._local, "value"):
+            self._local.value = self._make()
+        return self._local.value
+
+    def __reduce__(self):
+        return PerThread, (self._make,)

@@ -1,0 +1,138 @@
+"""A JSONL file as documents, read line by line: the format of `data/manifest.py`, at any size.
+
+Place in the flow: 2, a reader. Opening one finds where its lines begin; a line is parsed, and its media are read, when
+its document is asked for, and nothing is kept. Media may lie behind URLs; relative paths start at the file's folder.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from ...config.modalities import modality
+from ...types import Document, Segment, Text
+from ..manifest import ManifestSegment, parse_line
+from ..placed import PlacedDocuments
+from .files import Location, PerThread
+from .rows import decode
+
+if TYPE_CHECKING:
+    pass
+
+BLOCK = 2**20
+_SPACE = b" \t\r\n\xef\xbb\xbf"
+
+
+class JsonLines(PlacedDocuments):
+    """The documents of a JSONL file. Picklable; read from any thread."""
+
+    def __init__(self, file: Location):
+        """Finds the lines; empty ones are passed over. ValueError where there are none."""
+        self.file = file
+        self._starts, self._numbers = _lines(file)
+        if not len(self._numbers):
+            raise ValueError(f"{file}: the manifest is empty")
+        self._open = PerThread(file.open_binary)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def place(self, index: int) -> str:
+        return f"{self.file}:{self._numbers[index]}"
+
+    def __getitem__(self, index: int) -> Document:
+        """Raises ValueError naming line and key for what is wrong in it, media that are missing or broken too."""
+        segments = self.line(index)
+        return Document(tuple(self._segment(index, place, segment) for place, segment in enumerate(segments)))
+
+    def texts(self, index: int) -> list[str]:
+        return [segment.text for segment in self.line(index) if segment.text is not None]
+
+    def line(self, index: int) -> tuple[ManifestSegment, ...]:
+        """The checked segments of line `index`, media by name."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        handle: IO[bytes] = self._open()
+        handle.seek(int(self._starts[index]))
+        data = handle.read(int(self._starts[index + 1] - self._starts[index]))
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.place(index)}: not UTF-8 text at byte {error.start}") from None
+        return parse_line(str(self.file), int(self._numbers[index]), text).document.segments
+
+    def content(self, index: int, position: int, segment: ManifestSegment) -> Any:
+        """The medium that a segment names."""
+        name = getattr(segment, segment.modality)
+        try:
+            return decode(self.file.beside(name), segment.modality)
+        except ValueError as error:
+            raise ValueError(f"{self.place(index)}: segments.{position}.{segment.modality}: {error}") from None
+
+    def holds(self, name: str) -> bool:
+        """Whether any line has media of modality `name`: of the lines that may, those are parsed until one does."""
+        word, handle = f'"{name}"'.encode(), self._open()
+        for index in range(len(self)):
+            handle.seek(int(self._starts[index]))
+            if word in handle.read(int(self._starts[index + 1] - self._starts[index])) and any(
+                segment.modality == name for segment in self.line(index)
+            ):
+                return True
+        return False
+
+    def _segment(self, index: int, position: int, segment: ManifestSegment) -> Segment:
+        flags = {"condition": segment.condition, "loss": segment.is_target}
+        if segment.text is not None:
+            return Text(segment.text, **flags)
+        return modality(segment.modality).segment(self.content(index, position, segment), **flags)
+
+
+class JsonLinesMedia(Sequence):
+    """The different media of one modality that a JSONL file names, in the order in which they come first."""
+
+    def __init__(self, documents: JsonLines, name: str):
+        """Reads all lines once. Raises ValueError for wrong lines."""
+        self.documents, self.name = documents, name
+        lines, positions, names = array("q"), array("q"), array("q")
+        for index in range(len(documents)):
+            for position, segment in enumerate(documents.line(index)):
+                if segment.modality == name:
+                    lines.append(index)
+                    positions.append(position)
+                    names.append(hash(getattr(segment, name)))
+        _, first = np.unique(np.frombuffer(names, np.int64), return_index=True)
+        first.sort()
+        self._lines, self._positions = (np.frombuffer(found, np.int64)[first] for found in (lines, positions))
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        line, position = int(self._lines[index]), int(self._positions[index])
+        return self.documents.content(line, position, self.documents.line(line)[position])
+
+
+def _lines(file: Location) -> tuple[np.ndarray, np.ndarray]:
+    """Where each line with something in it begins, and the end of the last; their numbers, from 1."""
+    starts, numbers = array("q"), array("q")
+    with file.open_binary() as handle:
+        begin, number, rest = 0, 1, b""
+        while block := handle.read(BLOCK):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                if line.strip(_SPACE):
+                    starts.append(begin)
+                    numbers.append(number)
+                begin += len(line) + 1
+                number += 1
+        if rest.strip(_SPACE):
+            starts.append(begin)
+            numbers.append(number)
+        starts.append(begin + len(rest))
+    found = np.frombuffer(starts, np.int64)
+    return found, np.frombuffer(numbers, np.int64)

@@ -1,0 +1,120 @@
+"""Parquet files as rows: media as bytes (raw, or `{bytes, path}` structs) or paths of files beside them.
+
+Place in the flow: 2, a reader. A row group is read at a time, and each thread keeps the last few it read (bounded by
+bytes) and its own open files: no ParquetFile is shared. Random access to a file is as fast as its row groups are small.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+from ...config.base import did_you_mean
+from .files import Location, PerThread
+from .rows import Rows, named_columns
+
+KEPT_BYTES = 64 * 2**20
+"""Row groups that a thread keeps, at most so large together; the last one read always."""
+OPEN_FILES = 16
+
+
+class ParquetRows(Rows):
+    """The rows of one or more Parquet files of one schema, one file after the other."""
+
+    def __init__(self, files: Sequence[Location], columns: Mapping[str, str]):
+        """Reads the footers alone. Raises ValueError, naming the file, for one that is no Parquet."""
+        self.files = list(files)
+        self.columns = named_columns(columns)
+        self._names: tuple[str, ...] = ()
+        counts: list[list[int]] = []
+        for number, file in enumerate(self.files):
+            with file.open_binary() as handle:
+                opened = _open(file, handle)
+                if number == 0:
+                    self._names = tuple(opened.schema_arrow.names)
+                metadata = opened.metadata
+                counts.append([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+        self._groups = [(number, group) for number, groups in enumerate(counts) for group in range(len(groups))]
+        self._ends = list(accumulate(rows for groups in counts for rows in groups))
+        self._file_starts = [0, *accumulate(sum(groups) for groups in counts)]
+        self._cache = PerThread(partial(_Groups, self.files))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def place(self, index: int) -> str:
+        file = bisect_right(self._file_starts, index) - 1
+        return f"{self.files[file]}: row {index - self._file_starts[file]}"
+
+    def require(self, column: str) -> None:
+        name = self.columns[column]
+        if name not in self._names:
+            raise ValueError(f"{self.files[0]}: no column {name!r} for {column}{did_you_mean(name, self._names)}")
+
+    def read(self, index: int, column: str) -> bytes | str | Location:
+        group = bisect_right(self._ends, index)
+        number, within = self._groups[group]
+        row = index - (self._ends[group - 1] if group else 0)
+        file = self.files[number]
+        value = self._cache()(number, within, self.columns[column])[row].as_py()
+        if isinstance(value, dict):  # a struct of bytes and path, as Hugging Face datasets write media
+            value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise ValueError("missing (null)")
+        if column != "text" and isinstance(value, str):
+            return file.beside(value)
+        if not isinstance(value, bytes | str):
+            value = str(value)  # a number or a date as text
+        return value
+
+
+class _Groups:
+    """A thread's own files and the columns of the row groups that it read last."""
+
+    def __init__(self, files: Sequence[Location]):
+        self.files = files
+        self._open: OrderedDict[int, tuple[Any, Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int, str], Any] = OrderedDict()
+
+    def __call__(self, number: int, group: int, column: str) -> Any:
+        """The values of a column in one row group: an Arrow array."""
+        key = (number, group, column)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        values = self._read(number, group, column)
+        self._kept[key] = values
+        while len(self._kept) > 1 and sum(array.nbytes for array in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
+        return values
+
+    def _read(self, number: int, group: int, column: str) -> Any:
+        import pyarrow
+
+        if number not in self._open:
+            handle = self.files[number].open_binary()
+            self._open[number] = (_open(self.files[number], handle), handle)
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1][1].close()
+        try:
+            table = self._open[number][0].read_row_group(group, columns=[column], use_threads=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"row group {group} cannot be read ({' '.join(str(error).split())[:200]})") from None
+        column_values = table.column(table.column_names[0])
+        return column_values.chunk(0) if column_values.num_chunks == 1 else column_values
+
+
+def _open(file: Location, handle: Any) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{file}: Parquet needs pyarrow: pip install 'latentlm[data]'") from None
+    try:
+        return pyarrow.parquet.ParquetFile(handle)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None

@@ -1,0 +1,128 @@
+"""Rows of a source ──▶ documents and media: what every reader of rows gives, and what is made of it.
+
+Place in the flow: 2, `parquet.py`, `tar.py` and `folder.py` are `Rows`; a task says which columns make a document.
+Nothing is kept: a picture is decoded each time it is asked for. What cannot be read is a ValueError of one line that
+names the file, the row or member, and the column.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...config.base import did_you_mean
+from ...config.modalities import modality, modality_names
+from ...types import Document
+from .. import documents as build
+from ..placed import PlacedDocuments
+from .files import Location
+
+TASKS: dict[str, tuple[tuple[str, ...], Callable[..., Document]]] = {"text": (("text",), build.text)}
+TASKS |= {f"text_to_{name}": (("text", name), build.text_to_medium) for name in modality_names()}
+TASKS |= {f"{name}_to_text": ((name, "text"), build.medium_to_text) for name in modality_names()}
+"""Task -> the columns that it needs, in the order in which its builder takes them."""
+
+
+class Rows(ABC):
+    """Rows with columns "text", "image", … by modality, each read alone. Picklable; read from any thread."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def place(self, index: int) -> str:
+        """Where row `index` stands, for people: file and row, or file and member."""
+
+    @abstractmethod
+    def read(self, index: int, column: str) -> bytes | str | Location:
+        """The value as it is stored: encoded media or UTF-8 text as bytes, text, or the file that holds the media.
+
+        ValueError where it is missing; `value` puts the place in front.
+        """
+
+    @abstractmethod
+    def require(self, column: str) -> None:
+        """ValueError, naming the source, where it has no such column."""
+
+    def value(self, index: int, column: str) -> Any:
+        """The text or the medium of row `index`. ValueError names the place and the column."""
+        try:
+            return decode(self.read(index, column), column)
+        except ValueError as error:
+            raise ValueError(f"{self.place(index)}: {column}: {error}") from None
+
+
+def decode(stored: bytes | str | Location, column: str) -> Any:
+    """A stored value as what a document holds. ValueError says what is wrong with it."""
+    if column == "text":
+        return _text(stored)
+    name = ""
+    if isinstance(stored, Location):
+        name, stored = str(stored), stored.read()
+    if not isinstance(stored, bytes):
+        raise ValueError(f"holds {type(stored).__name__}, expected the bytes of a file")
+    return modality(column).decode(stored, name)
+
+
+def _text(stored: bytes | str | Location) -> str:
+    if isinstance(stored, Location):
+        stored = stored.read()
+    if isinstance(stored, bytes):
+        try:
+            stored = stored.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"not UTF-8 text at byte {error.start}") from None
+    if not stored:
+        raise ValueError("the text is empty")
+    return stored
+
+
+class RowDocuments(PlacedDocuments):
+    """The documents of one task over rows."""
+
+    def __init__(self, rows: Rows, task: str, source: str):
+        """Raises ValueError for a task that there is not, and for a column that `rows` lacks."""
+        if task not in TASKS:
+            known = ", ".join(TASKS)
+            said = f"task says which documents its rows make: one of {known}"
+            raise ValueError(f"{source}: {said if task == 'all' else f'no task {task!r}{did_you_mean(task, TASKS)}'}")
+        self.rows = rows
+        self.columns, self._build = TASKS[task]
+        for column in self.columns:
+            rows.require(column)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Document:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        return self._build(*(self.rows.value(index, column) for column in self.columns))
+
+    def place(self, index: int) -> str:
+        return self.rows.place(index)
+
+    def texts(self, index: int) -> list[str]:
+        return [self.rows.value(index, "text")]
+
+
+class RowMedia(Sequence):
+    """The media of one modality of rows."""
+
+    def __init__(self, rows: Rows, name: str):
+        rows.require(name)
+        self.rows, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)}")
+        return self.rows.value(index, self.name)
+
+
+def named_columns(columns: Mapping[str, str]) -> dict[str, str]:
+    """Column of a document -> name in the file: as said, else its own name."""
+    return {name: columns.get(name, name) for name in ("text", *modality_names())}

@@ -1,0 +1,166 @@
+"""The sources of a recipe ──▶ documents whose media are latents, and the loader of their batches.
+
+Place in the flow: 5, below `build.py`. Embedded sources and manifests are encoded into memory (`data/cache.py`), paths
+into shards in the run's folder, once; shards are read as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
+from ..data.ahead import DocumentsAhead, MediaAhead
+from ..data.cache import LatentCache, ResolvedDocuments
+from ..data.encode import Job
+from ..data.encode_workers import encode
+from ..data.examples import TokenizerConfig, open_media_loader
+from ..data.loader import DocumentLoader
+from ..data.packing import DocumentEncoder
+from ..data.placed import PlacedDocuments, place_of
+from ..data.script import laid_out
+from ..data.shards import ShardDocuments
+from ..data.sources import documents
+from ..types import Document
+from .contract import Loader
+from .distributed import World
+
+MEDIA_WORKERS = 2
+"""Processes that decode the media of paths where a recipe does not say how many."""
+
+
+def open_documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
+    """The documents of a source, laid out as the model learns them, media as they lie there."""
+    return laid_out(documents(config, split), layout, config.label)
+
+
+def with_latents(
+    configs: Sequence[SourceConfig],
+    sources: Sequence[Sequence[Document]],
+    cache: LatentCache,
+    folder: Path,
+    layout: str,
+    world: World,
+) -> list[ResolvedDocuments]:
+    """The sources with media as latents; what has none yet is encoded by the main process, the others read its files.
+
+    Collective. Raises ValueError for shards of other tokenizers than those of `cache`.
+    """
+
+    def prepare() -> None:
+        for config, source in zip(configs, sources, strict=True):
+            if not config.is_streamed:
+                cache.prepare((source[i] for i in range(len(source))), source_slug(config))
+
+    def encode_paths() -> None:
+        for config in configs:
+            if config.path is not None:
+                job = Job((config,), {}, str(folder / source_slug(config)), layout=layout)
+                encode(job, tokenizers=cache.tokenizers)
+
+    world.on_main(prepare)
+    if not world.is_main:
+        prepare()
+    world.on_main(encode_paths)
+    found: list[ResolvedDocuments] = []
+    for config, source in zip(configs, sources, strict=True):
+        if config.path is not None:
+            source = ShardDocuments(str(folder / source_slug(config)))
+        if config.shards is not None:
+            for path in (config.shards, config.held_out):
+                if isinstance(path, str):
+                    check_tokenizers(ShardDocuments(path), cache.tokenizers)
+        found.append(ResolvedDocuments(source, cache, config.noise))
+    return found
+
+
+def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
+    """ValueError where latents of these shards were made by another tokenizer than the one of their modality here."""
+    for modality in shards.index.num_latents:
+        made_by = shards.index.tokenizers[modality].fingerprint
+        if modality not in tokenizers:
+            raise ValueError(f"{shards.path}: holds latents of {modality}, but the model has no {modality} tokenizer")
+        if (ours := tokenizers[modality].fingerprint()) != made_by:
+            raise ValueError(
+                f"{shards.path}: latents of another {modality} tokenizer (fingerprint {made_by}, the model's is {ours})"
+            )
+
+
+def packed_batches(
+    config: DataConfig,
+    sources: Sequence[ResolvedDocuments],
+    encoder: DocumentEncoder,
+    latent_dims: dict[str, int],
+    training: TrainingConfig,
+    world: World,
+) -> Loader:
+    """Batches of the recipe's documents; made ahead by threads where it says so, or where a source is on disk."""
+    loader = DocumentLoader(
+        sources,
+        config,
+        encoder,
+        latent_dims,
+        seed=training.seed,
+        num_streams=training.accumulation,
+        rank=world.rank,
+        world=world.size,
+    )
+    workers = config.workers if config.workers is not None else int(any(c.is_streamed for c in config.sources))
+    return DocumentsAhead(loader, workers, pin=world.device.type == "cuda") if workers else loader
+
+
+def media_batches(
+    config: MediaConfig,
+    sources: Sequence[Sequence],
+    tokenizer: TokenizerConfig,
+    training: TrainingConfig,
+    world: World,
+) -> Loader:
+    """Batches of examples for a tokenizer; worker processes decode media where the recipe says so, or where a source is
+    a path."""
+    arguments = (config, tokenizer, training.seed, training.accumulation, world.rank, world.size)
+    loader = open_media_loader(*arguments, sources=sources)
+    default = MEDIA_WORKERS if any(source.is_streamed for source in config.sources) else 0
+    workers = config.workers if config.workers is not None else default
+    if not workers:
+        return loader
+    opened = "latentlm.data.examples:open_media_loader"
+    return MediaAhead(loader, workers, opened, *arguments, pin=world.device.type == "cuda")
+
+
+def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
+    """ValueError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+
+    Positions begin anew with each document, so rows may be longer than the model's context, documents not. Of shards
+    only those documents are read whose bytes and latents might be too many.
+    """
+    limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
+    for source, documents_ in zip(config.sources, sources, strict=True):
+        for number in _perhaps_longer(documents_.documents, limit):
+            length = len(encoder(documents_[number]))
+            if length > limit:
+                where = place_of(documents_.documents, number, f"document {number}")
+                raise ValueError(
+                    f"data source {source.label!r} ({source.task}): {where} has {length} positions, {what} is {limit}"
+                )
+
+
+def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]:
+    """The numbers of the documents that may take more than `limit` positions."""
+    most = documents_.most_positions() if isinstance(documents_, PlacedDocuments) else None
+    return range(len(documents_)) if most is None else np.flatnonzero(most > limit).tolist()
+
+
+def source_slug(config: SourceConfig) -> str:
+    """A file name for the latents of one source of a recipe."""
+    if config.name is not None:
+        name = config.name
+    else:
+        name = f"{Path(config.label).stem}-{hashlib.sha256(config.label.encode()).hexdigest()[:8]}"
+    copies = f"warped{config.warped_copies}" if config.warped_copies else None
+    held_out = f"without{config.held_out}" if isinstance(config.held_out, int | float) else None
+    return "-".join(str(part) for part in (name, config.task, config.limit, copies, held_out) if part is not None)
