@@ -21,7 +21,7 @@ from ..data.encode_workers import encode
 from ..data.examples import TokenizerConfig, open_media_loader
 from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
-from ..data.placed import PlacedDocuments, place_of
+from ..data.placed import PlacedDocuments
 from ..data.script import laid_out
 from ..data.shards import ShardDocuments
 from ..data.sources import documents
@@ -143,7 +143,8 @@ def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder:
         for number in _perhaps_longer(documents_.documents, limit):
             length = len(encoder(documents_[number]))
             if length > limit:
-                where = place_of(documents_.documents, number, f"document {number}")
+                found = documents_.documents
+                where = found.place(number) if isinstance(found, PlacedDocuments) else f"document {number}"
                 raise ValueError(
                     f"data source {source.label!r} ({source.task}): {where} has {length} positions, {what} is {limit}"
                 )

@@ -90,7 +90,7 @@ def test_a_medium_has_the_key_of_its_content_wherever_it_lies(tmp_path, saved):
         reader = array_record().ArrayRecordReader(str(tmp_path / str(number) / "part-000000.array_record"))
         (record,) = reader.read(0, 1)
         keys.append(json.loads(record[4 : 4 + int.from_bytes(record[:4], "little")])["segments"][1]["key"])
-    assert keys == [media_hash([image_to_rgb(picture(0))])] * 2
+    assert keys == [media_hash("image", [image_to_rgb(picture(0))])] * 2
 
 
 def test_equal_media_are_encoded_once(tmp_path, saved, tokenizers, monkeypatch):

@@ -60,7 +60,7 @@ def test_what_is_wrong_is_named_with_file_and_member(tmp_path):
         found[2]
     with pytest.raises(ValueError, match=r"a\.tar: 3: text: no such member \(the row has \.png\)"):
         found[3]
-    with pytest.raises(ValueError, match=r"a\.tar: no \.flac or .* for speech \(its first row has png, txt\)"):
+    with pytest.raises(ValueError, match=r"a\.tar: no \.wav or .* for speech \(its first row has png, txt\)"):
         sources.documents(config(tmp_path / "a.tar", task="text_to_speech"))
     write_tar(tmp_path / "apart.tar", {"0.png": png(0), "1.png": png(1), "0.txt": b"late"})
     with pytest.raises(ValueError, match=r"apart\.tar: 0: its members do not stand together"):

@@ -19,9 +19,6 @@ from ..placed import PlacedDocuments
 from .files import Location, PerThread
 from .rows import decode
 
-if TYPE_CHECKING:
-    pass
-
 BLOCK = 2**20
 _SPACE = b" \t\r\n\xef\xbb\xbf"
 

@@ -18,9 +18,11 @@ from .. import documents as build
 from ..placed import PlacedDocuments
 from .files import Location
 
-TASKS: dict[str, tuple[tuple[str, ...], Callable[..., Document]]] = {"text": (("text",), build.text)}
-TASKS |= {f"text_to_{name}": (("text", name), build.text_to_medium) for name in modality_names()}
-TASKS |= {f"{name}_to_text": ((name, "text"), build.medium_to_text) for name in modality_names()}
+TASKS: dict[str, tuple[tuple[str, ...], Callable[..., Document]]] = {
+    **{f"text_to_{name}": (("text", name), build.text_to_medium) for name in modality_names()},
+    **{f"{name}_to_text": ((name, "text"), build.medium_to_text) for name in modality_names()},
+    "text": (("text",), build.text),
+}
 """Task -> the columns that it needs, in the order in which its builder takes them."""
 
 
