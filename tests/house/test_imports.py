@@ -38,6 +38,10 @@ FACE = "__init__"
 
 HEAVY = {"scipy", "matplotlib", "pocketsphinx", "torchmetrics", "tensorboard", "soundfile", "soxr", "PIL", "grain"}
 HEAVY |= {
+    "array_record",
+    "fsspec",
+    "pyarrow",
+    "ray",
     "espeakng_loader",
     "diffusers",
     "transformers",
@@ -161,6 +165,14 @@ def test_the_public_names_come_without_heavy_libraries():
     loaded = loaded_by(f"from latentlm import {names}")
     assert "torch" in loaded
     assert not loaded & HEAVY
+
+
+def test_embedded_sources_need_none_of_the_libraries_of_large_data():
+    loaded = loaded_by(
+        "from latentlm.config import SourceConfig; from latentlm.data import sources;"
+        "assert len(sources.documents(SourceConfig(name='digits', task='text_to_image'))[0].segments) == 2"
+    )
+    assert not loaded & {"array_record", "fsspec", "pyarrow", "ray", "pandas"}
 
 
 def test_the_public_names_are_listed_and_no_other_is_there():
