@@ -45,9 +45,9 @@ def loader(tokenizers, folder, *, rank=0, world=1, num_streams=4, seed=3, dropou
     return DocumentLoader([ShardDocuments(folder)], config, encoder, {"image": 6}, **streams)
 
 
-def several_steps(made) -> None:
+def several_steps(made, num: int = ahead.DEPTH + 3) -> None:
     """More than lie ready."""
-    for _ in range(ahead.DEPTH + 3):
+    for _ in range(num):
         made.next_step()
 
 
@@ -201,8 +201,7 @@ def test_a_worker_that_fails_or_is_killed_is_said(tmp_path):
     made.next_step()
     os.kill(made._processes[0].process.pid, signal.SIGKILL)
     with pytest.raises(ValueError, match=r"a worker process was ended by signal 9 \(SIGKILL\)"):
-        for _ in range(1000):  # those that it had made already come first
-            made.next_step()
+        several_steps(made, 1000)  # those that it had made already come first
     made.close()
 
 
