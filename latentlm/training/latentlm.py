@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import modality_specs, resolve, write_config
-from ..config import LatentLMRecipe, SourceConfig
+from ..config import LatentLMRecipe, SourceConfig, TextTokenizerConfig
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.packing import DocumentEncoder
 from ..data.placed import texts_of
@@ -155,8 +156,7 @@ def build_tokenizers(
 
     Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), and none for bytes.
     """
-    texts = (text for source in sources for text in texts_of(source))
-    tokenizers: dict = {"text": backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)}
+    tokenizers: dict = {"text": backbone.text if backbone else _text_tokenizer(recipe.tokenizers.text, sources)}
     for modality in (*MODALITIES, *FEATURES.values()):
         name = getattr(recipe.tokenizers, modality)
         if name is not None:
@@ -166,6 +166,11 @@ def build_tokenizers(
                 raise ValueError(f"tokenizers.{modality}: {name} is a tokenizer of {found.modality}, not of {wanted}")
             tokenizers[modality] = found.to(device)
     return tokenizers
+
+
+def _text_tokenizer(config: TextTokenizerConfig, sources: list[Sequence[Document]]) -> TextTokenizer:
+    texts = [] if config.kind == "bytes" else [texts_of(source) for source in sources]
+    return TextTokenizer.train(config, chain.from_iterable(texts))
 
 
 def tokenizer_folder(name: str, modality: str) -> Path:
