@@ -115,17 +115,17 @@ def _columns(items: tuple[str, ...]) -> dict[str, str]:
 def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:
     """Modality -> folder, of models and single tokenizers. ValueError for two of one modality."""
     from ..checkpoint import resolve
-    from ..tokenizers.load import is_tokenizer, load_tokenizer
+    from ..tokenizers.load import load_tokenizer
     from ..types import FEATURES, MODALITIES
 
     found: dict[str, str] = {}
     for name in names:
         folder = resolve(name)
-        if is_tokenizer(folder):
-            new = {load_tokenizer(folder).modality: folder}
-        else:
+        if (folder / "tokenizers").is_dir():
             inside = {modality: folder / "tokenizers" / modality for modality in (*MODALITIES, *FEATURES.values())}
             new = {modality: path for modality, path in inside.items() if path.is_dir()}
+        else:
+            new = {load_tokenizer(folder).modality: folder}
         for modality, path in new.items():
             if modality in found:
                 raise ValueError(f"--tokenizers {name}: a tokenizer of {modality} is given already, {found[modality]}")
