@@ -116,3 +116,21 @@ def test_ray_that_is_missing_is_named_with_its_extra(folder, capsys, monkeypatch
     with pytest.raises(SystemExit):
         cli.main([*PARQUET, "--tokenizers", "image", "--out", "out", "--engine", "ray"])
     assert "engine ray needs Ray: pip install 'latentlm[ray]'" in capsys.readouterr().err
+
+
+def test_preview_and_validate_read_the_same_sources(folder, capsys):
+    cli.main([*PARQUET, "--tokenizers", "image", "--out", "shards/set"])
+    capsys.readouterr()
+    rows = ["set.parquet", "--task", "image_to_text", "--column", "image=image"]
+    cli.main(["data", "preview", *rows, "-n", "2", "--out", "look"])
+    assert capsys.readouterr().out == "0: [image 8×8] 'cat'\n1: [image 8×8] 'red dog'\n"
+    assert sorted(path.name for path in Path("look").iterdir()) == ["0_0.png", "1_0.png"]
+    cli.main(["data", "preview", "shards/set", "-n", "1"])
+    assert capsys.readouterr().out == "0: ['cat'] image 4 × 6 latents\n"
+    for arguments in (rows, ["shards/set"]):
+        cli.main(["data", "validate", *arguments])
+        assert "40 documents, all of them can be read" in capsys.readouterr().out
+    write_parquet(folder / "set.parquet", {"image": [png(0), b"nothing"], "text": ["a", "b"]})
+    with pytest.raises(SystemExit):
+        cli.main(["data", "validate", *rows])
+    assert "set.parquet: row 1: image: not a readable image" in capsys.readouterr().err
