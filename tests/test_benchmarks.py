@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import commands  # noqa: E402
+import data as data_benchmark  # noqa: E402
 import generation_speed  # noqa: E402
 import long_form  # noqa: E402
 import spine  # noqa: E402
@@ -170,3 +171,16 @@ def test_the_import_is_timed_in_a_fresh_process(margin):
     seconds = commands.printed_seconds(commands.IMPORT)
     assert seconds > 0
     margin("seconds", seconds, at_most=60)
+
+
+def test_large_data_is_measured_in_small(tmp_path, capsys):
+    out = tmp_path / "data.json"
+    assert data_benchmark.main(["--scale", "smoke", "--folder", str(tmp_path / "kept"), "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())["figures"]
+    names = [f"data.{name}.{what}" for name in ("pictures", "many") for what in ("startup", "memory", "wait")]
+    assert set(figures) == {"data.encode.rate", *names}
+    assert all(figure["measured"] > 0 for figure in figures.values())
+    assert figures["data.encode.rate"]["detail"]["documents"] == 300
+    assert figures["data.many.memory"]["met"]
+    assert len(figures["data.many.startup"]["detail"]["step_seconds"]) == 2
+    assert "1,000 documents: peak resident memory" in capsys.readouterr().out

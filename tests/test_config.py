@@ -153,3 +153,24 @@ def test_a_kind_that_is_missing_or_misspelt_is_one_line(kind, message):
 def test_a_list_is_called_a_list():
     with pytest.raises(RecipeError, match=r"data.sources: List should have at least 1 item"):
         parse_recipe({"kind": "latentlm", "data": {"sources": []}})
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({}, "give one of name (an embedded source), manifest (a JSONL path), path or shards"),
+        ({"path": "a.tar", "shards": "b"}, "give one of name"),
+        ({"name": "digits", "held_out": 3}, "held_out goes with a manifest, path or shards; 'digits' has its own"),
+        ({"manifest": "a.jsonl", "held_out": 3}, "held_out of a manifest is another manifest, not 3"),
+        ({"path": "a.tar", "held_out": 0}, "held_out is a path, a number of documents or a share below 1, not 0"),
+        ({"path": "a.tar", "held_out": 1.5}, "a share below 1, not 1.5"),
+        ({"shards": "a", "columns": {"image": "x"}}, "columns goes with path, not with 'a'"),
+        ({"path": "a.parquet", "columns": {"imag": "x"}}, "columns.imag"),
+        ({"shards": "a", "task": "text"}, "shards a: the task was chosen when they were encoded"),
+        ({"path": "a.tar", "warped_copies": 2}, "warped_copies keeps all pictures in memory"),
+    ],
+)
+def test_a_source_is_one_place_with_the_keys_that_go_with_it(source, said):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe({"kind": "latentlm", "data": {"sources": [source]}})
+    assert said in str(error.value)

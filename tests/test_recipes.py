@@ -100,7 +100,8 @@ def test_paper_recipes_say_command_hardware_and_whose_figures(name):
     for words in ("Hardware class:", "Expected", "claim, not measured by us", "manifest"):
         assert words in comment.replace("\n# ", " "), words
     recipe = load_recipe(name)
-    assert all(source.manifest and source.task == ALL for source in recipe.data.sources)
+    assert "in memory" not in comment
+    assert all(source.is_streamed and source.task == ALL for source in recipe.data.sources)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(load_recipe(name), LatentLMRecipe)])

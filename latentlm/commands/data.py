@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from cyclopts import App, Parameter
 from .examples import examples
 
 if TYPE_CHECKING:
+    from ..config import SourceConfig
     from ..types import Document
 
 app = App(
@@ -34,27 +36,51 @@ def list_data() -> None:
 
 @app.command(
     sort_key=2,
-    help_epilogue=examples("latentlm data preview shapes --out runs/look", "latentlm data preview mine.jsonl -n 3"),
+    help_epilogue=examples(
+        "latentlm data preview shapes --out runs/look",
+        "latentlm data preview mine.jsonl -n 3",
+        "latentlm data preview train.parquet --task text_to_image --column image=photo",
+        "latentlm data preview shards/train",
+    ),
 )
-def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out: Path | None = None) -> None:
+def preview(
+    name: str,
+    /,
+    *,
+    num: Annotated[int, Parameter(alias="-n")] = 5,
+    out: Path | None = None,
+    task: str = "all",
+    columns: Annotated[tuple[str, ...], Parameter("--column", negative=(), show_default=False)] = (),
+) -> None:
     """The first documents of a source, a line each: what is given stands in brackets.
 
     Parameters
     ----------
     name
-        Name of an embedded source, or path of a JSONL manifest.
+        Name of an embedded source, path of a JSONL manifest, Parquet file, tar or folder of pictures, or of shards.
     num
         Documents to show, of each task.
     out
-        Folder to which the pictures and sounds of an embedded source are written.
+        Folder to which pictures and sounds are written.
+    task
+        Which documents the rows of a path make: text_to_image, image_to_text, …
+    columns
+        NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
     """
     from ..config import SourceConfig
+    from ..data.embedded.tasks import EMBEDDED
     from ..data.manifest import preview as preview_manifest
+    from ..data.readers import is_manifest
     from ..data.sources import documents, get_source
 
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
-    if name.endswith(".jsonl") or Path(name).is_file():
+    if name not in EMBEDDED and not is_manifest(name) and (Path(name).exists() or set(name) & set("./*")):
+        shards = (Path(name) / "index.json").is_file()
+        config = SourceConfig(shards=name) if shards else path_source(name, columns, task)
+        _show(documents(config), num, out)
+        return
+    if is_manifest(name):
         if out is not None:
             raise ValueError(f"--out {out}: the pictures and sounds of a manifest are files already")
         print("\n".join(preview_manifest(name, num)))
@@ -68,17 +94,40 @@ def preview(name: str, /, *, num: Annotated[int, Parameter(alias="-n")] = 5, out
             print(f"{task} {number}: {_describe(document, None if out is None else out / f'{task}_{number}')}")
 
 
-@app.command(sort_key=3, help_epilogue=examples("latentlm data validate mine.jsonl"))
-def validate(manifest: Path, /) -> None:
-    """Read every line and every file of a JSONL manifest; stops at the first that is wrong and says where.
+@app.command(
+    sort_key=3,
+    help_epilogue=examples("latentlm data validate mine.jsonl", "latentlm data validate set.tar --task speech_to_text"),
+)
+def validate(
+    name: str,
+    /,
+    *,
+    task: str = "all",
+    columns: Annotated[tuple[str, ...], Parameter("--column", negative=(), show_default=False)] = (),
+) -> None:
+    """Read every document of a manifest, path or shards; stops at the first that is wrong and says where.
 
     Parameters
     ----------
-    manifest
-        Path of the JSONL file; the format is described in docs/data_format.md.
+    name
+        JSONL manifest, Parquet file, tar, folder of pictures, or shards; the formats are in docs/data_format.md.
+    task
+        Which documents the rows make: text_to_image, image_to_text, …
+    columns
+        NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
     """
+    from ..config import SourceConfig
     from ..data.manifest import validate as check
+    from ..data.readers import is_manifest
+    from ..data.sources import documents
 
+    if not is_manifest(name):
+        shards = (Path(name) / "index.json").is_file()
+        config = SourceConfig(shards=name) if shards else path_source(name, columns, task)
+        num = sum(1 for _ in documents(config))
+        print(f"{name}: {num} documents, all of them can be read")
+        return
+    manifest = Path(name)
     report = check(manifest)
     segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
     files = ", ".join(f"{count} {name}" for name, count in report.num_files.items() if count) or "none"
@@ -86,15 +135,42 @@ def validate(manifest: Path, /) -> None:
     print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
 
 
+def path_source(path: str, columns: tuple[str, ...], task: str) -> SourceConfig:
+    """The source that a path, NAME=COLUMN items and a task describe. ValueError, one line, where one is wrong."""
+    from pydantic import ValidationError
+
+    from ..config import SourceConfig, describe
+
+    found = {}
+    for item in columns:
+        name, equals, column = item.partition("=")
+        if not equals or not name or not column:
+            raise ValueError(f"--column {item!r}: write NAME=COLUMN, as in --column image=jpg")
+        found[name] = column
+    try:
+        return SourceConfig(path=path, columns=found, task=task)
+    except ValidationError as error:
+        raise ValueError(describe(error, SourceConfig)) from None
+
+
+def _show(documents: Sequence[Document], num: int, out: Path | None) -> None:
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    for number, document in enumerate(islice(documents, num)):
+        print(f"{number}: {_describe(document, None if out is None else out / str(number))}")
+
+
 def _describe(document: Document, stem: Path | None) -> str:
     """One line; media are written beside `stem`, numbered, where one is given."""
     from ..config.modalities import modality
-    from ..types import Text
+    from ..types import Latents, Text
 
     parts = []
     for position, segment in enumerate(document.segments):
         if isinstance(segment, Text):
             part = repr(segment.text if len(segment.text) <= 60 else segment.text[:57] + "...")
+        elif isinstance(segment.content, Latents):
+            part = f"{segment.modality} {' × '.join(map(str, segment.content.mean.shape))} latents"
         else:
             found = modality(segment.modality)
             part = f"{found.name} {found.describe(segment.content)}"

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from .data import path_source
+
 if TYPE_CHECKING:
+    from ..config import SourceConfig
     from ..data.encode import Summary
 
 NUM_SHOWN = 5
@@ -53,7 +56,6 @@ def encode(
     dtype
         float16 halves the size and rounds latents to 11 bits.
     """
-    from ..config import SourceConfig, describe
     from ..data.encode import Job
     from ..data.encode_workers import encode as run
     from ..training.distributed import num_cores
@@ -62,12 +64,7 @@ def encode(
         raise ValueError("name at least one source")
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    from pydantic import ValidationError
-
-    try:
-        configs = tuple(SourceConfig(**_named(name), columns=_columns(columns), task=task) for name in sources)
-    except ValidationError as error:
-        raise ValueError(describe(error, SourceConfig)) from None
+    configs = tuple(_source(name, columns, task) for name in sources)
     job = Job(
         sources=configs,
         tokenizers=_tokenizer_folders(tokenizers),
@@ -95,21 +92,14 @@ def describe_summary(out: str, summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _named(name: str) -> dict[str, str]:
+def _source(name: str, columns: tuple[str, ...], task: str) -> SourceConfig:
     """A source by embedded name where there is one and no file of that name, else by path."""
+    from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
 
-    return {"name": name} if name in EMBEDDED and not Path(name).exists() else {"path": name}
-
-
-def _columns(items: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for item in items:
-        name, equals, column = item.partition("=")
-        if not equals or not name or not column:
-            raise ValueError(f"--column {item!r}: write NAME=COLUMN, as in --column image=jpg")
-        found[name] = column
-    return found
+    if name in EMBEDDED and not Path(name).exists():
+        return SourceConfig(name=name, task=task)
+    return path_source(name, columns, task)
 
 
 def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:

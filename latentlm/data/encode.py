@@ -41,7 +41,7 @@ from .sources import documents
 PLAN, SKIPPED = "plan.json", "skipped.jsonl"
 BATCH = 64
 """Documents whose media are encoded together."""
-SMALLEST, LARGEST, PARTS = 256, 4096, 64
+SMALLEST, LARGEST, PARTS = 256, 16384, 64
 """Documents of a part: so many that there are about PARTS of them, within these bounds."""
 OnError = Literal["stop", "skip"]
 

@@ -25,13 +25,43 @@ _CHANCES = 1024
 """Uniform numbers drawn at a time."""
 
 
+class Orders:
+    """The order of each source in each epoch, drawn by (seed, source, epoch); the last two of a source are kept.
+
+    The streams of a process share one: of a million documents an order is 4 MB.
+    """
+
+    def __init__(self, seed: int, sizes: Sequence[int]):
+        self.seed, self.sizes = seed, sizes
+        self._known: dict[tuple[int, int], np.ndarray] = {}
+
+    def __call__(self, source: int, epoch: int) -> np.ndarray:
+        """The numbers of the items of `source`, in the order of `epoch`."""
+        order = self._known.get((source, epoch))
+        if order is None:
+            size = self.sizes[source]
+            order = np.random.default_rng((self.seed, source, epoch)).permutation(size)
+            order = order.astype(np.int32 if size < 2**31 else np.int64)
+            kept = {key: known for key, known in self._known.items() if key[0] != source or key[1] == epoch - 1}
+            self._known = kept | {(source, epoch): order}
+        return order
+
+
 class Mixture:
     """One stream over weighted sources: each item comes from the source that lags most behind its weight.
 
     Every source is shuffled anew in each epoch by (seed, source, epoch); stream m takes its items m, m + M, m + 2M …
     """
 
-    def __init__(self, sources: Sequence[Sequence], weights: Sequence[float], seed: int, stream: int, num_streams: int):
+    def __init__(
+        self,
+        sources: Sequence[Sequence],
+        weights: Sequence[float],
+        seed: int,
+        stream: int,
+        num_streams: int,
+        orders: Orders | None = None,
+    ):
         empty = [number for number, source in enumerate(sources) if len(source) == 0]
         if empty:
             raise ValueError(f"data source number {empty[0]} is empty")
@@ -41,7 +71,7 @@ class Mixture:
         self.phase = np.random.default_rng((seed, stream)).uniform(size=len(sources))
         self.counts = [0] * len(sources)
         self.sizes = [len(source) for source in sources]
-        self._order: dict[int, tuple[int, np.ndarray]] = {}
+        self._orders = orders or Orders(seed, self.sizes)
         self._chances: tuple[int, np.ndarray | None] = (-1, None)
 
     @property
@@ -53,7 +83,6 @@ class Mixture:
         """The same stream at the same place, which goes on by itself."""
         copied = copy(self)
         copied.counts = list(self.counts)
-        copied._order = dict(self._order)
         return copied
 
     def peek(self) -> tuple[int, int]:
@@ -61,7 +90,7 @@ class Mixture:
         lag = self.weights * (self.index + 1) + self.phase - self.counts
         source = int(lag.argmax())
         epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, self.sizes[source])
-        return source, int(self._permutation(source, epoch)[place])
+        return source, int(self._orders(source, epoch)[place])
 
     def take(self, source: int) -> None:
         """Go on behind the item that `peek` found in `source`."""
@@ -73,13 +102,6 @@ class Mixture:
         if self._chances[0] != block:
             self._chances = (block, np.random.default_rng((self.seed, self.stream, block, 1)).uniform(size=_CHANCES))
         return self._chances[1][place]
-
-    def _permutation(self, source: int, epoch: int) -> np.ndarray:
-        known = self._order.get(source)
-        if known is None or known[0] != epoch:
-            known = (epoch, np.random.default_rng((self.seed, source, epoch)).permutation(self.sizes[source]))
-            self._order[source] = known
-        return known[1]
 
 
 class Streams:
@@ -100,7 +122,9 @@ class Streams:
         self.sources = sources
         self.seed = seed
         self.num_streams = num_streams
-        self.streams = {m: Mixture(sources, weights, seed, m, num_streams) for m in range(rank, num_streams, world)}
+        orders = Orders(seed, [len(source) for source in sources])
+        mine = range(rank, num_streams, world)
+        self.streams = {m: Mixture(sources, weights, seed, m, num_streams, orders) for m in mine}
         self.step = 0
 
     def next_step(self) -> list:

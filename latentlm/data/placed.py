@@ -98,11 +98,13 @@ TEXT_SAMPLE = 50_000
 """Documents of a source on disk whose texts a text tokenizer is trained on, evenly spread."""
 
 
-def texts_of(documents: Sequence[Document], most: int | None = TEXT_SAMPLE) -> Iterator[str]:
-    """The texts of all documents of a source in memory; of one on disk, those of at most `most` documents."""
+def texts_of(documents: Sequence[Document], most: int = TEXT_SAMPLE) -> Iterator[str]:
+    """The texts of all documents of a source in memory; of one on disk, those of at most `most` documents.
+
+    Those on disk are all read before the first is given: the trainer of a tokenizer asks for texts from threads of its
+    own, and a reader that lets go of the interpreter there would leave both waiting for each other.
+    """
     if not isinstance(documents, PlacedDocuments):
-        yield from (s.text for document in documents for s in document.segments if isinstance(s, Text))
-        return
-    num = len(documents) if most is None else min(most, len(documents))
-    for place in range(num):
-        yield from documents.texts(place * len(documents) // num)
+        return (s.text for document in documents for s in document.segments if isinstance(s, Text))
+    num = min(most, len(documents))
+    return iter([text for place in range(num) for text in documents.texts(place * len(documents) // num)])

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import modality_specs, resolve, write_config
-from ..config import LatentLMRecipe, SourceConfig
+from ..config import LatentLMRecipe, SourceConfig, TextTokenizerConfig
 from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.packing import DocumentEncoder
@@ -158,7 +159,6 @@ def build_tokenizers(
 
     Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), and none for bytes.
     """
-    texts = (text for source in sources for text in texts_of(source))
     found: dict = {}
     for name in tokenizer_names():
         folder = recipe.tokenizers.folder(name)
@@ -171,7 +171,7 @@ def build_tokenizers(
                 )
     found |= _tokenizers_from_data(recipe, found)
     names = [name for name in modality_names() if name in found]
-    text = backbone.text if backbone else TextTokenizer.train(recipe.tokenizers.text, texts)
+    text = backbone.text if backbone else _text_tokenizer(recipe.tokenizers.text, sources)
     return {"text": text.with_modalities(names)} | {name: tokenizer.to(device) for name, tokenizer in found.items()}
 
 
@@ -185,6 +185,11 @@ def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dic
         if holders:
             made[each.name] = each.from_data(Concatenated([media(source, each.name) for source in holders]))
     return made
+
+
+def _text_tokenizer(config: TextTokenizerConfig, sources: list[Sequence[Document]]) -> TextTokenizer:
+    texts = [] if config.kind == "bytes" else [texts_of(source) for source in sources]
+    return TextTokenizer.train(config, chain.from_iterable(texts))
 
 
 def tokenizer_folder(name: str, modality: str) -> Path:

@@ -169,3 +169,14 @@ def test_media_batches_are_padded_and_repeatable():
     assert one.media[short, 0, 3:].abs().sum() == 0
     assert one.target_counts() == {"examples": 3}
     assert collate_media([torch.ones(1, 2)]).media.shape == (1, 1, 2)
+
+
+def test_the_streams_of_a_process_share_the_order_of_an_epoch(tokenizers):
+    streams = loader(tokenizers).streams
+    orders = {id(mixture._orders) for mixture in streams.values()}
+    assert len(orders) == 1
+    found = streams[0]._orders
+    for epoch in (0, 1, 2, 1, 5):
+        expected = np.random.default_rng((3, 0, epoch)).permutation(17)
+        assert found(0, epoch).tolist() == expected.tolist()
+        assert len(found._known) <= 2

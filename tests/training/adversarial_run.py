@@ -74,6 +74,9 @@ class Density:
     def load_state_dict(self, state: dict) -> None:
         self.positions = {stream: state["streams"][str(stream)] for stream in self.positions}
 
+    def close(self) -> None:
+        """It has no workers."""
+
 
 class Generator(nn.Module):
     """noise (B, 2) -> samples (B, 1)."""

@@ -112,7 +112,9 @@ def test_what_is_wrong_with_it_is_said_before_the_first_step(folder, kept, messa
 
 
 def test_an_embedded_source_has_its_own():
-    with pytest.raises(ValueError, match="held_out goes with a manifest; 'digits' has its own held-out split"):
+    with pytest.raises(
+        ValueError, match="held_out goes with a manifest, path or shards; 'digits' has its own held-out split"
+    ):
         parse_recipe({"kind": "latentlm", "data": {"sources": [{"name": "digits", "held_out": "kept.jsonl"}]}})
 
 

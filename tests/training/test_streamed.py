@@ -191,7 +191,7 @@ def test_of_shards_only_documents_that_may_be_too_long_are_read_before_training(
 
 def test_a_text_tokenizer_learns_from_a_share_of_a_source_on_disk(root):
     found = ShardDocuments(str(root / "shards"))
-    assert list(texts_of(found, most=None)) == [word(i) for i in range(NUM)]
+    assert list(texts_of(found)) == [word(i) for i in range(NUM)]
     assert list(texts_of(found, most=4)) == [word(i) for i in (0, 15, 30, 45)]
 
 

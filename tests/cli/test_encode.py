@@ -1,0 +1,136 @@
+"""`latentlm encode`: from files to shards that train, what it says, and how it goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from sets import picture_folder, picture_parquet, png, word, write_parquet
+from small import small_tokenizers
+
+from latentlm import cli
+from latentlm.data.shards import ShardDocuments
+from latentlm.training.logs import read_log
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    small_tokenizers()["image"].save("image")
+    picture_parquet(tmp_path / "set.parquet", 40)
+    return tmp_path
+
+
+PARQUET = ["encode", "set.parquet", "--column", "image=image", "--column", "text=text", "--task", "text_to_image"]
+RECIPE = """
+kind: latentlm
+tokenizers: {image: image}
+model: {transformer: {width: 16, num_layers: 1, num_heads: 2}, head: {num_layers: 1}}
+data: {sequence_length: 40, rows: 2, sources: [{shards: shards/set}]}
+training: {steps: 2, log_every: 1}
+"""
+
+
+def test_a_parquet_file_becomes_shards_that_train(folder, capsys):
+    cli.main([*PARQUET, "--tokenizers", "image", "--out", "shards/set"])
+    said = capsys.readouterr().out
+    assert said == "shards/set: 40 documents (40 image, 40 text) in 1 files; latents: 160 of image\n"
+    Path("small.yaml").write_text(RECIPE, encoding="utf-8")
+    cli.main(["train", "small.yaml", "--out", "run"])
+    assert [record["step"] for record in read_log(folder / "run" / "train.jsonl")] == [1, 2]
+    cli.main([*PARQUET, "--tokenizers", "image", "--out", "shards/set"])
+    assert "40 documents had been encoded before" in capsys.readouterr().out
+
+
+def test_a_folder_with_two_processes_and_the_tokenizers_of_a_model(folder, capsys):
+    picture_folder(folder / "photos", 9)
+    cli.main(
+        [
+            *["encode", "photos", "--task", "image_to_text", "--tokenizers", "tiny", "--out", "shards/photos"],
+            "--processes",
+            "2",
+        ]
+    )
+    found = ShardDocuments("shards/photos")
+    assert sorted(d.segments[1].text for d in found) == sorted(word(i) for i in range(9))
+    assert found.index.tokenizers["image"].latent_dim == 96
+    assert "9 documents" in capsys.readouterr().out
+
+
+def test_embedded_sources_by_name(folder, capsys):
+    cli.main(["encode", "prose", "--task", "text", "--out", "shards/prose"])
+    assert "latents: none" in capsys.readouterr().out
+
+
+def test_what_is_left_out_is_summed_up(folder, capsys):
+    values = [png(i) if i % 4 else b"nothing" for i in range(40)]
+    write_parquet(folder / "set.parquet", {"image": values, "text": ["a"] * 40})
+    cli.main([*PARQUET, "--tokenizers", "image", "--out", "out", "--on-error", "skip"])
+    _, *said = capsys.readouterr().out.splitlines()
+    where = ", ".join(f"{folder}/set.parquet: row {i}" for i in range(0, 20, 4))
+    assert said == [
+        "    skipped 10, all of them in skipped.jsonl:",
+        f"    10 × image: not a readable image (of no known format): {where} and 5 more",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["encode", "--out", "out"], "name at least one source"),
+        (["encode", "none.parquet", "--task", "text", "--out", "out"], "none.parquet: no such file"),
+        (["encode", "set.parquet", "--out", "out"], "set.parquet: task says which documents its rows make"),
+        ([*PARQUET, "--out", "out"], "row 0: documents contain image, but the model has no image tokenizer"),
+        ([*PARQUET, "--out", "out", "--column", "image"], "--column 'image': write NAME=COLUMN"),
+        ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns.imag"),
+        ([*PARQUET, "--out", "out", "--processes", "0"], "--processes must be at least 1, got 0"),
+        ([*PARQUET, "--out", "out", "--tokenizers", "image", "--tokenizers", "tiny"], "a tokenizer of image is given"),
+        ([*PARQUET, "--out", "out", "--tokenizers", "nowhere"], "no model 'nowhere'"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("latentlm: ")
+    assert said in line
+
+
+@pytest.mark.parametrize(("module", "said"), [("array_record", "latentlm[data]"), ("pyarrow", "latentlm[data]")])
+def test_a_missing_library_is_named_with_its_extra(folder, capsys, monkeypatch, module, said):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, f"{module}.python", None)
+    monkeypatch.setitem(sys.modules, f"{module}.parquet", None)
+    with pytest.raises(SystemExit):
+        cli.main([*PARQUET, "--tokenizers", "image", "--out", "out"])
+    assert said in capsys.readouterr().err
+
+
+def test_ray_that_is_missing_is_named_with_its_extra(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit):
+        cli.main([*PARQUET, "--tokenizers", "image", "--out", "out", "--engine", "ray"])
+    assert "engine ray needs Ray: pip install 'latentlm[ray]'" in capsys.readouterr().err
+
+
+def test_preview_and_validate_read_the_same_sources(folder, capsys):
+    cli.main([*PARQUET, "--tokenizers", "image", "--out", "shards/set"])
+    capsys.readouterr()
+    rows = ["set.parquet", "--task", "image_to_text", "--column", "image=image"]
+    cli.main(["data", "preview", *rows, "-n", "2", "--out", "look"])
+    assert capsys.readouterr().out == "0: [image 8×8] 'cat'\n1: [image 8×8] 'red dog'\n"
+    assert sorted(path.name for path in Path("look").iterdir()) == ["0_0.png", "1_0.png"]
+    cli.main(["data", "preview", "shards/set", "-n", "1"])
+    assert capsys.readouterr().out == "0: ['cat'] image 4 × 6 latents\n"
+    for arguments in (rows, ["shards/set"]):
+        cli.main(["data", "validate", *arguments])
+        assert "40 documents, all of them can be read" in capsys.readouterr().out
+    write_parquet(folder / "set.parquet", {"image": [png(0), b"nothing"], "text": ["a", "b"]})
+    with pytest.raises(SystemExit):
+        cli.main(["data", "validate", *rows])
+    assert "set.parquet: row 1: image: not a readable image" in capsys.readouterr().err
