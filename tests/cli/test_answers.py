@@ -9,7 +9,7 @@ import torch
 from latentlm import cli
 from latentlm.checkpoint import write_config
 from latentlm.commands.generate import spaced
-from latentlm.evaluation import evaluate as evaluation
+from latentlm.evaluation import folder as evaluation
 from latentlm.evaluation.report import Report
 from latentlm.generation.pipeline import load
 from latentlm.media.picture import load_image
@@ -163,6 +163,7 @@ def test_a_model_is_loaded_where_and_as_it_is_asked_for(monkeypatch, tmp_path, c
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("latentlm.load", recording, raising=False)
+    monkeypatch.setattr(evaluation, "load", recording)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)

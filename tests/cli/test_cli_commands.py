@@ -12,7 +12,7 @@ from latentlm import __version__, cli
 from latentlm.checkpoint import write_config
 from latentlm.commands.generate import read_part
 from latentlm.config import AdapterConfig
-from latentlm.evaluation import evaluate as evaluation
+from latentlm.evaluation import folder as evaluation
 from latentlm.evaluation.protocol import GUIDANCE
 from latentlm.evaluation.report import Report
 from latentlm.generation.pipeline import load
