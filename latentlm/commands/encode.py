@@ -56,7 +56,7 @@ def encode(
     dtype
         float16 halves the size and rounds latents to 11 bits.
     """
-    from ..data.encode import Job
+    from ..data.encode_plan import Job
     from ..data.encode_workers import encode as run
     from ..training.distributed import num_cores
 

@@ -1,8 +1,8 @@
-"""Sources ──▶ shards: the plan, one part of it, and the index at the end; `encode_workers.py` runs it in parallel.
+"""One part of an encoding: documents ──▶ a shard file; at the end, the index of all parts.
 
-Place in the flow: 2, behind `latentlm encode`, and before a training run that names a path. The plan cuts the documents
-of all sources into parts, one shard file each. A part is written whole or not at all, with a record beside it that says
-what is in it; so an encoding that was killed goes on with the parts that are missing, and nothing is encoded twice.
+Place in the flow: 2, between `encode_plan.py` and `encode_workers.py`, which runs it in one process or many. A part is
+written whole or not at all, with a record beside it that says what is in it: an encoding that was killed goes on with
+the parts that are missing, and nothing is encoded twice.
 """
 
 from __future__ import annotations
@@ -10,22 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from ..config import SourceConfig
 from ..tokenizers.load import load_tokenizer
 from ..types import Document, Text
 from .cache import LatentCache, media_hash
+from .encode_plan import PLAN, Job, Part, PartRecord, parts_of
 from .placed import place_of
-from .readers import signature
 from .readers.files import Location
 from .shards import (
     INDEX,
-    DType,
     ShardIndex,
     TokenizerRecord,
     inside,
@@ -36,72 +32,10 @@ from .shards import (
     write_index,
     write_records,
 )
-from .sources import documents
 
-PLAN, SKIPPED = "plan.json", "skipped.jsonl"
+SKIPPED = "skipped.jsonl"
 BATCH = 64
 """Documents whose media are encoded together."""
-SMALLEST, LARGEST, PARTS = 256, 16384, 64
-"""Documents of a part: so many that there are about PARTS of them, within these bounds."""
-OnError = Literal["stop", "skip"]
-
-
-class Part(BaseModel):
-    """The documents [start, stop) of source number `source`, and the name of their shard."""
-
-    model_config = ConfigDict(frozen=True)
-
-    number: int
-    source: int
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        return f"part-{self.number:06d}.array_record"
-
-    @property
-    def record(self) -> str:
-        """The file that says that the part is finished, and what is in it."""
-        return f"part-{self.number:06d}.json"
-
-
-class PartRecord(BaseModel):
-    """What one part holds. lengths: the most positions of each document; skipped: (place, reason) of each left out."""
-
-    model_config = ConfigDict(frozen=True)
-
-    lengths: list[int]
-    num_segments: dict[str, int]
-    num_latents: dict[str, int]
-    skipped: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a worker needs; picklable. tokenizers: modality -> folder. layout: "document", or a model's prompt."""
-
-    sources: tuple[SourceConfig, ...]
-    tokenizers: dict[str, str]
-    out: str
-    dtype: DType = "float32"
-    on_error: OnError = "stop"
-    layout: str = "document"
-    threads: int = 1
-
-    @property
-    def folder(self) -> Location:
-        return Location.of(self.out)
-
-    @cached_property
-    def documents(self) -> list[Sequence[Document]]:
-        """The training documents of each source."""
-        from .script import laid_out
-
-        return [laid_out(documents(config), self.layout, config.label) for config in self.sources]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "documents"}
 
 
 @dataclass
@@ -111,78 +45,6 @@ class Summary:
     index: ShardIndex
     num_done_before: int
     skipped: dict[str, list[str]] = field(default_factory=dict)
-
-
-# ------------------------------------------------------------------ plan
-
-
-def make_plan(job: Job, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies the shards, as JSON: sources and their files, tokenizers, number type, size of the parts."""
-    counts = [len(found) for found in job.documents]
-    if not sum(counts):
-        raise ValueError(f"{', '.join(config.label for config in job.sources)}: no documents")
-    sources = [
-        {
-            "source": _identity(config),
-            "signature": signature(config.path or config.manifest) if config.name is None else "",
-            "num_documents": count,
-        }
-        for config, count in zip(job.sources, counts, strict=True)
-    ]
-    return {
-        "sources": sources,
-        "tokenizers": {name: tokenizer.fingerprint() for name, tokenizer in sorted(tokenizers.items())},
-        "dtype": job.dtype,
-        "layout": job.layout,
-        "part_size": min(LARGEST, max(SMALLEST, -(-sum(counts) // PARTS))),
-    }
-
-
-def _identity(config: SourceConfig) -> dict[str, Any]:
-    """The keys that say which documents these are. Held-out documents in another place are none of them."""
-    elsewhere = {"held_out"} if isinstance(config.held_out, str) else set()
-    return config.model_dump(mode="json", exclude_defaults=True, exclude={"weight", "noise"} | elsewhere)
-
-
-def parts_of(plan: Mapping[str, Any]) -> list[Part]:
-    size, found = plan["part_size"], []
-    for number, source in enumerate(plan["sources"]):
-        for start in range(0, source["num_documents"], size):
-            stop = min(start + size, source["num_documents"])
-            found.append(Part(number=len(found), source=number, start=start, stop=stop))
-    return found
-
-
-def begin(folder: Location, plan: Mapping[str, Any]) -> list[Part]:
-    """The parts that are still to be encoded, once `plan` lies in `folder`.
-
-    Raises ValueError where the folder holds shards of another plan, naming what differs, or other files.
-    """
-    path = inside(folder, PLAN)
-    known: dict[str, Any] | None = None
-    if folder.system.exists(inside(folder, INDEX).path):
-        known = read_index(folder).plan
-    elif folder.system.exists(path.path):
-        known = json.loads(path.read())
-    if known is not None:
-        for key, value in plan.items():
-            if known.get(key) != value:
-                raise ValueError(f"{folder}: holds shards made from other {key}; choose another folder, or delete it")
-        return [part for part in parts_of(plan) if not _is_finished(folder, part)]
-    if folder.is_folder() and any(not name.startswith(".") for name in _names(folder)):
-        raise ValueError(f"{folder}: is not empty, and holds no shards; choose another folder")
-    folder.system.makedirs(folder.path, exist_ok=True)
-    write_file(path, json.dumps(plan, indent=1) + "\n")
-    return parts_of(plan)
-
-
-def _names(folder: Location) -> list[str]:
-    return [path.rstrip("/").rpartition("/")[2] for path in folder.system.ls(folder.path, detail=False)]
-
-
-def _is_finished(folder: Location, part: Part) -> bool:
-    exists = folder.system.exists
-    return exists(inside(folder, INDEX).path) or exists(inside(folder, part.record).path)
 
 
 # ------------------------------------------------------------------ one part

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .encode import Job, Part, PartEncoder
+from .encode import PartEncoder
+from .encode_plan import Job, Part
 from .progress import Progress
 
 RETRIES = 3

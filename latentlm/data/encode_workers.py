@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from .encode import Job, Part, PartEncoder, Summary, begin, finish, load_tokenizers, make_plan
+from .encode import PartEncoder, Summary, finish, load_tokenizers
+from .encode_plan import Job, Part, begin, make_plan
 from .processes import Worker, WorkerEnded
 from .progress import Progress
 

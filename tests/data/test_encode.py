@@ -18,7 +18,7 @@ from sets import picture, picture_folder, picture_parquet, png, word, write_line
 from latentlm.config import SourceConfig
 from latentlm.data import encode as module
 from latentlm.data.cache import media_hash
-from latentlm.data.encode import Job
+from latentlm.data.encode_plan import Job
 from latentlm.data.encode_workers import encode
 from latentlm.data.readers.files import Location
 from latentlm.data.shards import ShardDocuments, array_record
@@ -115,13 +115,14 @@ PROGRAM = """
 import sys
 from latentlm.config import SourceConfig
 from latentlm.data import encode
+from latentlm.data.encode_plan import Job
 from latentlm.data.encode_workers import encode as run
 path, out, image, processes, slow = sys.argv[1:]
 if slow != "-":
     import time
     whole = encode.pack_record
     encode.pack_record = lambda *a: time.sleep(float(slow)) or whole(*a)
-run(encode.Job((SourceConfig(path=path, task="text_to_image"),), {"image": image}, out), processes=int(processes))
+run(Job((SourceConfig(path=path, task="text_to_image"),), {"image": image}, out), processes=int(processes))
 """
 
 

@@ -16,7 +16,7 @@ from small import small_tokenizers
 
 from latentlm.config import SourceConfig, parse_recipe
 from latentlm.data import sources
-from latentlm.data.encode import Job
+from latentlm.data.encode_plan import Job
 from latentlm.data.encode_workers import encode
 from latentlm.data.placed import texts_of
 from latentlm.data.shards import ShardDocuments
