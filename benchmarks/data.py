@@ -32,8 +32,8 @@ from figures import Figure, describe, hardware, table, write_json
 
 from latentlm.config import ImageTokenizerConfig, PosteriorConfig, SourceConfig
 from latentlm.data import sources
-from latentlm.data.encode_plan import Job
-from latentlm.data.encode_workers import encode
+from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.workers import encode
 from latentlm.data.readers.files import Location
 from latentlm.data.shards import ShardDocuments, array_record, inside, write_index, write_records
 from latentlm.tokenizers.image import ImageTokenizer

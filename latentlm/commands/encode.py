@@ -11,7 +11,7 @@ from .data import path_source
 
 if TYPE_CHECKING:
     from ..config import SourceConfig
-    from ..data.encode import Summary
+    from ..data.encoding.parts import Summary
 
 NUM_SHOWN = 5
 """Reasons for skipping that are shown, and places of each."""
@@ -56,8 +56,8 @@ def encode(
     dtype
         float16 halves the size and rounds latents to 11 bits.
     """
-    from ..data.encode_plan import Job
-    from ..data.encode_workers import encode as run
+    from ..data.encoding.plan import Job
+    from ..data.encoding.workers import encode as run
     from ..training.distributed import num_cores
 
     if not sources:

@@ -20,7 +20,7 @@ class Worker:
     """A process that runs `module.function(connection, *arguments)`; everything that is sent is pickled."""
 
     def __init__(self, target: str, *arguments: Any):
-        """target: "latentlm.data.encode_workers:work"."""
+        """target: "latentlm.data.encoding.workers:work"."""
         self.connection, theirs = Pipe()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-m", "latentlm.data.processes", str(theirs.fileno())]

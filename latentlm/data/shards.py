@@ -1,6 +1,6 @@
 """Shards: documents whose media are latents, in files that are read by index (format: docs/data_format.md).
 
-Place in the flow: 2, written by `encode.py`, read by training. A folder holds ArrayRecord files of a few thousand
+Place in the flow: 2, written by `encoding/`, read by training. A folder holds ArrayRecord files of a few thousand
 documents each, `index.json`, and `lengths.npy`; of all that only which file holds which document stays in memory.
 Legend: `N` latents, `C` channels, `F` features.
 """

@@ -16,8 +16,8 @@ import numpy as np
 from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
 from ..data.ahead import DocumentsAhead, MediaAhead
 from ..data.cache import LatentCache, ResolvedDocuments
-from ..data.encode_plan import Job
-from ..data.encode_workers import encode
+from ..data.encoding.plan import Job
+from ..data.encoding.workers import encode
 from ..data.examples import TokenizerConfig, open_media_loader
 from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder

@@ -16,10 +16,10 @@ import torch
 from sets import picture, picture_folder, picture_parquet, png, word, write_lines, write_parquet
 
 from latentlm.config import SourceConfig
-from latentlm.data import encode as module
+from latentlm.data.encoding import parts as module
 from latentlm.data.cache import media_hash
-from latentlm.data.encode_plan import Job
-from latentlm.data.encode_workers import encode
+from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.workers import encode
 from latentlm.data.readers.files import Location
 from latentlm.data.shards import ShardDocuments, array_record
 from latentlm.media.picture import image_to_rgb
@@ -114,9 +114,9 @@ def test_several_processes_write_the_same_shards(pictures, saved, whole, tmp_pat
 PROGRAM = """
 import sys
 from latentlm.config import SourceConfig
-from latentlm.data import encode
-from latentlm.data.encode_plan import Job
-from latentlm.data.encode_workers import encode as run
+from latentlm.data.encoding import parts as encode
+from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.workers import encode as run
 path, out, image, processes, slow = sys.argv[1:]
 if slow != "-":
     import time
@@ -164,7 +164,7 @@ def _wait(condition, process) -> None:
 
 
 def test_a_killed_worker_is_said_and_the_rest_is_kept(pictures, saved, tmp_path, monkeypatch):
-    from latentlm.data import encode_workers
+    from latentlm.data.encoding import workers as encode_workers
 
     victims = []
     listen = encode_workers._listen

@@ -10,8 +10,8 @@ import pytest
 from sets import picture_parquet, word
 from test_encode import contents, job
 
-from latentlm.data import encode_ray
-from latentlm.data.encode_workers import encode
+from latentlm.data.encoding import on_ray as encode_ray
+from latentlm.data.encoding.workers import encode
 
 pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")

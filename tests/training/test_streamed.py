@@ -16,8 +16,8 @@ from small import small_tokenizers
 
 from latentlm.config import SourceConfig, parse_recipe
 from latentlm.data import sources
-from latentlm.data.encode_plan import Job
-from latentlm.data.encode_workers import encode
+from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.workers import encode
 from latentlm.data.placed import texts_of
 from latentlm.data.shards import ShardDocuments
 from latentlm.training import feed

@@ -1,6 +1,6 @@
 """One part of an encoding: documents ──▶ a shard file; at the end, the index of all parts.
 
-Place in the flow: 2, between `encode_plan.py` and `encode_workers.py`, which runs it in one process or many. A part is
+Place in the flow: 2, between `plan.py` and `workers.py`, which runs it in one process or many. A part is
 written whole or not at all, with a record beside it that says what is in it: an encoding that was killed goes on with
 the parts that are missing, and nothing is encoded twice.
 """
@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..tokenizers.load import load_tokenizer
-from ..types import Document, Text
-from .cache import LatentCache, media_hash
-from .encode_plan import PLAN, Job, Part, PartRecord, parts_of
-from .placed import place_of
-from .readers.files import Location
-from .shards import (
+from ...tokenizers.load import load_tokenizer
+from ...types import Document, Text
+from ..cache import LatentCache, media_hash
+from ..placed import place_of
+from ..readers.files import Location
+from ..shards import (
     INDEX,
     ShardIndex,
     TokenizerRecord,
@@ -32,6 +31,7 @@ from .shards import (
     write_index,
     write_records,
 )
+from .plan import PLAN, Job, Part, PartRecord, parts_of
 
 SKIPPED = "skipped.jsonl"
 BATCH = 64

@@ -1,6 +1,6 @@
 """`encode`: a job ──▶ shards, in this process, in several, or on a Ray cluster.
 
-Place in the flow: 2, on top of `encode.py`. Each worker opens sources and tokenizers itself and takes a part at a time.
+Place in the flow: 2, on top of `parts.py`. Each worker opens sources and tokenizers itself and takes a part at a time.
 A worker that dies takes its part with it and nothing else: the same command goes on with what is missing.
 """
 
@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from .encode import PartEncoder, Summary, finish, load_tokenizers
-from .encode_plan import Job, Part, begin, make_plan
-from .processes import Worker, WorkerEnded
+from ..processes import Worker, WorkerEnded
+from .parts import PartEncoder, Summary, finish, load_tokenizers
+from .plan import Job, Part, begin, make_plan
 from .progress import Progress
 
 Engine = Literal["local", "ray"]
@@ -39,7 +39,7 @@ def encode(
             if not missing:
                 pass
             elif engine == "ray":
-                from .encode_ray import encode_parts
+                from .on_ray import encode_parts
 
                 encode_parts(job, missing, processes, progress)
             elif processes == 1:
@@ -81,7 +81,7 @@ def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress)
     workers: dict[Connection, Worker] = {}
     try:
         for _ in range(num):
-            worker = Worker("latentlm.data.encode_workers:work", job)
+            worker = Worker("latentlm.data.encoding.workers:work", job)
             workers[worker.connection] = worker
             worker.send(next(waiting))
         busy = set(workers)

@@ -1,6 +1,6 @@
 """What is to be encoded: a job, the plan that cuts it into parts, and which of them a folder has already.
 
-Place in the flow: 2, below `encode.py`. A plan says what identifies the shards; a folder that holds another one is
+Place in the flow: 2, below `parts.py`. A plan says what identifies the shards; a folder that holds another one is
 refused.
 """
 
@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ..config import SourceConfig
-from ..types import Document
-from .readers import signature
-from .readers.files import Location
-from .script import laid_out
-from .shards import INDEX, DType, inside, read_index, write_file
-from .sources import documents
+from ...config import SourceConfig
+from ...types import Document
+from ..readers import signature
+from ..readers.files import Location
+from ..script import laid_out
+from ..shards import INDEX, DType, inside, read_index, write_file
+from ..sources import documents
 
 PLAN = "plan.json"
 SMALLEST, LARGEST, PARTS = 256, 16384, 64

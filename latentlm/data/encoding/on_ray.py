@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .encode import PartEncoder
-from .encode_plan import Job, Part
+from .parts import PartEncoder
+from .plan import Job, Part
 from .progress import Progress
 
 RETRIES = 3

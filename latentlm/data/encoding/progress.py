@@ -1,6 +1,6 @@
 """A progress bar with rate and time left, or lines where nobody watches a terminal.
 
-Place in the flow: beside `encode.py`; the bar of training is in `training/logs.py`.
+Place in the flow: beside `parts.py`; the bar of training is in `training/logs.py`.
 """
 
 from __future__ import annotations
