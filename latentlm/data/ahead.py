@@ -132,9 +132,11 @@ class MediaAhead(_Taker):
     def close(self) -> None:
         """End the processes."""
         for worker in self._processes:
-            worker.stop()
+            worker.process.kill()
         if self._line is not None:
-            self._line.stop()
+            self._line.stop()  # its thread may still read from one of them, and finds its end
+        for worker in self._processes:
+            worker.stop()
         self._processes, self._line = [], None
 
     def _receive(self, step: int) -> list[MediaBatch]:
