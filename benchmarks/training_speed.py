@@ -19,9 +19,9 @@ from figures import Figure, seconds_of
 from torch import nn
 
 from latentlm.config import LatentLMRecipe, load_recipe
-from latentlm.training.contract import Run
 from latentlm.training.distributed import World
 from latentlm.training.latentlm import build_latentlm, document_loader
+from latentlm.training.objective import Run
 from latentlm.training.optim import Optimizers
 from latentlm.training.parallelize import resolve_precision
 from latentlm.training.trainer import Trainer

@@ -13,7 +13,7 @@ input (30 to 60 ms); `flush` gives the rest.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,23 @@ from torch import Tensor
 
 from .causal import Stream
 
-if TYPE_CHECKING:
-    from .speech import SpeechTokenizer
+
+class SpeechTokenizer(Protocol):
+    """What a stream needs of the tokenizer of `speech.py` that opens it; each is described there."""
+
+    hop: int
+    sample_rate: int
+    latent_dim: int
+    num_tail: int
+    latent_mean: Tensor
+    latent_std: Tensor
+    posterior: Any
+    encoder: Any
+    decoder: Any
+
+    def denormalise(self, latents: Tensor) -> Tensor: ...
+    def stream_encoder(self) -> StreamEncoder: ...
+    def stream_decoder(self) -> StreamDecoder: ...
 
 
 class StreamEncoder:

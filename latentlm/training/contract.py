@@ -1,24 +1,19 @@
-"""What the trainer asks of whoever calls it: a run, micro-batches, and a loader of them.
+"""What the trainer asks of whoever feeds it: micro-batches, and a loader of them.
 
-Place in the flow: a kind of recipe builds the `Run` and the `Loader`; `PackedBatch` and `MediaBatch` are batches.
+Place in the flow: met by `PackedBatch` and `MediaBatch`, and by the loaders of `data/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..weights import save_weights
 from .distributed import World
 
 if TYPE_CHECKING:
-    from .objective import Objective
+    pass
 
 
 class Batch(Protocol):
@@ -46,36 +41,6 @@ class Loader(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
     def close(self) -> None: ...
-
-
-@dataclass(kw_only=True)
-class Run:
-    """What is trained, and what is done around it. A kind of recipe may add fields for itself.
-
-    model         what is averaged, sampled and exported
-    objective     how it is trained; by default by its own losses alone
-    identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
-    metadata      JSON values kept in every checkpoint, for people
-    unit          what a batch's `num_tokens` counts, for the log
-    tensorboard   whether to log there, too
-    on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none; not at all
-                  where nothing is left to train
-    write         called on rank 0 with a path and the whole weights by name, to keep them there; None: `on_export` does
-    on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
-    on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `training.sample_every` steps;
-                  the figures that it returns by name, if any, are logged
-    """
-
-    model: nn.Module
-    objective: Objective | None = None
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    unit: str = "tokens"
-    tensorboard: bool = False
-    on_start: Callable[[], None] | None = None
-    write: Callable[[Path, Mapping[str, Tensor]], None] | None = save_weights
-    on_export: Callable[[Path], None] | None = None
-    on_sample: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None
 
 
 def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:

@@ -30,11 +30,12 @@ from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
-from .contract import Loader, Run
+from .contract import Loader
 from .distributed import World
 from .feed import check_lengths, open_documents, packed_batches, with_latents
 from .folder import check_resumed
 from .held_out import HeldOut, choose
+from .objective import Run
 from .samples import SampleWriter
 from .trainer import Trainer
 

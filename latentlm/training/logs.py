@@ -12,57 +12,16 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..weights import naming, write_text
-
-if TYPE_CHECKING:
-    from .state import TrainingState
+from .state import TrainingState, Window
 
 HELD_OUT = "held_out.jsonl"
 PLAIN_SECONDS = 15.0
 """Seconds between plain progress lines where stderr is no terminal."""
-
-
-@dataclass
-class Window:
-    """Sums since the last log line: a logged loss is the mean over all targets of these steps.
-
-    norms, norm_counts  of the gradients of further phases, by phase, and the steps that each took
-    """
-
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    gradient_norm: float = 0.0
-    tokens: float = 0.0
-    seconds: float = 0.0
-    num_steps: int = 0
-    norms: dict[str, float] = field(default_factory=dict)
-    norm_counts: dict[str, int] = field(default_factory=dict)
-
-    def add(self, sums: Mapping[str, float], counts: Mapping[str, float], tokens: float) -> None:
-        """A step."""
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0.0) + count_of(name, counts)
-        self.tokens += tokens
-        self.num_steps += 1
-
-    def add_norm(self, phase: str, norm: float) -> None:
-        """The norm of a further phase in a step."""
-        self.norms[phase] = self.norms.get(phase, 0.0) + norm
-        self.norm_counts[phase] = self.norm_counts.get(phase, 0) + 1
-
-    def losses(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in sorted(self.sums.items()) if self.counts[name]}
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON; without what only a run of several phases has where there is none."""
-        further = () if self.norms else ("norms", "norm_counts")
-        return {name: value for name, value in asdict(self).items() if name not in further}
 
 
 class TrainLog:
@@ -194,15 +153,6 @@ def log_record(
         **{f"learning_rate/{name}": rates[name] for name in others},
         **norms,
     }
-
-
-def count_of(name: str, counts: Mapping[str, float]) -> float:
-    """The number of targets that divides loss `name`: its own, or the examples."""
-    if name in counts:
-        return counts[name]
-    if "examples" in counts:
-        return counts["examples"]
-    raise ValueError(f"loss {name!r} has no target count; the batch counts {', '.join(sorted(counts))}")
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a step optimises: one phase, or several that train against each other on the same micro-batches.
+"""What a run trains, and what a step of it optimises: one phase, or several that train against each other.
 
 Place in the flow: between the trainer's loop and the modules. A `Phase` is a module, a loss and an optimiser; the plain
 case, `plain(model, …)`, is one phase with the model's own losses. A tokenizer with a discriminator is two:
@@ -15,17 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import OptimizerConfig, TrainingConfig
+from ..weights import save_weights
 from .contract import Batch
 from .distributed import World
-from .logs import count_of
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import broadcast, parallelize, resolve_precision
+from .state import count_of
 
 _DROPOUT_SEED = 0x5EED
 """Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
@@ -89,6 +91,36 @@ class Objective:
                     raise ValueError(f"phases {other!r} and {phase.name!r} both train {name}")
         if not any(id(value) in owners for value in model.parameters()):
             raise ValueError(f"none of the phases {', '.join(names)} trains the model that is exported")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What is trained, and what is done around it. A kind of recipe may add fields for itself.
+
+    model         what is averaged, sampled and exported
+    objective     how it is trained; by default by its own losses alone
+    identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
+    metadata      JSON values kept in every checkpoint, for people
+    unit          what a batch's `num_tokens` counts, for the log
+    tensorboard   whether to log there, too
+    on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none; not at all
+                  where nothing is left to train
+    write         called on rank 0 with a path and the whole weights by name, to keep them there; None: `on_export` does
+    on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
+    on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `training.sample_every` steps;
+                  the figures that it returns by name, if any, are logged
+    """
+
+    model: nn.Module
+    objective: Objective | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "tokens"
+    tensorboard: bool = False
+    on_start: Callable[[], None] | None = None
+    write: Callable[[Path, Mapping[str, Tensor]], None] | None = save_weights
+    on_export: Callable[[Path], None] | None = None
+    on_sample: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None
 
 
 def plain(model: nn.Module, optimizer: OptimizerConfig, loss_weights: Mapping[str, float] | None = None) -> Objective:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from ..config import TrainingConfig
 from ..weights import naming
 from .checkpoint import Checkpoints, run_tensors, whole_weights
-from .contract import Batch, Loader, Run, check
+from .contract import Batch, Loader, check
 from .distributed import NamedSum, World, on_signals, set_threads
 from .ema import EMA
-from .logs import TrainLog, Window, log_record
-from .objective import Pass, begin, plain
-from .state import Record, TrainingResult, TrainingState, random_state, set_random_state
+from .logs import TrainLog, log_record
+from .objective import Pass, Run, begin, plain
+from .state import Record, TrainingResult, TrainingState, Window, random_state, set_random_state
 
 
 class NonFiniteLoss(RuntimeError):

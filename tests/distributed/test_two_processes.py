@@ -15,7 +15,7 @@ from latentlm.training.logs import read_log
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from tiny_run import TinyLoader, TinyModel, adapted_model, real_loader, real_model, tiny_config
 
-from latentlm.training.contract import Run
+from latentlm.training.objective import Run
 from latentlm.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[1] / "training" / "tiny_run.py"

@@ -21,9 +21,8 @@ from tiny_run import parse, tiny_config
 from torch import Tensor, nn
 
 from latentlm.config import OptimizerConfig
-from latentlm.training.contract import Run
 from latentlm.training.distributed import World, finish, start
-from latentlm.training.objective import Objective, Pass, Phase, adaptive_weight
+from latentlm.training.objective import Objective, Pass, Phase, Run, adaptive_weight
 from latentlm.training.trainer import Trainer
 
 CENTRE, SPREAD, EXAMPLES = 2.0, 0.5, 32

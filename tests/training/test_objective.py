@@ -15,10 +15,9 @@ from torch import nn
 
 from latentlm.config import OptimizerConfig
 from latentlm.training.checkpoint import run_tensors
-from latentlm.training.contract import Run
 from latentlm.training.distributed import World, launch
 from latentlm.training.logs import read_log
-from latentlm.training.objective import Objective, Pass, Phase, adaptive_weight, plain
+from latentlm.training.objective import Objective, Pass, Phase, Run, adaptive_weight, plain
 from latentlm.training.trainer import NonFiniteLoss, Trainer
 
 SCRIPT = Path(__file__).with_name("adversarial_run.py")

@@ -20,9 +20,9 @@ from torch import nn
 
 from latentlm.config import OptimizerConfig
 from latentlm.training.checkpoint import CheckpointError, run_tensors
-from latentlm.training.contract import Run
 from latentlm.training.distributed import World
 from latentlm.training.logs import read_log
+from latentlm.training.objective import Run
 from latentlm.training.optim import learning_rate_factor
 from latentlm.training.parallelize import Replicated, resolve_precision
 from latentlm.training.trainer import NonFiniteLoss, Trainer

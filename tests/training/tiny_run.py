@@ -37,10 +37,9 @@ from latentlm.model import adapter
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
 from latentlm.training.checkpoint import CheckpointError
-from latentlm.training.contract import Run
 from latentlm.training.distributed import World, finish, start
 from latentlm.training.logs import read_log
-from latentlm.training.objective import plain
+from latentlm.training.objective import Run, plain
 from latentlm.training.trainer import NonFiniteLoss, Trainer
 from latentlm.types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from latentlm.config import FORMAT_VERSION, Config, TrainingConfig
 from latentlm.config.kinds import TrainSpec
-from latentlm.training.contract import Run
 from latentlm.training.distributed import World
+from latentlm.training.objective import Run
 from latentlm.weights import load_weights, write_text
 
 
