@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from margins import seed
 
 import latentlm
 from latentlm.config import MixtureHeadConfig, load_recipe
@@ -29,6 +30,7 @@ def recipe(**changes):
             "model.transformer": {"width": 64, "num_layers": 2, "num_heads": 2},
             "model.heads": {},
             "model.head": HEAD,
+            "training.seed": seed(),
             "training.steps": 150,
             "training.accumulation": 1,
             "training.max_minutes": None,
@@ -65,18 +67,18 @@ def test_the_head_is_the_recipe_s_and_is_saved_as_such(run, pipeline):
     assert not torch.equal(raw.model.heads["image"].out.weight, pipeline.model.heads["image"].out.weight)
 
 
-def test_the_log_and_the_score_have_its_nats_per_latent(run, pipeline):
+def test_the_log_and_the_score_have_its_nats_per_latent(run, pipeline, margin):
     """96 channels of unit variance are 96·½·log(2πe) = 136 nats; four pictures by heart are far below zero."""
     losses = [record["losses"]["image"] for record in read_log(run / "train.jsonl")]
-    assert 100 < losses[0] < 250
-    assert losses[-1] < 0  # ten seeds: -232 to -260
+    margin("nats per latent, at first", losses[0], at_least=60)
+    margin("nats per latent, in the end", losses[-1], at_most=-100)
     item = emoji.subset(4)[0]
     document = latentlm.Document((latentlm.Text(item.name, condition=True, loss=False), latentlm.Image(item.image)))
-    assert pipeline.score(document).diffusion["image"] < 0
+    margin("nats per latent of a picture", pipeline.score(document).diffusion["image"], at_most=-50)
 
 
-def test_each_picture_comes_by_its_name(pipeline):
-    """Three answers to each name with the model's own guidance, 2; ten seeds drew 36 of 40 right, one answer each."""
+def test_each_picture_comes_by_its_name(pipeline, margin):
+    """Three answers to each name with the model's own guidance, 2; 3 of 12 are right by chance."""
     items = emoji.subset(4)
     tokenizer = pipeline.tokenizers["image"]
     real = [_pixels(tokenizer.decode([tokenizer.encode([item.image])[0].mean])[0]) for item in items]
@@ -85,7 +87,7 @@ def test_each_picture_comes_by_its_name(pipeline):
         for answer in pipeline.generate(item.name, to="image", num=3):
             distances = [np.abs(_pixels(answer) - other).mean() for other in real]
             right += int(np.argmin(distances)) == place
-    assert right >= 8
+    margin("right of 12", right, at_least=6)
 
 
 def _pixels(picture) -> np.ndarray:
