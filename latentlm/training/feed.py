@@ -1,12 +1,13 @@
 """The sources of a recipe ──▶ documents whose media are latents, and the loader of their batches.
 
-Place in the flow: 5, below `build.py`. Embedded sources and manifests are encoded into memory (`data/cache.py`), paths
-into shards in the run's folder, once; shards are read as they are.
+Place in the flow: 5, below the files of the kinds. Embedded sources and manifests are encoded into memory
+(`data/cache.py`), paths into shards in the run's folder, once; shards are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
+from ..config.modalities import modality
 from ..data.ahead import DocumentsAhead, MediaAhead
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.encoding.plan import Job
@@ -79,15 +81,23 @@ def with_latents(
 
 
 def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
-    """ValueError where latents of these shards were made by another tokenizer than the one of their modality here."""
-    for modality in shards.index.num_latents:
-        made_by = shards.index.tokenizers[modality].fingerprint
-        if modality not in tokenizers:
-            raise ValueError(f"{shards.path}: holds latents of {modality}, but the model has no {modality} tokenizer")
-        if (ours := tokenizers[modality].fingerprint()) != made_by:
-            raise ValueError(
-                f"{shards.path}: latents of another {modality} tokenizer (fingerprint {made_by}, the model's is {ours})"
-            )
+    """ValueError where latents of these shards, or features, were made by other tokenizers than those of their modality
+    here."""
+    for name in shards.index.num_latents:
+        second = modality(name).second
+        for reader in (name, second) if second else (name,):
+            made_by = shards.index.tokenizers.get(reader)
+            if made_by is None and reader not in tokenizers:
+                continue
+            if made_by is None:
+                raise ValueError(f"{shards.path}: encoded without the {reader} tokenizer that the model has")
+            if reader not in tokenizers:
+                raise ValueError(f"{shards.path}: holds latents of {name}, but the model has no {reader} tokenizer")
+            if (ours := tokenizers[reader].fingerprint()) != made_by.fingerprint:
+                raise ValueError(
+                    f"{shards.path}: latents of another {reader} tokenizer "
+                    f"(fingerprint {made_by.fingerprint}, the model's is {ours})"
+                )
 
 
 def packed_batches(
@@ -158,10 +168,13 @@ def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]
 
 def source_slug(config: SourceConfig) -> str:
     """A file name for the latents of one source of a recipe."""
-    if config.name is not None:
-        name = config.name
-    else:
-        name = f"{Path(config.label).stem}-{hashlib.sha256(config.label.encode()).hexdigest()[:8]}"
+    name = config.name or f"{Path(config.label).stem}-{_digest(config.label)}"
     copies = f"warped{config.warped_copies}" if config.warped_copies else None
     held_out = f"without{config.held_out}" if isinstance(config.held_out, int | float) else None
-    return "-".join(str(part) for part in (name, config.task, config.limit, copies, held_out) if part is not None)
+    columns = f"columns{_digest(json.dumps(config.columns, sort_keys=True))}" if config.columns else None
+    parts = (name, config.task, config.limit, copies, held_out, columns)
+    return "-".join(str(part) for part in parts if part is not None)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -86,7 +86,7 @@ def test_what_is_left_out_is_summed_up(folder, capsys):
         (["encode", "set.parquet", "--out", "out"], "set.parquet: task says which documents its rows make"),
         ([*PARQUET, "--out", "out"], "row 0: documents contain image, but the model has no image tokenizer"),
         ([*PARQUET, "--out", "out", "--column", "image"], "--column 'image': write NAME=COLUMN"),
-        ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns.imag"),
+        ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns: no column 'imag', did you mean 'image'?"),
         ([*PARQUET, "--out", "out", "--processes", "0"], "--processes must be at least 1, got 0"),
         ([*PARQUET, "--out", "out", "--tokenizers", "image", "--tokenizers", "tiny"], "a tokenizer of image is given"),
         ([*PARQUET, "--out", "out", "--tokenizers", "nowhere"], "no model 'nowhere'"),

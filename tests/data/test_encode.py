@@ -16,8 +16,8 @@ import torch
 from sets import picture, picture_folder, picture_parquet, png, word, write_lines, write_parquet
 
 from latentlm.config import SourceConfig
-from latentlm.data.encoding import parts as module
 from latentlm.data.cache import media_hash
+from latentlm.data.encoding import parts as module
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
 from latentlm.data.readers.files import Location
