@@ -270,6 +270,24 @@ class ShardDocuments(PlacedDocuments):
         return reader
 
 
+def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
+    """ValueError where latents of these shards, or features, were made by other tokenizers than those of their modality
+    here."""
+    for name in shards.index.num_latents:
+        second = modality(name).second
+        for reader in (name, second) if second else (name,):
+            made_by = shards.index.tokenizers.get(reader)
+            if made_by is None:  # no features; documents that need them are refused when they are resolved
+                continue
+            if reader not in tokenizers:
+                raise ValueError(f"{shards.path}: holds latents of {name}, but the model has no {reader} tokenizer")
+            if (ours := tokenizers[reader].fingerprint()) != made_by.fingerprint:
+                raise ValueError(
+                    f"{shards.path}: latents of another {reader} tokenizer "
+                    f"(fingerprint {made_by.fingerprint}, the model's is {ours})"
+                )
+
+
 def _local(path: Location, stamp: str) -> str:
     """A file on this machine with the content of `path`: itself, or a copy that is made once for shards of `stamp`."""
     if path.scheme == "file":

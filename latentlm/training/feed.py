@@ -10,12 +10,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
-from ..config.modalities import modality
 from ..data.ahead import DocumentsAhead, MediaAhead
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.encoding.plan import Job
@@ -25,7 +23,7 @@ from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
 from ..data.placed import PlacedDocuments
 from ..data.script import laid_out
-from ..data.shards import ShardDocuments
+from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
 from ..types import Document
 from .contract import Loader
@@ -78,26 +76,6 @@ def with_latents(
                     check_tokenizers(ShardDocuments(path), cache.tokenizers)
         found.append(ResolvedDocuments(source, cache, config.noise))
     return found
-
-
-def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
-    """ValueError where latents of these shards, or features, were made by other tokenizers than those of their modality
-    here."""
-    for name in shards.index.num_latents:
-        second = modality(name).second
-        for reader in (name, second) if second else (name,):
-            made_by = shards.index.tokenizers.get(reader)
-            if made_by is None and reader not in tokenizers:
-                continue
-            if made_by is None:
-                raise ValueError(f"{shards.path}: encoded without the {reader} tokenizer that the model has")
-            if reader not in tokenizers:
-                raise ValueError(f"{shards.path}: holds latents of {name}, but the model has no {reader} tokenizer")
-            if (ours := tokenizers[reader].fingerprint()) != made_by.fingerprint:
-                raise ValueError(
-                    f"{shards.path}: latents of another {reader} tokenizer "
-                    f"(fingerprint {made_by.fingerprint}, the model's is {ours})"
-                )
 
 
 def packed_batches(
