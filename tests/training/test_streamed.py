@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from sets import flac, picture_folder, picture_parquet, png, word, write_lines
 from small import small_tokenizers
 
-from latentlm.config import SourceConfig, parse_recipe
+from latentlm.config import SourceConfig, TextTokenizerConfig, parse_recipe
 from latentlm.data import sources
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
 from latentlm.data.placed import texts_of
 from latentlm.data.shards import ShardDocuments
-from latentlm.training import feed
+from latentlm.training import feed, latentlm
 from latentlm.training import run as module
 from latentlm.training.logs import read_log
 from latentlm.training.run import ProcessFailed, train
@@ -229,3 +229,9 @@ def test_the_second_tokenizer_of_shards_is_checked_too(root, tmp_path, reader):
 def test_sources_of_other_columns_have_other_latents():
     configs = [SourceConfig(path="a.parquet", columns=columns) for columns in ({}, {"text": "a"}, {"text": "b"})]
     assert len({feed.source_slug(config) for config in configs}) == 3
+
+
+def test_a_tokenizer_of_classes_reads_all_texts(root, monkeypatch):
+    monkeypatch.setattr(latentlm, "TEXT_SAMPLE", 1)
+    found = latentlm._text_tokenizer(TextTokenizerConfig(kind="classes"), [ShardDocuments(str(root / "shards"))])
+    assert all(len(found.encode(word(i))) == 1 for i in range(3))
