@@ -2,6 +2,7 @@
 
 Place in the flow: 2, written by `encoding/`, read by training. A folder holds ArrayRecord files of a few thousand
 documents each, `index.json`, and `lengths.npy`; of all that only which file holds which document stays in memory.
+Files behind a URL are copied whole into the cache folder as they are needed, and stay there.
 Legend: `N` latents, `C` channels, `F` features.
 """
 
