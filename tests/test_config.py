@@ -165,7 +165,7 @@ def test_a_list_is_called_a_list():
         ({"path": "a.tar", "held_out": 0}, "held_out is a path, a number of documents or a share below 1, not 0"),
         ({"path": "a.tar", "held_out": 1.5}, "a share below 1, not 1.5"),
         ({"shards": "a", "columns": {"image": "x"}}, "columns goes with path, not with 'a'"),
-        ({"path": "a.parquet", "columns": {"imag": "x"}}, "columns.imag"),
+        ({"path": "a.parquet", "columns": {"imag": "x"}}, "columns: no column 'imag', did you mean 'image'?"),
         ({"shards": "a", "task": "text"}, "shards a: the task was chosen when they were encoded"),
         ({"path": "a.tar", "warped_copies": 2}, "warped_copies keeps all pictures in memory"),
     ],

@@ -70,28 +70,28 @@ def preview(
     from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
     from ..data.manifest import preview as preview_manifest
-    from ..data.readers import is_manifest
     from ..data.sources import documents, get_source
 
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
-    if name not in EMBEDDED and not is_manifest(name) and (Path(name).exists() or set(name) & set("./*")):
-        shards = (Path(name) / "index.json").is_file()
-        config = SourceConfig(shards=name) if shards else path_source(name, columns, task)
-        _show(documents(config), num, out)
-        return
-    if is_manifest(name):
+    if name not in EMBEDDED and _is_manifest(name):
+        _refuse_for_manifest(name, columns, task)
         if out is not None:
             raise ValueError(f"--out {out}: the pictures and sounds of a manifest are files already")
         print("\n".join(preview_manifest(name, num)))
         return
-    tasks = get_source(name).tasks
+    if name not in EMBEDDED and (Path(name).exists() or set(name) & set("./*")):
+        _show(documents(_rows_or_shards(name, columns, task)), num, out)
+        return
+    source = get_source(name)
+    if columns:
+        raise ValueError(f"--column {columns[0]}: an embedded source has no columns")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        found = documents(SourceConfig(name=name, task=task))
+    for each in source.tasks if task == "all" else (task,):
+        found = documents(SourceConfig(name=name, task=each))
         for number, document in enumerate(islice(found, num), start=1):
-            print(f"{task} {number}: {_describe(document, None if out is None else out / f'{task}_{number}')}")
+            print(f"{each} {number}: {_describe(document, None if out is None else out / f'{each}_{number}')}")
 
 
 @app.command(
@@ -116,17 +116,16 @@ def validate(
     columns
         NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
     """
-    from ..config import SourceConfig
     from ..data.manifest import validate as check
-    from ..data.readers import is_manifest
     from ..data.sources import documents
 
-    if not is_manifest(name):
-        shards = (Path(name) / "index.json").is_file()
-        config = SourceConfig(shards=name) if shards else path_source(name, columns, task)
-        num = sum(1 for _ in documents(config))
-        print(f"{name}: {num} documents, all of them can be read")
+    if not _is_manifest(name):
+        found = documents(_rows_or_shards(name, columns, task))
+        for number in range(len(found)):
+            found[number]
+        print(f"{name}: {len(found)} documents, all of them can be read")
         return
+    _refuse_for_manifest(name, columns, task)
     manifest = Path(name)
     report = check(manifest)
     segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
@@ -135,7 +134,33 @@ def validate(
     print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
 
 
-def path_source(path: str, columns: tuple[str, ...], task: str) -> SourceConfig:
+def _is_manifest(name: str) -> bool:
+    """Whether `name` is read as a whole, as a manifest: a file here, whatever it is called, that is of no other kind.
+
+    URLs and patterns are paths, whose lines are read one by one.
+    """
+    from ..data.readers import is_manifest
+
+    path = Path(name)
+    if path.is_file():
+        return path.suffix.lower() not in (".parquet", ".tar")
+    return is_manifest(name) and "://" not in name and not set(name) & set("*?[")
+
+
+def _refuse_for_manifest(name: str, columns: tuple[str, ...], task: str) -> None:
+    if columns or task != "all":
+        given = f"--column {columns[0]}" if columns else f"--task {task}"
+        raise ValueError(f"{given}: the lines of the manifest {name} say themselves what is in them")
+
+
+def _rows_or_shards(name: str, columns: tuple[str, ...], task: str) -> SourceConfig:
+    """The source at a path. ValueError, one line, where one of them is wrong, or says nothing about shards."""
+    if (Path(name) / "index.json").is_file():
+        return path_source(name, columns, task, key="shards")
+    return path_source(name, columns, task)
+
+
+def path_source(path: str, columns: tuple[str, ...], task: str, key: str = "path") -> SourceConfig:
     """The source that a path, NAME=COLUMN items and a task describe. ValueError, one line, where one is wrong."""
     from pydantic import ValidationError
 
@@ -148,7 +173,7 @@ def path_source(path: str, columns: tuple[str, ...], task: str) -> SourceConfig:
             raise ValueError(f"--column {item!r}: write NAME=COLUMN, as in --column image=jpg")
         found[name] = column
     try:
-        return SourceConfig(path=path, columns=found, task=task)
+        return SourceConfig(**{key: path}, columns=found, task=task)
     except ValidationError as error:
         raise ValueError(describe(error, SourceConfig)) from None
 

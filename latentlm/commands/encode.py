@@ -64,7 +64,7 @@ def encode(
         raise ValueError("name at least one source")
     if processes < 1:
         raise ValueError(f"--processes must be at least 1, got {processes}")
-    configs = tuple(_source(name, columns, task) for name in sources)
+    configs = _sources(sources, columns, task)
     job = Job(
         sources=configs,
         tokenizers=_tokenizer_folders(tokenizers),
@@ -92,14 +92,29 @@ def describe_summary(out: str, summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def _source(name: str, columns: tuple[str, ...], task: str) -> SourceConfig:
-    """A source by embedded name where there is one and no file of that name, else by path."""
+def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tuple[SourceConfig, ...]:
+    """Each by embedded name where there is one and no file of that name, else by path.
+
+    Columns are those of the files of rows, and so is the task, beside manifests, which have neither. ValueError for
+    columns that no source can have.
+    """
     from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
+    from ..data.readers import is_manifest
 
-    if name in EMBEDDED and not Path(name).exists():
-        return SourceConfig(name=name, task=task)
-    return path_source(name, columns, task)
+    embedded = [name for name in names if name in EMBEDDED and not Path(name).exists()]
+    manifests = [name for name in names if is_manifest(name)]
+    if columns and len(embedded) + len(manifests) == len(names):
+        raise ValueError(f"--column {columns[0]}: of {', '.join(names)} none has columns")
+    found = []
+    for name in names:
+        if name in embedded:
+            found.append(SourceConfig(name=name, task=task))
+        elif name in manifests and len(manifests) < len(names):
+            found.append(path_source(name, (), "all"))
+        else:
+            found.append(path_source(name, columns, task))
+    return tuple(found)
 
 
 def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:

@@ -34,7 +34,7 @@ def evaluate(
 ) -> None:
     """Measure a model or a tokenizer on held-out data; every figure comes with its protocol and its reference.
 
-    A model on the embedded sources that it was trained on, and on the held-out manifests of its recipe; a tokenizer by
+    A model on the embedded sources that it was trained on, and on what its recipe holds out; a tokenizer by
     what it loses of the embedded media, or those of a manifest.
 
     Parameters

@@ -24,7 +24,7 @@ class TrainSpec:
     """All that is particular to one kind.
 
     config     class of the recipe; the default of its field `kind` is the name of the kind
-    build      (recipe, folder of the run, World) -> `training.trainer.Run`, or a subclass: the model and how it trains
+    build      (recipe, folder of the run, World) -> `training.contract.Run`, or a subclass: the model and how it trains
     loader     (recipe, run, World) -> `training.contract.Loader`
     export     (recipe, run, trainer, folder): writes what `load` reads beside the weights; called on rank 0
     load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)

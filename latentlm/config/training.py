@@ -11,10 +11,12 @@ from pydantic import (
     StrictFloat,
     StrictInt,
     StrictStr,
+    field_validator,
     model_validator,
 )
 
-from .base import Config, Count
+from .base import Config, Count, did_you_mean
+from .modalities import modality_names
 
 
 class SourceConfig(Config):
@@ -27,8 +29,8 @@ class SourceConfig(Config):
     manifest: str | None = Field(None, description="a small JSONL file, kept in memory with its media")
     path: str | None = Field(None, description="JSONL, Parquet, tar, or a folder of pictures, of any size; URLs too")
     shards: str | None = Field(None, description="a folder that `latentlm encode` wrote")
-    columns: dict[Literal["text", "image", "speech"], str] = Field(
-        {}, description="of Parquet: which columns hold text, image, speech; of tars: which suffixes"
+    columns: dict[str, str] = Field(
+        {}, description="of Parquet: which columns hold text and each modality; of tars: which suffixes"
     )
     task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
     held_out: StrictStr | StrictInt | StrictFloat | None = Field(
@@ -42,6 +44,15 @@ class SourceConfig(Config):
     noise: float = Field(
         1.0, ge=0, description="its latents are drawn with so many times the standard deviation of their posterior"
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _known(cls, columns: dict[str, str]) -> dict[str, str]:
+        known = ("text", *modality_names())
+        for name in columns:
+            if name not in known:
+                raise ValueError(f"no column {name!r}{did_you_mean(name, known)}")
+        return columns
 
     @model_validator(mode="after")
     def _one(self):

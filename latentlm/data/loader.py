@@ -134,15 +134,21 @@ class Streams:
         return batches
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "streams": {str(m): list(mixture.counts) for m, mixture in self.streams.items()}}
+        streams = {str(m): list(mixture.counts) for m, mixture in self.streams.items()}
+        return {"step": self.step, "streams": streams, "sizes": [len(source) for source in self.sources]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from the union of all processes' states. ValueError when the recipe's streams or sources changed."""
+        """Go on from the union of all processes' states. ValueError when the recipe's streams or sources changed, or
+        the number of items in one of them: the order of an epoch is a function of it."""
         for m, mixture in self.streams.items():
             counts = state["streams"].get(str(m))
             if counts is None or len(counts) != len(mixture.counts):
                 raise ValueError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
             mixture.counts = list(counts)
+        sizes = [len(source) for source in self.sources]  # an older release did not save them
+        for number, (now, then) in enumerate(zip(sizes, state.get("sizes", sizes), strict=True)):
+            if now != then:
+                raise ValueError(f"data source number {number} changed: {now} items, the checkpoint had {then}")
         self.step = state["step"]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 Place in the flow: 2, written by `encoding/`, read by training. A folder holds ArrayRecord files of a few thousand
 documents each, `index.json`, and `lengths.npy`; of all that only which file holds which document stays in memory.
+Files behind a URL are copied whole into the cache folder as they are needed, and stay there.
 Legend: `N` latents, `C` channels, `F` features.
 """
 
@@ -268,6 +269,24 @@ class ShardDocuments(PlacedDocuments):
         while len(self._readers) > OPEN_READERS:
             self._readers.popitem(last=False)[1].close()
         return reader
+
+
+def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
+    """ValueError where latents of these shards, or features, were made by other tokenizers than those of their modality
+    here."""
+    for name in shards.index.num_latents:
+        second = modality(name).second
+        for reader in (name, second) if second else (name,):
+            made_by = shards.index.tokenizers.get(reader)
+            if made_by is None:  # no features; documents that need them are refused when they are resolved
+                continue
+            if reader not in tokenizers:
+                raise ValueError(f"{shards.path}: holds latents of {name}, but the model has no {reader} tokenizer")
+            if (ours := tokenizers[reader].fingerprint()) != made_by.fingerprint:
+                raise ValueError(
+                    f"{shards.path}: latents of another {reader} tokenizer "
+                    f"(fingerprint {made_by.fingerprint}, the model's is {ours})"
+                )
 
 
 def _local(path: Location, stamp: str) -> str:

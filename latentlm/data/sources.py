@@ -87,12 +87,19 @@ class StreamedSource:
         return self.config.task in TASKS and modality in TASKS[self.config.task][0]
 
     def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence:
-        """Media of a path, decoded anew each time."""
+        """Media of a path, decoded anew each time; not those of documents that are held out."""
         check_split(split)
         if split != "train" or self.config.path is None:
             return ()
         opened = open_path(self.config.path, self.config.columns)
-        found = JsonLinesMedia(opened, modality) if isinstance(opened, JsonLines) else RowMedia(opened, modality)
+        held_out, numbers = self.config.held_out, None
+        if isinstance(held_out, int | float):
+            numbers = held_out_numbers(len(opened), held_out, self.config.label)
+        if isinstance(opened, JsonLines):
+            found: Sequence = JsonLinesMedia(opened, modality, numbers)
+        else:
+            found = RowMedia(opened, modality)
+            found = found if numbers is None else Without(found, numbers)
         return found if limit is None else Lazy(min(limit, len(found)), found.__getitem__)
 
     def _open(self, path: str, task: str) -> PlacedDocuments:

@@ -2,7 +2,8 @@
 
 Place in the flow: a manifest that was not trained on ──▶ pipeline.score, generate ──▶ the report. Nothing is known of
 what pictures and sounds show, so what is generated is shown, not judged; losses stand beside what they become under
-the condition of another document: a model that does not listen to its conditions loses nothing by that.
+the condition of another document: a model that does not listen to its conditions loses nothing by that. Documents of
+shards hold latents, of which losses are all that can be measured.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..generation.pipeline import Pipeline
 from ..generation.scores import Scores, bits_per_byte, is_plain, mean_losses
 from ..modalities.image import Image
 from ..modalities.speech import Speech
-from ..types import Audio, Document, Segment, Text
+from ..types import Audio, Document, Latents, Segment, Text
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
 from .recogniser import num_word_errors
 from .reconstruction import reconstruct_images, reconstruct_speech
@@ -56,15 +57,24 @@ def evaluate_documents(
     _score_texts(pipeline, protocol, report, plain, origin)
     others = [cache.resolve(document) for document in fitting if not is_plain(document)]
     _score_others(pipeline, protocol, report, others, origin)
+    media = [document for document in fitting if not _holds_latents(document)]
+    if len(media) < len(fitting):
+        report.notes.append(
+            f"documents: {len(fitting) - len(media)} from shards, which hold no media, are only scored."
+        )
     for name in ("text", *pipeline.model.modalities):
-        asked = [document for document in fitting if _answer_of(document) == name]
+        asked = [document for document in media if _answer_of(document) == name]
         if asked and name == "text":
             _write(pipeline, protocol, report, asked, origin)
         elif asked and modality(name).ends_itself:
             _end(pipeline, protocol, report, name, asked, origin)
         elif asked:
             _draw(pipeline, protocol, report, name, asked, origin)
-    reconstruct_documents(pipeline.tokenizers, protocol, report, fitting, origin)
+    reconstruct_documents(pipeline.tokenizers, protocol, report, media, origin)
+
+
+def _holds_latents(document: Document) -> bool:
+    return any(isinstance(segment.content, Latents) for segment in document.segments if not isinstance(segment, Text))
 
 
 # ------------------------------------------------------------------ reconstruction

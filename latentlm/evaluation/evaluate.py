@@ -44,6 +44,7 @@ def evaluate(
     seen: Seen = EVERYTHING,
     tasks: Sequence[str] | None = None,
     manifests: Sequence[str | Path] = (),
+    held_out: Mapping[str, Sequence[Document]] | None = None,
     quick: bool = False,
     title: str = "LatentLM",
     progress: Callable[[str], None] | None = None,
@@ -52,8 +53,9 @@ def evaluate(
 
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
     for the record. seen: what it was trained on; the rest is left out, and the report says so. tasks: only these of
-    `protocol.TASKS`, seen or not. manifests: documents that were held out. quick: fewer samples. progress is told what
-    begins. Raises ValueError for an unknown task, emoji, solver or guidance key, and for what a manifest has wrong.
+    `protocol.TASKS`, seen or not. manifests: documents that were held out; held_out: more of them, by what they are
+    called. quick: fewer samples. progress is told what begins. Raises ValueError for an unknown task, emoji, solver or
+    guidance key, and for what a manifest has wrong.
     """
     parameter = next(pipeline.model.parameters())
     solver = solver or pipeline.model.config.sampling.solver
@@ -73,7 +75,8 @@ def evaluate(
     if not seen.phrases:
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))
     layout = pipeline.model.config.prompt
-    documents = {str(path): laid_out(Manifest(path), layout, str(path)) for path in manifests}
+    kept = {str(path): Manifest(path) for path in manifests} | dict(held_out or {})
+    documents = {name: laid_out(found, layout, name) for name, found in kept.items()}
     for task, run in _runs(pipeline, protocol, report, seen, documents).items():
         if task not in (tasks or TASKS) or (task == "documents" and not documents and not tasks):
             continue

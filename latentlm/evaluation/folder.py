@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..checkpoint import read_metadata
-from ..config import parse_recipe
+from ..config import SourceConfig, parse_recipe
+from ..data.shards import ShardDocuments, check_tokenizers
+from ..data.sources import documents
 from ..generation.pipeline import load
 from ..hardware import choose_dtype
 from ..tokenizers.load import load_tokenizer
+from ..types import Document
 from .evaluate import evaluate, evaluate_tokenizer
 from .report import Report
 from .seen import Seen
@@ -51,6 +55,7 @@ def evaluate_model(wish: Wish) -> Report:
         pipeline,
         tasks=wish.only or (("documents",) if wish.manifests else None),
         manifests=wish.manifests or _there(seen.held_out, wish.say),
+        held_out=None if wish.manifests else _streamed(seen.streamed, pipeline.tokenizers, wish.say),
         guidance=wish.guidance,
         steps=wish.steps,
         solver=wish.solver,
@@ -70,6 +75,24 @@ def evaluate_tokenizer_folder(wish: Wish) -> Report:
         raise ValueError(f"{given} are for models, and {wish.name} is a tokenizer")
     tokenizer = load_tokenizer(wish.folder).to(wish.device)
     return evaluate_tokenizer(tokenizer, manifests=wish.manifests, quick=wish.quick, title=wish.name)
+
+
+def _streamed(
+    configs: Sequence[SourceConfig], tokenizers: Mapping[str, Any], say: Callable[[str], None]
+) -> dict[str, Sequence[Document]]:
+    """The held-out documents of paths and shards by what they are called; those that cannot be opened are named."""
+    found = {}
+    for config in configs:
+        own = not isinstance(config.held_out, str)
+        name = f"the held-out part of {config.label}" if own else config.held_out
+        details = [*([] if config.task == "all" else [config.task]), *(f"{a}={b}" for a, b in config.columns.items())]
+        try:
+            if config.shards is not None:
+                check_tokenizers(ShardDocuments(config.shards if own else config.held_out), tokenizers)
+            found[f"{name} ({', '.join(details)})" if details else name] = documents(config, "held_out")
+        except ValueError as error:
+            say(f"{error}; the recipe's held-out documents are left out, name others with --manifest")
+    return found
 
 
 def _there(manifests: Sequence[str], say: Callable[[str], None]) -> list[str]:

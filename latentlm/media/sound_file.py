@@ -1,6 +1,6 @@
 """Sound files in any format of libsndfile, complete or refused.
 
-Place in the flow: below `media.py` and `recording.py`. libsndfile reads what is left of a file that was cut off as if
+Place in the flow: below `sound.py` and `recording.py`. libsndfile reads what is left of a file that was cut off as if
 it were all, and does not say of every format that the disk was full while it wrote. A clip of half its text is a wrong
 pair to learn from: both are errors here.
 """

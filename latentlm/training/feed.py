@@ -1,15 +1,15 @@
 """The sources of a recipe ──▶ documents whose media are latents, and the loader of their batches.
 
-Place in the flow: 5, below `build.py`. Embedded sources and manifests are encoded into memory (`data/cache.py`), paths
-into shards in the run's folder, once; shards are read as they are.
+Place in the flow: 5, below the files of the kinds. Embedded sources and manifests are encoded into memory
+(`data/cache.py`), paths into shards in the run's folder, once; shards are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
 from ..data.placed import PlacedDocuments
 from ..data.script import laid_out
-from ..data.shards import ShardDocuments
+from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
 from ..types import Document
 from .contract import Loader
@@ -76,18 +76,6 @@ def with_latents(
                     check_tokenizers(ShardDocuments(path), cache.tokenizers)
         found.append(ResolvedDocuments(source, cache, config.noise))
     return found
-
-
-def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
-    """ValueError where latents of these shards were made by another tokenizer than the one of their modality here."""
-    for modality in shards.index.num_latents:
-        made_by = shards.index.tokenizers[modality].fingerprint
-        if modality not in tokenizers:
-            raise ValueError(f"{shards.path}: holds latents of {modality}, but the model has no {modality} tokenizer")
-        if (ours := tokenizers[modality].fingerprint()) != made_by:
-            raise ValueError(
-                f"{shards.path}: latents of another {modality} tokenizer (fingerprint {made_by}, the model's is {ours})"
-            )
 
 
 def packed_batches(
@@ -158,10 +146,13 @@ def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]
 
 def source_slug(config: SourceConfig) -> str:
     """A file name for the latents of one source of a recipe."""
-    if config.name is not None:
-        name = config.name
-    else:
-        name = f"{Path(config.label).stem}-{hashlib.sha256(config.label.encode()).hexdigest()[:8]}"
+    name = config.name or f"{Path(config.label).stem}-{_digest(config.label)}"
     copies = f"warped{config.warped_copies}" if config.warped_copies else None
     held_out = f"without{config.held_out}" if isinstance(config.held_out, int | float) else None
-    return "-".join(str(part) for part in (name, config.task, config.limit, copies, held_out) if part is not None)
+    columns = f"columns{_digest(json.dumps(config.columns, sort_keys=True))}" if config.columns else None
+    parts = (name, config.task, config.limit, copies, held_out, columns)
+    return "-".join(str(part) for part in parts if part is not None)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

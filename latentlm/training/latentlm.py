@@ -19,7 +19,7 @@ from ..config import LatentLMRecipe, SourceConfig, TextTokenizerConfig
 from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
 from ..data.packing import DocumentEncoder
-from ..data.placed import texts_of
+from ..data.placed import TEXT_SAMPLE, texts_of
 from ..data.sources import holds, media
 from ..data.task_source import Concatenated
 from ..generation.pipeline import Pipeline, load
@@ -158,7 +158,8 @@ def build_tokenizers(
 ) -> dict:
     """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names.
 
-    Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), and none for bytes.
+    Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), of classes all, and none
+    for bytes.
     """
     found: dict = {}
     for name in tokenizer_names():
@@ -189,7 +190,9 @@ def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dic
 
 
 def _text_tokenizer(config: TextTokenizerConfig, sources: list[Sequence[Document]]) -> TextTokenizer:
-    texts = [] if config.kind == "bytes" else [texts_of(source) for source in sources]
+    everything = config.kind == "classes"  # each text is an entry of its own, none may be missing
+    most = [len(source) if everything else TEXT_SAMPLE for source in sources]
+    texts = [] if config.kind == "bytes" else [texts_of(s, num) for s, num in zip(sources, most, strict=True)]
     return TextTokenizer.train(config, chain.from_iterable(texts))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
-from sets import picture_folder, picture_parquet, png, word, write_parquet
+from sets import picture_folder, picture_parquet, png, word, write_lines, write_parquet
 from small import small_tokenizers
 
 from latentlm import cli
@@ -86,7 +86,7 @@ def test_what_is_left_out_is_summed_up(folder, capsys):
         (["encode", "set.parquet", "--out", "out"], "set.parquet: task says which documents its rows make"),
         ([*PARQUET, "--out", "out"], "row 0: documents contain image, but the model has no image tokenizer"),
         ([*PARQUET, "--out", "out", "--column", "image"], "--column 'image': write NAME=COLUMN"),
-        ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns.imag"),
+        ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns: no column 'imag', did you mean 'image'?"),
         ([*PARQUET, "--out", "out", "--processes", "0"], "--processes must be at least 1, got 0"),
         ([*PARQUET, "--out", "out", "--tokenizers", "image", "--tokenizers", "tiny"], "a tokenizer of image is given"),
         ([*PARQUET, "--out", "out", "--tokenizers", "nowhere"], "no model 'nowhere'"),
@@ -134,3 +134,34 @@ def test_preview_and_validate_read_the_same_sources(folder, capsys):
     with pytest.raises(SystemExit):
         cli.main(["data", "validate", *rows])
     assert "set.parquet: row 1: image: not a readable image" in capsys.readouterr().err
+
+
+def test_a_manifest_may_be_called_anything_and_a_pattern_is_a_path(folder, capsys):
+    for name in ("lines.txt", "lines.jsonl"):
+        write_lines(folder / name, [{"segments": [{"text": "abc"}]}])
+    for name, said in (("lines.txt", "1: text 'abc'\n"), ("lines.jsonl", "1: text 'abc'\n"), ("*.jsonl", "0: 'abc'\n")):
+        cli.main(["data", "preview", name])
+        assert capsys.readouterr().out == said
+        cli.main(["data", "validate", name])
+        assert f"{name}: 1 documents" in capsys.readouterr().out
+
+
+def test_a_task_and_columns_count_or_are_refused(folder, capsys):
+    cli.main(["data", "preview", "shapes", "-n", "1", "--task", "text_to_image"])
+    assert capsys.readouterr().out.startswith("text_to_image 1: ")
+    write_lines(folder / "lines.jsonl", [{"segments": [{"text": "abc"}]}])
+    cli.main(["encode", "lines.jsonl", *PARQUET[1:], "--tokenizers", "image", "--out", "shards/set"])
+    assert "41 documents" in capsys.readouterr().out
+    for arguments, said in (
+        (["data", "preview", "shapes", "--column", "text=a"], "--column text=a: an embedded source has no columns"),
+        (["data", "preview", "shapes", "--task", "text_to_imag"], "no task 'text_to_imag', did you mean"),
+        (["data", "preview", "lines.jsonl", "--column", "text=a"], "--column text=a: the lines of the manifest"),
+        (["data", "validate", "lines.jsonl", "--task", "text"], "--task text: the lines of the manifest"),
+        (["data", "validate", "shards/set", "--task", "text"], "the task was chosen when they were encoded"),
+        (["data", "preview", "shards/set", "--column", "text=a"], "columns goes with path"),
+        (["encode", "shapes", "--column", "text=a", "--out", "out"], "--column text=a: of shapes none has columns"),
+        (["encode", "lines.jsonl", "--task", "text", "--out", "out"], "its lines say what is the task"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert said in capsys.readouterr().err

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -225,6 +226,24 @@ def test_what_a_tokenizer_refuses_is_named_alone(tmp_path, saved, tokenizers, mo
     assert len(ShardDocuments(str(tmp_path / "out"))) == 8
 
 
+def test_latents_that_the_number_type_cannot_hold_are_named_with_their_document(
+    tmp_path, saved, tokenizers, monkeypatch
+):
+    whole, red = tokenizers["image"].encode, picture(5).tobytes()
+
+    def encode_too_large(items):
+        found = whole(items)
+        return [replace(y, mean=y.mean * 1e6) if x.tobytes() == red else y for x, y in zip(items, found, strict=True)]
+
+    monkeypatch.setattr(tokenizers["image"], "encode", encode_too_large)
+    path, given = picture_parquet(tmp_path / "a.parquet", 9), {"image": tokenizers["image"]}
+    with pytest.raises(ValueError, match=r"a\.parquet: row 5: latents are not finite numbers in float16"):
+        encode(job(path, tmp_path / "out", saved, dtype="float16"), tokenizers=given)
+    summary = encode(job(path, tmp_path / "out", saved, dtype="float16", on_error="skip"), tokenizers=given)
+    assert summary.skipped == {"latents are not finite numbers in float16": [f"{path}: row 5"]}
+    assert len(ShardDocuments(str(tmp_path / "out"))) == 8
+
+
 def test_nothing_that_can_be_read_is_an_error(tmp_path, saved):
     path = write_parquet(tmp_path / "a.parquet", {"image": [b"x", b"y"], "text": ["a", "b"]})
     with pytest.raises(ValueError, match=r"none of 2 documents can be read; .*row 0: image: not a readable image"):
@@ -239,6 +258,12 @@ def test_another_plan_in_the_same_folder_is_refused(whole, pictures, saved, tmp_
     other = picture_parquet(tmp_path / "a.parquet", NUM, first=1, group=50)
     with pytest.raises(ValueError, match="holds shards made from other sources"):
         encode(job(other, whole, saved))
+    same = picture_parquet(tmp_path / "same.parquet", 3)
+    encode(job(same, tmp_path / "shards", saved))
+    later = same.stat().st_mtime_ns + 10**9
+    os.utime(same, ns=(later, later))  # an edit that leaves the size
+    with pytest.raises(ValueError, match="holds shards made from other sources"):
+        encode(job(same, tmp_path / "shards", saved))
     with pytest.raises(ValueError, match="holds shards made from other tokenizers"):
         encode(job(pictures, whole, {}))
     (tmp_path / "mine").mkdir()

@@ -10,7 +10,9 @@ import pytest
 from sets import picture_parquet, word
 from test_encode import contents, job
 
+from latentlm.config import SourceConfig
 from latentlm.data.encoding import on_ray as encode_ray
+from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
 
 pytest.importorskip("ray")
@@ -58,3 +60,11 @@ def test_two_workers_one_of_which_is_killed(tokenizers, tmp_path, monkeypatch):
     assert contents(tmp_path / "ray" / "out") == contents(tmp_path / "alone")
     assert [text for text, _ in contents(tmp_path / "ray" / "out")] == [word(i) for i in range(NUM)]
     assert {child.pid for child in psutil.Process().children()} <= before  # nothing is left running
+
+
+def test_paths_on_this_machine_are_sent_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = (SourceConfig(path="a-*.tar", task="text"), SourceConfig(path="s3://b/c.tar", task="text"))
+    sent = encode_ray._absolute(Job(sources, {"image": "runs/image"}, "out"))
+    assert [config.path for config in sent.sources] == [f"{tmp_path}/a-*.tar", "s3://b/c.tar"]
+    assert (sent.tokenizers, sent.out) == ({"image": f"{tmp_path}/runs/image"}, f"{tmp_path}/out")

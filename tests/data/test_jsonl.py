@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import pickle
 import weakref
+import zipfile
 
 import fsspec
 import pytest
@@ -74,6 +76,14 @@ def test_media_behind_urls(tmp_path):
     with fsspec.open(url, "wb") as file:
         file.write(local.read_bytes())
     assert [pixels(d) for d in sources.documents(SourceConfig(path=url))] == [shown(1), shown(2)]
+
+
+def test_a_url_keeps_what_it_says_of_its_file_system(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("set/0.png", png(0))
+        archive.writestr("set/a.jsonl", json.dumps({"segments": [{"image": "0.png"}]}))
+    found = sources.documents(SourceConfig(path=f"zip://set/a.jsonl::{tmp_path}/a.zip"))
+    assert pixels(found[0]) == shown(0)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_resumed_equals_uninterrupted_also_on_another_number_of_processes(tokeni
         for half in halves:
             half.next_step()
     states = [half.state_dict() for half in halves]
-    union = {"step": 4, "streams": {k: v for state in states for k, v in state["streams"].items()}}
+    union = states[0] | {"streams": {k: v for state in states for k, v in state["streams"].items()}}
     assert union == whole.state_dict()
     fresh = loader(tokenizers)
     fresh.load_state_dict(union)
@@ -149,6 +149,14 @@ def test_streams_must_divide_over_the_processes(tokenizers):
 def test_a_state_of_another_recipe_is_refused(tokenizers):
     with pytest.raises(ValueError, match="no stream 0 over 2 sources"):
         loader(tokenizers).load_state_dict({"step": 1, "streams": {"0": [1, 2, 3]}})
+
+
+def test_a_source_whose_size_changed_is_refused(tokenizers):
+    state = loader(tokenizers).state_dict()
+    loader(tokenizers).load_state_dict({name: state[name] for name in ("step", "streams")})  # of an older release
+    state["sizes"][1] += 1
+    with pytest.raises(ValueError, match=r"data source number 1 changed: \d+ items, the checkpoint had"):
+        loader(tokenizers).load_state_dict(state)
 
 
 def test_an_empty_source_is_named():

@@ -123,3 +123,10 @@ def test_texts_are_read_without_the_pictures(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", {"image": [b"nothing"] * 3, "text": ["a", "b", "c"]})
     found = sources.documents(config(path))
     assert [found.texts(i) for i in range(3)] == [["a"], ["b"], ["c"]]
+
+
+def test_every_file_has_the_columns(tmp_path):
+    picture_parquet(tmp_path / "part-0.parquet", 3)
+    write_parquet(tmp_path / "part-1.parquet", {"picture": [png(3)], "text": ["a"]})
+    with pytest.raises(ValueError, match=r"part-1\.parquet: no column 'image' for image"):
+        sources.documents(config(tmp_path))

@@ -159,3 +159,26 @@ def test_a_manifest_is_a_source(tmp_path):
     assert len(sources.documents(config, "held_out")) == 0
     with pytest.raises(ValueError, match="use task 'all' instead of 'text'"):
         sources.documents(SourceConfig(manifest=str(path), task="text"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_media_of_held_out_documents_are_not_among_those_to_learn_from(tmp_path, kind):
+    from sets import picture_parquet, png, shown, write_lines
+
+    if kind == "parquet":
+        path = picture_parquet(tmp_path / "a.parquet", 6)
+    else:
+        for number in range(6):
+            (tmp_path / f"{number}.png").write_bytes(png(number))
+        path = write_lines(tmp_path / "a.jsonl", [{"segments": [{"image": f"{i}.png"}]} for i in range(6)])
+    config = SourceConfig(path=str(path), task="text_to_image" if kind == "parquet" else "all", held_out=2)
+    found = [picture.tobytes() for picture in sources.media(config, "image")]
+    assert found == [shown(i) for i in (0, 2, 3, 5)]
+    learnt = sources.documents(config)
+    assert [d.segments[-1].content.tobytes() for d in (learnt[i] for i in range(4))] == found
+    limited = config.model_copy(update={"limit": 2})
+    assert [picture.tobytes() for picture in sources.media(limited, "image")] == found[:2]
+
+
+def test_columns_are_those_of_any_modality():
+    assert SourceConfig(path="a.parquet", columns={"vectors": "v"}).columns == {"vectors": "v"}

@@ -37,7 +37,12 @@ def test_members_of_one_key_make_a_document(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "columns"),
-    [("a cat", {}), ({"caption": "a cat"}, {}), ({"alt": "a cat", "text": "no"}, {"text": "json.alt"})],
+    [
+        ("a cat", {}),
+        ({"caption": "a cat"}, {}),
+        ({"caption": "a cat"}, {"text": "json"}),
+        ({"alt": "a cat", "text": "no"}, {"text": "json.alt"}),
+    ],
 )
 def test_text_may_stand_in_json(tmp_path, value, columns):
     write_tar(tmp_path / "a.tar", {f"{i}.json": json.dumps(value).encode() for i in range(2)})

@@ -189,6 +189,11 @@ def test_a_recipe_tells_what_was_seen():
     assert seen.held_out == ("b.jsonl",)
     assert [task for task in TASKS if seen.task(task)] == ["text", "reconstruction", "documents"]
     assert all(map(Seen().task, TASKS))
+    named = {"manifest": "a.txt", "held_out": "b.txt"}
+    kept = [{"path": "c.parquet", "task": "text", "held_out": 5}, {"shards": "d", "held_out": "e"}, {"shards": "f"}]
+    seen = Seen.of(recipe_of(named, *kept))
+    assert seen.held_out == ("b.txt",)
+    assert [source.label for source in seen.streamed] == ["c.parquet", "d"]
     tuned = Seen.of(recipe_of(own, model={"start": "tiny"}))  # what tiny has seen is not in this recipe
     assert tuned == Seen(held_out=("b.jsonl",))
 

@@ -11,16 +11,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
-from sets import picture_folder, picture_parquet, png, word, write_lines
+from sets import flac, picture_folder, picture_parquet, png, word, write_lines
 from small import small_tokenizers
 
-from latentlm.config import SourceConfig, parse_recipe
+from latentlm.config import SourceConfig, TextTokenizerConfig, parse_recipe
 from latentlm.data import sources
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
 from latentlm.data.placed import texts_of
 from latentlm.data.shards import ShardDocuments
-from latentlm.training import feed
+from latentlm.training import feed, latentlm
 from latentlm.training import run as module
 from latentlm.training.logs import read_log
 from latentlm.training.run import ProcessFailed, train
@@ -207,3 +207,31 @@ def test_a_tokenizer_learns_from_a_path_through_worker_processes(root, tmp_path)
         found.append(losses(tmp_path / str(workers)))
     assert found[0] == found[1]
     assert np.isfinite(found[0][-1][2])
+
+
+@pytest.mark.parametrize("reader", ["speech", "semantic"])
+def test_the_second_tokenizer_of_shards_is_checked_too(root, tmp_path, reader):
+    folders = {"speech": small_tokenizers()["speech"], "semantic": small_tokenizers()["speech"]}
+    (tmp_path / "0.flac").write_bytes(flac(0))
+    path = write_lines(tmp_path / "a.jsonl", [{"segments": [{"speech": "0.flac"}]}])
+    encode(Job((SourceConfig(path=str(path)),), {}, str(tmp_path / "out")), tokenizers=folders)
+    shards = ShardDocuments(str(tmp_path / "out"))
+    feed.check_tokenizers(shards, folders)
+    other = small_tokenizers()["speech"]
+    other.latent_mean += 1
+    with pytest.raises(ValueError, match=rf"out: latents of another {reader} tokenizer \(fingerprint"):
+        feed.check_tokenizers(shards, folders | {reader: other})
+    rest = {name: each for name, each in folders.items() if name != reader}
+    with pytest.raises(ValueError, match=f"holds latents of speech, but the model has no {reader} tokenizer"):
+        feed.check_tokenizers(shards, rest)
+
+
+def test_sources_of_other_columns_have_other_latents():
+    configs = [SourceConfig(path="a.parquet", columns=columns) for columns in ({}, {"text": "a"}, {"text": "b"})]
+    assert len({feed.source_slug(config) for config in configs}) == 3
+
+
+def test_a_tokenizer_of_classes_reads_all_texts(root, monkeypatch):
+    monkeypatch.setattr(latentlm, "TEXT_SAMPLE", 1)
+    found = latentlm._text_tokenizer(TextTokenizerConfig(kind="classes"), [ShardDocuments(str(root / "shards"))])
+    assert all(len(found.encode(word(i))) == 1 for i in range(3))

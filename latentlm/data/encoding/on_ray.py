@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,20 @@ class PartActor:
         return {"read": part.stop - part.start, "refused": ""}
 
 
+def _absolute(job: Job) -> Job:
+    """`job` with the paths on this machine made absolute: an actor may run in another folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).absolute())
+
+    sources = tuple(
+        config.model_copy(update={key: absolute(getattr(config, key)) for key in ("path", "manifest")})
+        for config in job.sources
+    )
+    tokenizers = {name: absolute(folder) for name, folder in job.tokenizers.items()}
+    return replace(job, sources=sources, tokenizers=tokenizers, out=absolute(job.out))
+
+
 def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progress) -> None:
     """Encode `parts` by `workers` actors, on the cluster that RAY_ADDRESS names or on this machine.
 
@@ -54,10 +70,11 @@ def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progre
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        sent = _absolute(job)
         rows = ray.data.from_items([part.model_dump() for part in parts], override_num_blocks=len(parts))
         done = rows.map(
             PartActor,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(sent,),
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
             max_restarts=RETRIES,
             max_task_retries=RETRIES,

@@ -78,16 +78,16 @@ class PartEncoder:
     def _records(self, part: Part, report: Callable[[int], None]) -> Iterator[bytes]:
         for start in range(part.start, part.stop, BATCH):
             indices = range(start, min(start + BATCH, part.stop))
-            for document, keys in self._encoded(part.source, indices):
-                yield pack_record(document, self.job.dtype, keys)
+            for document, record in self._encoded(part.source, indices):
+                yield record
                 self._count(document)
             report(len(indices))
 
-    def _encoded(self, source: int, indices: range) -> list[tuple[Document, list[str | None]]]:
-        """The documents of these numbers that can be read, media as latents, and the keys of their media."""
+    def _encoded(self, source: int, indices: range) -> list[tuple[Document, bytes]]:
+        """The documents of these numbers that can be read and kept, media as latents, and their records."""
         read = []
         for index in indices:
-            document = self._try(source, index, lambda i: self.job.documents[source][i])
+            document = self._try(source, index, lambda i: _encodable(self.job.documents[source][i]))
             if document is not None:
                 keys = [None if isinstance(s, Text) else media_hash(s.modality, [s.content]) for s in document.segments]
                 read.append((index, document, keys))
@@ -99,19 +99,18 @@ class PartEncoder:
             cache = LatentCache(self.tokenizers)
         found = []
         for index, document, keys in read:
-            resolved = self._try(source, index, lambda _, d=document: cache.resolve(d))
-            if resolved is not None:
-                found.append((resolved, keys))
+            packed = self._try(source, index, lambda _, d=document, k=keys: self._packed(cache.resolve(d), k))
+            if packed is not None:
+                found.append(packed)
         return found
 
-    def _try(self, source: int, index: int, action: Callable[[int], Document]) -> Document | None:
-        """`action(index)`; None for a document that cannot be read and is skipped."""
+    def _packed(self, resolved: Document, keys: list[str | None]) -> tuple[Document, bytes]:
+        return resolved, pack_record(resolved, self.job.dtype, keys)
+
+    def _try(self, source: int, index: int, action: Callable[[int], Any]) -> Any:
+        """`action(index)`; None for a document that cannot be read or kept and is skipped."""
         try:
-            document = action(index)
-            for segment in document.segments:
-                if isinstance(segment, Text):
-                    segment.text.encode("utf-8")
-            return document
+            return action(index)
         except ValueError as error:
             where = place_of(self.job.documents[source], index, self.job.sources[source].label)
             said = str(error)
@@ -132,6 +131,14 @@ class PartEncoder:
 def load_tokenizers(folders: Mapping[str, str]) -> dict[str, Any]:
     """The tokenizers of a job by modality, on the CPU."""
     return {modality: load_tokenizer(folder) for modality, folder in folders.items()}
+
+
+def _encodable(document: Document) -> Document:
+    """`document`. ValueError for a text that is no Unicode."""
+    for segment in document.segments:
+        if isinstance(segment, Text):
+            segment.text.encode("utf-8")
+    return document
 
 
 def _share(read: list[tuple[int, Document, list[str | None]]]) -> None:

@@ -53,8 +53,11 @@ def is_manifest(path: str) -> bool:
 
 
 def signature(path: str) -> str:
-    """16 hex digits over the names and sizes of all files of a path: other files, another signature."""
+    """16 hex digits over the names, sizes and times of all files of a path: other files, another signature.
+
+    Media that a manifest or a Parquet file names are not among them.
+    """
     digest = hashlib.sha256()
     for file in Location.of(path).files():
-        digest.update(f"{file}\0{file.size()}\n".encode())
+        digest.update(f"{file}\0{file.size()}\0{file.stamp()}\n".encode())
     return digest.hexdigest()[:16]

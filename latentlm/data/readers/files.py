@@ -6,6 +6,7 @@ with a scheme in front (`s3://bucket/data.parquet`, `memory://set`). What is wro
 
 from __future__ import annotations
 
+import os
 import posixpath
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -14,32 +15,47 @@ from typing import IO, Any
 
 import numpy as np
 
+STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modify", "created")
+"""Where the file systems of fsspec say that a file is another, the surest first."""
+
+
+_SYSTEMS: dict[tuple, Any] = {}
+"""File systems with options; an archive's closes its files when nothing holds it."""
+
 
 @dataclass(frozen=True)
 class Location:
-    """A place in a file system: `scheme` "file", "memory", "s3" …, and the path there."""
+    """A place in a file system: `scheme` "file", "memory", "s3" …, and the path there; options: as in its URL, (name,
+    value) by name: host, user, the archive that it lies in."""
 
     scheme: str
     path: str
+    options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of(cls, name: str) -> Location:
-        """Raises ValueError for a scheme that fsspec does not know, or whose library is missing."""
+        """Raises ValueError for a scheme that fsspec does not know, whose library is missing, or whose host does not
+        answer."""
         from fsspec.core import url_to_fs
 
         try:
             system, path = url_to_fs(name)
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, OSError) as error:
             raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
         protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
-        return cls(protocol, path)
+        return cls(protocol, path, tuple(sorted(system.storage_options.items())))
 
     @property
     def system(self) -> Any:
-        """The fsspec file system; one object a process and scheme."""
+        """The fsspec file system; one object a thread, scheme and options."""
         import fsspec
 
-        return fsspec.filesystem(self.scheme)
+        if not self.options:
+            return fsspec.filesystem(self.scheme)
+        key = (self.scheme, repr(self.options), os.getpid(), threading.get_ident())
+        if key not in _SYSTEMS:
+            _SYSTEMS[key] = fsspec.filesystem(self.scheme, **dict(self.options))
+        return _SYSTEMS[key]
 
     def __str__(self) -> str:
         return self.path if self.scheme == "file" else self.system.unstrip_protocol(self.path)
@@ -50,7 +66,7 @@ class Location:
 
     def at(self, path: str) -> Location:
         """Another path of the same file system."""
-        return Location(self.scheme, path)
+        return Location(self.scheme, path, self.options)
 
     def beside(self, name: str) -> Location:
         """What a file here calls `name`: relative to its folder, absolute, or a URL of its own."""
@@ -75,6 +91,11 @@ class Location:
 
     def size(self) -> int:
         return int(self.system.size(self.path))
+
+    def stamp(self) -> str:
+        """What changes with the file's content: its hash or its time, whichever its file system tells; else nothing."""
+        info = self.system.info(self.path)
+        return next((str(info[key]) for key in STAMPS if info.get(key) is not None), "")
 
     def is_folder(self) -> bool:
         return self.system.isdir(self.path)

@@ -88,14 +88,18 @@ class JsonLines(PlacedDocuments):
 
 
 class JsonLinesMedia(Sequence):
-    """The different media of one modality that a JSONL file names, in the order in which they come first."""
+    """The different media of one modality that a JSONL file names, in the order in which they come first.
 
-    def __init__(self, documents: JsonLines, name: str):
-        """Reads all lines once. Raises ValueError for wrong lines."""
+    without: numbers of documents whose media are left out, unless another names them too.
+    """
+
+    def __init__(self, documents: JsonLines, name: str, without: np.ndarray | None = None):
+        """Reads all other lines once. Raises ValueError for wrong lines."""
+        left_out = frozenset(() if without is None else without.tolist())
         self.documents, self.name = documents, name
         lines, positions, names = array("q"), array("q"), array("q")
         for index in range(len(documents)):
-            for position, segment in enumerate(documents.line(index)):
+            for position, segment in enumerate(() if index in left_out else documents.line(index)):
                 if segment.modality == name:
                     lines.append(index)
                     positions.append(position)

@@ -29,13 +29,12 @@ class ParquetRows(Rows):
         """Reads the footers alone. Raises ValueError, naming the file, for one that is no Parquet."""
         self.files = list(files)
         self.columns = named_columns(columns)
-        self._names: tuple[str, ...] = ()
+        self._schemas: dict[tuple[str, ...], Location] = {}  # names of the columns -> the first file that has these
         counts: list[list[int]] = []
-        for number, file in enumerate(self.files):
+        for file in self.files:
             with file.open_binary() as handle:
                 opened = _open(file, handle)
-                if number == 0:
-                    self._names = tuple(opened.schema_arrow.names)
+                self._schemas.setdefault(tuple(opened.schema_arrow.names), file)
                 metadata = opened.metadata
                 counts.append([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
         self._groups = [(number, group) for number, groups in enumerate(counts) for group in range(len(groups))]
@@ -52,8 +51,9 @@ class ParquetRows(Rows):
 
     def require(self, column: str) -> None:
         name = self.columns[column]
-        if name not in self._names:
-            raise ValueError(f"{self.files[0]}: no column {name!r} for {column}{did_you_mean(name, self._names)}")
+        for names, file in self._schemas.items():
+            if name not in names:
+                raise ValueError(f"{file}: no column {name!r} for {column}{did_you_mean(name, names)}")
 
     def read(self, index: int, column: str) -> bytes | str | Location:
         group = bisect_right(self._ends, index)

@@ -92,8 +92,10 @@ class TarRows(Rows):
         return data.rstrip(b"\r\n") if column == "text" else data
 
     def _suffixes(self, column: str) -> tuple[str, ...]:
-        named = self.columns.get(column)
-        return SUFFIXES[column] if named is None else ("json",) if named.startswith("json.") else (named.lstrip("."),)
+        if column not in self.columns:
+            return SUFFIXES[column]
+        named = self.columns[column].lstrip(".")
+        return ("json",) if named.startswith("json.") else (named,)
 
     def _members(self, index: int) -> dict[str, tuple[int, int]]:
         """Suffix -> (offset, size) in row `index`."""
@@ -108,7 +110,8 @@ class TarRows(Rows):
         except ValueError as error:
             raise ValueError(f"not JSON ({error})") from None
         if isinstance(value, dict):
-            keys = (self.columns["text"].partition(".")[2],) if "text" in self.columns else JSON_KEYS
+            named = self.columns.get("text", "").lstrip(".").partition(".")[2]
+            keys = (named,) if named else JSON_KEYS
             key = next((key for key in keys if key in value), None)
             if key is None:
                 raise ValueError(f"the object has no key {' or '.join(map(repr, keys))}")

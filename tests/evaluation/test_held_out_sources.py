@@ -1,0 +1,73 @@
+"""What the paths and shards of a recipe hold out is measured after training, or the reason why not is said."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from sets import picture_parquet
+from small import small_tokenizers
+
+from latentlm.checkpoint import resolve
+from latentlm.config import SourceConfig, parse_recipe
+from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.workers import encode
+from latentlm.evaluation.folder import Wish, evaluate_model
+from latentlm.training.run import train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("kept")
+    small_tokenizers()["image"].save(root / "image")
+    picture_parquet(root / "set.parquet", 20)
+    config = SourceConfig(path=str(root / "set.parquet"), task="text_to_image")
+    encode(Job((config,), {"image": str(root / "image")}, str(root / "shards")))
+    return root
+
+
+def trained(root: Path, run: Path, *sources: dict) -> str:
+    small = {"transformer": {"width": 16, "num_layers": 1, "num_heads": 2}, "head": {"num_layers": 1}}
+    recipe = {
+        "kind": "latentlm",
+        "tokenizers": {"text": {"kind": "bytes"}, "image": str(root / "image")},
+        "model": small,
+        "data": {"sequence_length": 40, "rows": 2, "sources": list(sources)},
+        "training": {"steps": 1, "precision": "fp32"},
+    }
+    train(parse_recipe(recipe), run)
+    return str(run)
+
+
+def measured(name: str, said: list[str]):
+    wish = Wish(name, resolve(name), torch.device("cpu"), only=("documents",), steps=2, quick=True, say=said.append)
+    return evaluate_model(wish)
+
+
+def test_a_number_of_the_rows_of_a_path(root, tmp_path):
+    source = {"path": str(root / "set.parquet"), "task": "image_to_text", "held_out": 4}
+    said: list[str] = []
+    report = measured(trained(root, tmp_path / "run", source), said)
+    protocol = report.figures["documents.text_loss"].protocol
+    assert f"4 documents of the held-out part of {root}/set.parquet (image_to_text)" in protocol
+    assert {"documents.exact_match", "documents.image_psnr"} <= set(report.figures)
+    assert said == ["evaluating documents"]
+
+
+def test_shards_are_scored_and_what_cannot_be_opened_is_said(root, tmp_path):
+    sources = [{"shards": str(root / "shards"), "held_out": 0.2}]
+    gone = picture_parquet(tmp_path / "gone.parquet", 4)
+    sources.append({"path": str(root / "set.parquet"), "task": "text_to_image", "held_out": str(gone)})
+    run = trained(root, tmp_path / "run", *sources)
+    gone.unlink()
+    said: list[str] = []
+    report = measured(run, said)
+    assert "4 documents of" in report.figures["documents.image_loss"].protocol
+    assert "documents.image_psnr" not in report.figures
+    assert "documents: 4 from shards, which hold no media, are only scored." in report.notes
+    assert said[0] == f"{gone}: no such file; the recipe's held-out documents are left out, name others with --manifest"
