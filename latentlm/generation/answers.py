@@ -22,6 +22,8 @@ from ..tokenizers.base import StreamDecoder, Tokenizer
 from ..types import Audio, GenerationOutput, Segment, Text
 from .task import Event
 
+DIVERGED = "the model diverged: its numbers are no longer finite; try less guidance, or fp32"
+
 Piece = str | Audio | np.ndarray | Segment
 """What a stream gives: a piece of text, a chunk of sound or of vectors, a whole picture as its segment."""
 
@@ -207,4 +209,4 @@ def joined(media: Sequence[Audio] | Sequence[np.ndarray]) -> Audio | np.ndarray:
 def check_finite(finish_reason: str) -> None:
     """ValueError for the reason "diverged"."""
     if finish_reason == "diverged":
-        raise ValueError("the model diverged: its numbers are no longer finite; try less guidance, or dtype fp32")
+        raise ValueError(DIVERGED)
