@@ -322,7 +322,8 @@ class MediaBatch:
 class GenerationOutput:
     """What one request produced: `segments` in order, with decoded media, and why it stopped.
 
-    finish_reason: "stop" (the model ended by itself), "length" (a limit was reached).
+    finish_reason: "stop" (the model ended by itself), "length" (a limit was reached), or "diverged" (what the model
+    computed was no longer finite: the answer is what came before; the rest of a picture has latents of zero).
     """
 
     segments: tuple[Segment, ...]

@@ -14,6 +14,7 @@ from ..config.modalities import modalities, modality
 from .speak import say
 
 if TYPE_CHECKING:
+    from ..generation.request import Request
     from ..types import GenerationOutput, Segment
 
 
@@ -43,23 +44,54 @@ def places(out: Path | None, to: str, num: int) -> list[Path | None]:
     return found
 
 
-def write(output: GenerationOutput, to: str, out: Path | None, max_tokens: int) -> None:
-    """One answer into `out`, or a text to the terminal; what a user should know of how it ended goes to stderr."""
-    if to == "auto":
+def write(output: GenerationOutput, request: Request, out: Path | None) -> None:
+    """One answer into `out`, or a text to the terminal; what a user should know of how it ended goes to stderr.
+
+    Raises ValueError, with nothing written, where the model diverged, and for a medium of which there is nothing.
+    """
+    from ..generation.answers import check_finite
+
+    check_finite(output.finish_reason)
+    is_empty = all(map(_is_empty, output.segments))
+    if request.to == "auto":
         _write_all(output.segments, out)
     else:
-        _write_one(output.segments[0], out)
-    if to != "image" and all(segment.modality == "text" and not segment.text for segment in output.segments):
+        if is_empty and request.to != "text":
+            raise ValueError(f"the model ended at once: nothing written to {out}; try another --seed")
+        _write_one(output.segments, out)
+    if is_empty:
         say("the model ended at once: its answer is empty")
-    if output.finish_reason == "length" and to == "auto":
-        limits = "a limit (--max-tokens, --max-seconds, the model's context)"
-        say(f"cut after {output.num_steps} tokens and latents by {limits}, before the model ended by itself")
-    elif output.finish_reason == "length":
-        cause = "--max-tokens" if output.num_steps >= max_tokens else "the end of the model's context"
-        say(f"cut after {output.num_steps} tokens by {cause}, before the text ended by itself")
+    if output.finish_reason == "length":
+        say(_how_it_was_cut(output, request))
 
 
-def _write_one(made: Segment, out: Path | None) -> None:
+def _is_empty(segment: Segment) -> bool:
+    if segment.modality == "text":
+        return not segment.text
+    found = modality(segment.modality)
+    return found.ends_itself and not found.length(segment.content)
+
+
+def _how_it_was_cut(output: GenerationOutput, request: Request) -> str:
+    from ..generation.request import USUAL_LIMIT
+
+    to, num = request.to, output.num_steps
+    if to == "auto":
+        limits = "a limit (--max-tokens, --max-seconds, --max-latents, the model's context)"
+        return f"cut after {num} tokens and latents by {limits}, before the model ended by itself"
+    units, option, limit = "tokens", "--max-tokens", request.max_tokens
+    if to != "text":
+        units, option, limit = "latents", "--max-latents", request.max_latents or USUAL_LIMIT
+    cause = option if num >= limit else "the end of the model's context"
+    return f"cut after {num} {units} by {cause}, before the model ended the {to}"
+
+
+def _write_one(segments: Sequence[Segment], out: Path | None) -> None:
+    from ..generation.answers import joined
+
+    made, *others = segments
+    if others:  # several spans of one modality, where an answer goes on until the end of the document
+        made = type(made)(joined([segment.content for segment in segments]))
     if out is None:
         print(made.text)
     else:

@@ -49,6 +49,7 @@ def generate(
     raw: Annotated[bool, Parameter(group=SAMPLING, negative=(), show_default=False)] = False,
     max_tokens: Annotated[int, Parameter(group=LIMITS)] = MAX_TOKENS,
     max_seconds: Annotated[float | None, Parameter(group=LIMITS)] = None,
+    max_latents: Annotated[int | None, Parameter(group=LIMITS)] = None,
     device: Annotated[str, Parameter(group=MACHINE)] = "auto",
     dtype: Annotated[Literal["auto", "fp32", "bf16"], Parameter(group=MACHINE)] = "auto",
 ) -> None:
@@ -89,6 +90,8 @@ def generate(
         Longest text, in tokens.
     max_seconds
         Longest speech, in seconds. Without it, a script lasts until the model ends it or its context is full.
+    max_latents
+        Longest span of vectors, or of anything else that the model ends by itself, in latents; 512 unless given.
     device
         auto, cpu, cuda or cuda:N; auto is a GPU where torch sees one.
     dtype
@@ -104,9 +107,14 @@ def generate(
         raise ValueError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
     given = {"steps": steps, "solver": solver, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
     given["max-tokens"] = max_tokens != MAX_TOKENS
+    given["max-latents"] = max_latents is not None
     for name in _without_meaning(to):
         if given[name]:
             raise ValueError(f"--{name} has no meaning for --to {to}")
+    if max_seconds is not None and max_latents is not None:
+        raise ValueError("--max-seconds and --max-latents are one limit; give one of them")
+    if max_latents is not None and max_latents < 1:
+        raise ValueError(f"--max-latents must be at least 1, got {max_latents}")
     parts = [read_part(item, to) for item in prompt]
     clips = clips_by_speaker(voice)
 
@@ -123,7 +131,7 @@ def generate(
         solver=solver,
         temperature=temperature,
         max_tokens=max_tokens,
-        max_latents=max(1, round(max_seconds * tokenizer.rate)) if max_seconds and tokenizer else None,
+        max_latents=max(1, round(max_seconds * tokenizer.rate)) if max_seconds and tokenizer else max_latents,
     )
     requests = [replace(request, seed=seed + number) for number in range(num)]
     if to == "speech":
@@ -133,7 +141,7 @@ def generate(
     for start in range(0, num, AT_ONCE):
         some = slice(start, start + AT_ONCE)
         for output, target in zip(pipeline.generate_batch(requests[some]), targets[some], strict=True):
-            write(output, to, target, max_tokens)
+            write(output, request, target)
 
 
 def _without_meaning(to: str) -> list[str]:
@@ -141,9 +149,10 @@ def _without_meaning(to: str) -> list[str]:
     if to == "auto":
         return []
     if to == "text":
-        return ["steps", "solver", "voice", "max-seconds"]
-    of_fixed_grids = ["temperature"] * (not modality(to).ends_itself)
-    return [*of_fixed_grids, *["voice", "max-seconds"] * (to != "speech"), "max-tokens"]
+        return ["steps", "solver", "voice", "max-seconds", "max-latents"]
+    of_fixed_grids = ["temperature", "max-latents"] * (not modality(to).ends_itself)
+    of_speech = ["max-latents"] if to == "speech" else ["voice", "max-seconds"]
+    return [*of_fixed_grids, *of_speech, "max-tokens"]
 
 
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:

@@ -43,8 +43,9 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
 def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | None) -> None:
     """Write the speech of `request` to `out` as it is made. What was made stays, whatever ends it.
 
-    Raises ValueError where the model ends before its first sound; then there is no file.
+    Raises ValueError where the model diverges, and where it ends before its first sound; then there is no file.
     """
+    from ..generation.answers import DIVERGED
     from ..media.recording import Recording
 
     with Recording(out) as recording:
@@ -54,6 +55,9 @@ def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | 
         except KeyboardInterrupt:
             say(f"stopped; {out} holds {recording.seconds:.1f} s" if recording.seconds else "stopped; nothing written")
             raise
+    if reason == "diverged":
+        said = f"; {out} holds {recording.seconds:.1f} s" if recording.seconds else ""
+        raise ValueError(f"{DIVERGED}{said}")
     if not recording.seconds:
         raise ValueError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
     if reason == "length":

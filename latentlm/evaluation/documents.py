@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SHOWN = {"text": 16, "image": 24, "speech": 8}
 SPOKEN_SECONDS = 30.0
 """An utterance that has not ended by then is cut."""
+LONGER = 2
+"""Other answers are cut at so many times the longest real one."""
 
 
 def evaluate_documents(
@@ -128,7 +130,7 @@ def _score_others(pipeline: Pipeline, protocol: Protocol, report: Report, others
     swapped = [pipeline.score(document, protocol.seed) for document in with_conditions_of_others(others)]
     beside = mean_losses(swapped)
     for name, loss in mean_losses(scores).items():
-        unit = "nats a token" if name == "text" else "diffusion loss a latent, timesteps and noise as in training"
+        unit = "nats a token" if name == "text" else pipeline.model.heads[name].unit
         report.add(
             f"documents.{name}_loss",
             loss,
@@ -222,7 +224,10 @@ def _end(pipeline: Pipeline, protocol: Protocol, report: Report, name: str, aske
     """Answers of a modality whose spans the model ends: what was made, whether it ended, and how long it is."""
     found, shown = modality(name), asked[: SHOWN.get(name, SHOWN["speech"])]
     prompts = [before_answer(document) for document in shown]
-    outputs = ask(pipeline, prompts, name, protocol, "documents", SPOKEN_SECONDS)
+    cache = LatentCache({name: pipeline.tokenizers[name]})
+    answers = [cache.resolve(Document((document.segments[-1],))) for document in shown]
+    longest = max(len(answer.segments[0].content) for answer in answers)
+    outputs = ask(pipeline, prompts, name, protocol, "documents", SPOKEN_SECONDS, LONGER * longest)
     real = [document.segments[-1].content for document in shown]
     ended = [output.finish_reason == "stop" for output in outputs]
     exhibits = tuple(

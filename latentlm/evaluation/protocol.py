@@ -96,10 +96,17 @@ def before_answer(document: Document) -> Document:
 
 
 def ask(
-    pipeline: Pipeline, prompts: Sequence[Document], to: str, protocol: Protocol, task: str, seconds: float = 0.0
+    pipeline: Pipeline,
+    prompts: Sequence[Document],
+    to: str,
+    protocol: Protocol,
+    task: str,
+    seconds: float = 0.0,
+    max_latents: int | None = None,
 ) -> list[GenerationOutput]:
-    """An answer a prompt, in order, each with a seed of its own; `seconds` bounds speech."""
-    limit = {}
+    """An answer a prompt, in order, each with a seed of its own; `seconds` bounds speech, `max_latents` what else the
+    model ends by itself."""
+    limit = {"max_latents": max_latents}
     if to == "speech":
         limit["max_latents"] = max(1, round(seconds * pipeline.tokenizers["speech"].rate))
     requests = [

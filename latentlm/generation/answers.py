@@ -14,12 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.modalities import modality
 from ..tokenizers.base import StreamDecoder, Tokenizer
 from ..types import Audio, GenerationOutput, Segment, Text
 from .task import Event
+
+DIVERGED = "the model diverged: its numbers are no longer finite; try less guidance, or fp32"
 
 Piece = str | Audio | np.ndarray | Segment
 """What a stream gives: a piece of text, a chunk of sound or of vectors, a whole picture as its segment."""
@@ -132,7 +135,8 @@ class WholeSpan:
         return []
 
     def end(self) -> list[Segment]:
-        return [modality(self._name).segment(self._tokenizer.decode([torch.stack(self._latents)])[0])]
+        latents = stacked(self._latents, self._tokenizer)
+        return [modality(self._name).segment(self._tokenizer.decode([latents])[0])]
 
 
 # ----------------------------------------------------------------- whole answers
@@ -166,11 +170,17 @@ def as_segments(answers: Sequence[Sequence[KeptRun]], tokenizers: Mapping[str, A
             waiting.setdefault(run.modality, []).append(run)
     for name, runs in waiting.items():
         tokenizer = tokenizers[name]
-        empty = torch.zeros(0, tokenizer.latent_dim)
-        latents = [torch.stack(run.values).float() if run.values else empty for run in runs]  # (N, C) of each
+        latents = [stacked(run.values, tokenizer) for run in runs]
         for run, medium in zip(runs, tokenizer.decode(latents), strict=True):
             segments[run] = modality(name).segment(medium)
     return [[segments[run] for run in runs] for runs in answers]
+
+
+def stacked(latents: Sequence[Tensor], tokenizer: Tokenizer) -> Tensor:
+    """Latents (C,) as one span (N, C), fp32. A grid that was not completed, as the task diverged, ends in zeros."""
+    found = torch.stack(list(latents)).float() if latents else torch.zeros(0, tokenizer.latent_dim)
+    missing = (tokenizer.num_latents or 0) - len(found)
+    return F.pad(found, (0, 0, 0, missing)) if missing > 0 else found
 
 
 def _without_decoding(run: KeptRun, tokenizers: Mapping[str, Any]) -> Segment | None:
@@ -182,11 +192,21 @@ def _without_decoding(run: KeptRun, tokenizers: Mapping[str, Any]) -> Segment | 
 
 
 def answer(output: GenerationOutput):
-    """The one medium that was asked for; speech in several spans is one clip."""
-    first = output.segments[0]
+    """The one medium that was asked for; several spans of sound or of vectors are one."""
+    first, *others = output.segments
     if isinstance(first, Text):
         return first.text
-    if isinstance(first.content, Audio) and len(output.segments) > 1:
-        clips = [segment.content for segment in output.segments]
-        return Audio(torch.cat([clip.samples for clip in clips]), clips[0].sample_rate)
-    return first.content
+    return joined([segment.content for segment in output.segments]) if others else first.content
+
+
+def joined(media: Sequence[Audio] | Sequence[np.ndarray]) -> Audio | np.ndarray:
+    """Sounds, or arrays (N, C), one after the other."""
+    if isinstance(media[0], Audio):
+        return Audio(torch.cat([clip.samples for clip in media]), media[0].sample_rate)
+    return np.concatenate(media)
+
+
+def check_finite(finish_reason: str) -> None:
+    """ValueError for the reason "diverged"."""
+    if finish_reason == "diverged":
+        raise ValueError(DIVERGED)

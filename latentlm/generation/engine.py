@@ -10,7 +10,7 @@ A task owns a row of the cache for its condition and, if it is guided, one for i
 holds <BOD> and the sampled latents alone and starts over whenever that task opens a span. Nothing of a row moves when
 others join or leave. The same sampled latent feeds both branches, with the features of its sound where the modality has
 a second tokenizer (PAPER §6): it is decoded and heard at once. Every task draws from its own generator: what shares its
-batch, and when it joined, does not matter.
+batch, and when it joined, does not matter. A task whose logits or latent are not finite ends alone, as "diverged".
 Legend: `A` active tasks, `R` cache rows of a step, `M` tasks sampling a latent, `T` positions of a chunk, `D` width,
 `C` latent channels.
 """
@@ -29,7 +29,7 @@ from ..model.latentlm import LatentLM
 from ..model.prepack import Packing
 from ..tokenizers.streaming import FeatureStream
 from .task import Event, Heard, States, Task, check_length, expected_length, take
-from .tokens import TokenChooser
+from .tokens import TokenChooser, are_finite
 
 PREFILL_CHUNK = 512
 """Positions of one pass over prompts: those of most requests, and short beside a step of many latents."""
@@ -73,6 +73,7 @@ class Engine:
         self.joining: list[Task] = []  # with rows, the prompt not yet whole in the cache
         self.active: list[Task] = []  # decoding, in the order of their rows
         self._num_added = 0
+        self._cancelled: set[int] = set()  # since the last step began
 
     @classmethod
     def of(
@@ -108,6 +109,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """One unit of work: at most one chunk of prompts, then one position of every task that decodes."""
+        self._cancelled.clear()
         self._admit()
         events = self._prefill()
         if self.active:
@@ -116,9 +118,12 @@ class Engine:
         return events
 
     def run(self) -> Iterator[Event]:
-        """Step until nothing is left to do; events as they happen."""
+        """Step until nothing is left to do; events as they happen. A task that is cancelled between two of them has no
+        further event, though this step made some."""
         while not self.idle:
-            yield from self.step()
+            for event in self.step():
+                if event.task not in self._cancelled:
+                    yield event
 
     def cancel(self, handle: int) -> None:
         """End a task wherever it stands, with finish reason "cancelled" and no further event. One that has ended
@@ -126,6 +131,7 @@ class Engine:
         assert 0 <= handle < self._num_added, f"no task has the handle {handle}"
         if handle in self.tasks:
             self._end(self.tasks[handle], "cancelled")
+            self._cancelled.add(handle)
 
     # --------------------------------------------------------------- come and go
 
@@ -270,8 +276,11 @@ class Engine:
             x = x.index_copy(0, torch.tensor(places, device=self.device), embedded)
         return x
 
-    def _write(self, task: Task, token: int) -> list[Event]:
+    def _write(self, task: Task, token: int | None) -> list[Event]:
         """A token of text becomes the next input; <EOS> ends the task and <BOD> begins a span instead."""
+        if token is None:
+            task.finish_reason = "diverged"
+            return []
         if token == self.special.eos:
             task.finish_reason = "stop"
             return []
@@ -293,13 +302,17 @@ class Engine:
                 if not task.is_open:  # speech that goes on after its <EOD> is a span that nobody began
                     events.append(self._open(task, task.mode))
                 groups.setdefault((task.mode, SamplerOptions(task.solver, task.steps)), []).append(task)
-            elif token == self.special.eos:
-                task.finish_reason = "stop"
+            elif token is None or token == self.special.eos:
+                task.finish_reason = "diverged" if token is None else "stop"
             else:
                 events += self._leave(task, token)
         for key, members in groups.items():
-            for task, latent in zip(members, self._sample(key, members, state), strict=True):
-                events += self._hear(task, latent)
+            latents = self._sample(key, members, state)
+            for task, latent, finite in zip(members, latents, are_finite(latents), strict=True):
+                if finite:
+                    events += self._hear(task, latent)
+                else:
+                    task.finish_reason = "diverged"
         return events
 
     def _sample(self, key: tuple[str, SamplerOptions], members: list[Task], state: States) -> Tensor:

@@ -23,8 +23,8 @@ from ..hardware import choose_device
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
-from ..types import IGNORE, Audio, Document, GenerationOutput, Segment, Text
-from .answers import AnswerReader, KeptRun, answer, as_segments, streamed_run
+from ..types import IGNORE, Document, GenerationOutput, Text
+from .answers import AnswerReader, KeptRun, Piece, answer, as_segments, check_finite, streamed_run
 from .engine import Engine
 from .prompts import make_prompt
 from .request import USUAL_LIMIT, Request, check, settled
@@ -76,14 +76,15 @@ class Pipeline:
         solver: str | None = None,
         num: int = 1,
     ) -> list:
-        """`num` answers to one prompt: strings, PIL images or Audio, by `to`; seeds are seed, seed + 1, …
+        """`num` answers to one prompt: strings, PIL images, Audio or arrays (N, C), by `to`, of seeds seed, seed + 1 …
 
         prompt: a string, a PIL image, an Audio, a segment, a pathlib.Path (picture, sound or text, by its suffix), a
         list of these in order, a Document, or a Script. voice: a clip of the voice that the speech should have, as an
         Audio or the path of its file; voices: of each speaker of a script. guidance: from 0 on, 1 is off. steps: of the
         solver, a latent; both are the model's own unless given. max_latents: as in `Request`.
         With `to` "auto", each answer is the list of its segments, empty where the model ends at once.
-        Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for.
+        Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for, and where the
+        model diverges: `generate_batch` says so in its finish reason.
         """
         if num < 1:
             raise ValueError(f"num must be at least 1, got {num}")
@@ -92,6 +93,8 @@ class Pipeline:
         limits = {"max_tokens": max_tokens, "max_latents": max_latents}
         requests = [Request(document, to, seed=seed + k, **common, **limits) for k in range(num)]
         outputs = self.generate_batch(requests)
+        for output in outputs:
+            check_finite(output.finish_reason)
         if to == "auto":
             return [list(output.segments) for output in outputs]
         return [answer(output) for output in outputs]
@@ -114,10 +117,10 @@ class Pipeline:
             for segments, task in zip(as_segments(answers, self.tokenizers), tasks, strict=True)
         ]
 
-    def stream(self, request: Request) -> Generator[str | Audio | Segment, None, str]:
-        """Partial results of one request as they come: pieces of text, chunks of sound, whole pictures.
+    def stream(self, request: Request) -> Generator[Piece, None, str]:
+        """Partial results of one request as they come: pieces of text, chunks of sound or of vectors, whole pictures.
 
-        Nothing of a chunk of sound is kept after it was given out. The generator returns the finish reason; one that is
+        Nothing of a chunk is kept after it was given out. The generator returns the finish reason; one that is
         closed before its end cancels what it was generating.
         """
         (task,) = self._tasks([request])

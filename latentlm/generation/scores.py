@@ -44,7 +44,7 @@ def bits_per_byte(scores: Iterable[Scores]) -> dict[str, float]:
 
 
 def mean_losses(scores: Iterable[Scores]) -> dict[str, float]:
-    """Nats a token of text, and the diffusion loss a latent of each modality, over all documents together.
+    """Nats a token of text, and the loss a latent of each modality's head (`Head.unit`), over all documents together.
 
     Text counts where there is any to give: not the end of a document that is all picture.
     """

@@ -57,7 +57,7 @@ class Task:
     stream: FeatureStream | None = None  # of the open span
     num_tokens: int = 0
     num_latents: int = 0
-    finish_reason: str | None = None  # "stop", "length" or "cancelled"
+    finish_reason: str | None = None  # "stop", "length", "diverged" or "cancelled"
 
     @property
     def is_guided(self) -> bool:
@@ -74,7 +74,8 @@ class Event:
     """Something that the task with handle `task` produced.
 
     kind: "token" (int), "latent" (C,), "open" or "close" of a span (the modality), after a latent "sound" (samples
-    (k,)) where the modality has a second tokenizer, and last of all "finish" (the reason: "stop" or "length").
+    (k,)) where the modality has a second tokenizer, and last of all "finish" (the reason: "stop", "length" or
+    "diverged").
     """
 
     task: int

@@ -30,12 +30,16 @@ class TokenChooser:
 
     # ---------------------------------------------------------------------- text
 
-    def in_text(self, tasks: Sequence[Task], state: States, lengths: Sequence[int]) -> list[int]:
-        """The next token of each task that is writing; `lengths` are the filled positions of their cache rows."""
+    def in_text(self, tasks: Sequence[Task], state: States, lengths: Sequence[int]) -> list[int | None]:
+        """The next token of each task that is writing, None where logits are not finite; `lengths` are the filled
+        positions of their cache rows."""
         if not tasks:
             return []
         logits = self.model.text_logits(state.of(tasks))  # (M, V)
-        return [self._in_text(task, row, length) for task, row, length in zip(tasks, logits, lengths, strict=True)]
+        return [
+            self._in_text(task, row, length) if finite else None
+            for task, row, length, finite in zip(tasks, logits, lengths, are_finite(logits), strict=True)
+        ]
 
     def _in_text(self, task: Task, logits: Tensor, length: int) -> int:
         logits = logits + self._bias(task.to == "auto")
@@ -59,8 +63,9 @@ class TokenChooser:
 
     # --------------------------------------------------------------------- spans
 
-    def in_spans(self, tasks: Sequence[Task], state: States) -> list[int]:
-        """The token of each task in a span: <PROCEED> for one more latent, or one that ends or begins something.
+    def in_spans(self, tasks: Sequence[Task], state: States) -> list[int | None]:
+        """The token of each task in a span: <PROCEED> for one more latent, or one that ends or begins something; None
+        where logits are not finite.
 
         A span of fixed length goes on until it is full. One of variable length is asked at every position.
         """
@@ -69,9 +74,12 @@ class TokenChooser:
             if self._fixed(task) is None:
                 by_tokens.setdefault(self._span_tokens(task), []).append(task)
         logits: dict[Task, Tensor] = {}
+        diverged: set[Task] = set()
         for tokens, members in by_tokens.items():
-            logits |= zip(members, self.model.end_logits(state.of(members), tokens), strict=True)
-        return [self._in_span(task, logits.get(task)) for task in tasks]
+            found = self.model.end_logits(state.of(members), tokens)
+            diverged |= {task for task, finite in zip(members, are_finite(found), strict=True) if not finite}
+            logits |= zip(members, found, strict=True)
+        return [None if task in diverged else self._in_span(task, logits.get(task)) for task in tasks]
 
     def _in_span(self, task: Task, logits: Tensor | None) -> int:
         fixed = self._fixed(task)
@@ -118,6 +126,11 @@ def free_text_bias(special: SpecialTokens, vocabulary: int, opens: Collection[st
     bias = torch.zeros(vocabulary)
     bias[forbidden_tokens(special, opens)] = -torch.inf
     return bias
+
+
+def are_finite(values: Tensor) -> list[bool]:
+    """Whether each row of values (M, ...) holds finite numbers alone."""
+    return values.isfinite().flatten(1).all(1).tolist()
 
 
 def pick_token(logits: Tensor, temperature: float, generator: torch.Generator) -> int:

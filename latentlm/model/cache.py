@@ -6,8 +6,9 @@ block that a pass looks at, `H` query heads, `T` new positions.
 
 A request claims a row for its condition and, where it is guided, one for its guidance branch, and releases them at its
 end; no row ever moves. A forward pass sees the block from its first to its last row as a view. Rows of the block that
-are not in the pass are attended by queries of zeros, whose results are dropped; nothing is written to them. What has
-not been written, or was left by a former owner, is finite and masked.
+are not in the pass are attended by queries of zeros, whose results are dropped; nothing is written to them. Where they
+are many, the pass copies its own rows out instead. What lies beyond a row's length is masked, which takes finite
+numbers: memory begins as zeros, and a row that is released is zeros again.
 Lengths live on the host: deciding what to attend to needs no device sync.
 """
 
@@ -19,6 +20,9 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+MOST_SPREAD = 2
+"""Rows of a block for each row of the pass, above which the pass copies its rows out instead of looking at all."""
+
 
 @dataclass
 class LayerCache:
@@ -29,9 +33,11 @@ class LayerCache:
     rows: Tensor | None  # (B,) rows of the block that are in this pass, None for all of them in order
     places: tuple[Tensor, Tensor] | int  # rows (B, 1) and columns (B, T) of the new keys, or the column all begin at
     horizon: int  # positions [0, horizon) are attended
+    apart: bool  # the rows lie far apart: P is B, by a copy
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, E) at `places`; return keys and values up to the horizon, views (P, K, horizon, E)."""
+        """Write k, v (B, K, T, E) at `places`; return keys and values up to the horizon (P, K, horizon, E)
+        of the block, views; copies of the pass's own rows where they lie far apart."""
         if isinstance(self.places, int):
             new = slice(self.places, self.places + k.shape[2])
             self.keys[:, :, new] = k
@@ -40,17 +46,20 @@ class LayerCache:
             rows, columns = self.places
             self.keys[rows, :, columns] = k.transpose(1, 2).to(self.keys.dtype)
             self.values[rows, :, columns] = v.transpose(1, 2).to(self.values.dtype)
-        return self.keys[:, :, : self.horizon], self.values[:, :, : self.horizon]
+        seen = slice(self.horizon)
+        if self.apart:
+            return self.keys[self.rows, :, seen], self.values[self.rows, :, seen]
+        return self.keys[:, :, seen], self.values[:, :, seen]
 
     def spread(self, q: Tensor) -> Tensor:
         """Queries (B, H, T, E) of the pass -> of the block (P, H, T, E), zeros where a row is not in the pass."""
-        if self.rows is None:
+        if self.rows is None or self.apart:
             return q
         return q.new_zeros(len(self.keys), *q.shape[1:]).index_copy_(0, self.rows, q)
 
     def collect(self, y: Tensor) -> Tensor:
         """Results (P, H, T, E) of the block -> of the pass (B, H, T, E)."""
-        return y if self.rows is None else y[self.rows]
+        return y if self.rows is None or self.apart else y[self.rows]
 
 
 class KVCache:
@@ -71,6 +80,7 @@ class KVCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = [0] * num_rows
+        self._written = [0] * num_rows  # positions of each row that may hold something
         self._free = list(range(num_rows))
 
     @property
@@ -89,21 +99,25 @@ class KVCache:
         """The lowest free row, empty; nobody else gets it before `release`."""
         return heappop(self._free)
 
+    @torch.inference_mode()
     def release(self, row: int) -> None:
-        """Give a claimed row back. Its memory stays as it is: the next owner overwrites or masks it."""
+        """Give a claimed row back. What was written to it becomes zeros: no mask hides what is infinite or NaN."""
         assert row not in self._free
-        self.lengths[row] = 0
+        for memory in (self.keys, self.values):
+            memory[:, row, :, : self._written[row]].zero_()
+        self.lengths[row] = self._written[row] = 0
         heappush(self._free, row)
 
     def open(self, num_new: int, rows: list[int] | None = None) -> CachePass:
         """Begin a forward pass that appends `num_new` positions to `rows`, in ascending order (default: every row).
 
-        Raises ValueError when a row would outgrow the capacity.
+        No row may outgrow the capacity.
         """
         rows = list(range(self.num_rows)) if rows is None else rows
         horizon = max(self.lengths[row] for row in rows) + num_new
-        if horizon > self.capacity:
-            raise ValueError(f"sequence of {horizon} positions exceeds the context of {self.capacity}")
+        assert horizon <= self.capacity, f"{horizon} positions in a cache of {self.capacity}"
+        for row in rows:
+            self._written[row] = max(self._written[row], self.lengths[row] + num_new)
         return CachePass(self, rows, num_new)
 
     def reserve(self, length: int, limit: int) -> None:
@@ -138,13 +152,16 @@ class CachePass:
         whole, uniform = len(rows) == last - first, len(set(starts)) == 1
         inside = torch.tensor([row - first for row in rows], device=device)
         self.rows = None if whole else inside
+        self.apart = last - first > MOST_SPREAD * len(rows)
         self.places = starts[0] if whole and uniform else (inside[:, None], self.positions)
         self.mask = None  # what each new position may see, (P, 1, T, horizon) bool; None: what causal attention does
         if not (uniform and (num_new == 1 or starts[0] == 0)):
             seen = torch.arange(self.horizon, device=device)
-            last_seen = self.positions if whole else new.repeat(last - first, 1).index_copy_(0, inside, self.positions)
+            last_seen = self.positions
+            if not (whole or self.apart):
+                last_seen = new.repeat(last - first, 1).index_copy_(0, inside, self.positions)
             self.mask = (seen <= last_seen[..., None])[:, None]
 
     def layer(self, index: int) -> LayerCache:
         keys, values = self.cache.keys[index, self.block], self.cache.values[index, self.block]
-        return LayerCache(keys, values, self.rows, self.places, self.horizon)
+        return LayerCache(keys, values, self.rows, self.places, self.horizon, self.apart)

@@ -1,16 +1,20 @@
 """Where answers go and how many there are; where they are made."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from latentlm import cli
+import latentlm
+from latentlm import Request, cli
 from latentlm.checkpoint import write_config
+from latentlm.commands import answers
 from latentlm.commands.generate import spaced
 from latentlm.evaluation import folder as evaluation
 from latentlm.evaluation.report import Report
+from latentlm.generation.answers import answer
 from latentlm.generation.pipeline import load
 from latentlm.media.picture import load_image
 from latentlm.media.sound import load_audio
@@ -77,7 +81,7 @@ def test_an_answer_of_many_kinds_is_a_folder_and_its_text_names_the_files(small,
     cli.main(["generate", small, "ab", "--to", "auto", "--out", "new/answer"])
     out, err = capsys.readouterr()
     assert out == "see [image: new/answer/1.png], hear [speech: new/answer/3.wav]\n"
-    assert "cut after 7 tokens and latents by a limit (--max-tokens, --max-seconds, the model's context)" in err
+    assert "latents by a limit (--max-tokens, --max-seconds, --max-latents, the model's context), before" in err
     assert sorted(path.name for path in Path("new/answer").iterdir()) == ["0.txt", "1.png", "2.txt", "3.wav"]
     assert Path("new/answer/2.txt").read_text() == ", hear \n"
     assert np.array_equal(pixels("new/answer/1.png"), np.asarray(drawn, np.int16))
@@ -99,6 +103,30 @@ def test_an_empty_answer_is_said(small, answering, capsys, to):
     cli.main(["generate", small, "ab", "--to", to, *["--out", "new"] * (to == "auto")])
     assert capsys.readouterr() == ("\n", "latentlm: the model ended at once: its answer is empty\n")
     assert not Path("new").exists()
+
+
+def test_vectors_say_what_cut_them_and_nothing_is_written_of_none(tmp_path, capsys):
+    made = latentlm.Vectors(np.ones((3, 2)))
+    request = Request("a", "vectors", max_latents=3)
+    for num, given, cause in ((3, 3, "--max-latents"), (512, None, "--max-latents"), (3, 9, "the end of the model's")):
+        answers.write(GenerationOutput((made,), "length", num), replace(request, max_latents=given), tmp_path / "a.npy")
+        assert f"cut after {num} latents by {cause}" in capsys.readouterr().err
+    answers.write(GenerationOutput((made, made), "stop", 8), request, tmp_path / "two.npy")
+    assert np.load(tmp_path / "two.npy").shape == (6, 2)
+    assert answer(GenerationOutput((made, made), "stop", 8)).shape == (6, 2)
+    for segment, reason, said in (
+        (latentlm.Vectors(np.ones((0, 2))), "stop", "the model ended at once: nothing written to"),
+        (made, "diverged", "the model diverged"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            answers.write(GenerationOutput((segment,), reason), request, tmp_path / "none.npy")
+    assert not (tmp_path / "none.npy").exists()
+
+
+def test_speech_that_diverges_is_an_error(small, capsys):
+    said = failing(capsys, "generate", small, "ab", "--to", "speech", "--out", "a.wav", "--guidance", "1e300")
+    assert said == "latentlm: the model diverged: its numbers are no longer finite; try less guidance, or fp32\n"
+    assert not Path("a.wav").exists()
 
 
 def test_a_solver_reaches_the_model_and_an_unknown_one_is_named(small, capsys):

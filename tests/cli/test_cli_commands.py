@@ -74,7 +74,7 @@ def test_text_from_files_goes_to_the_terminal_or_a_file(checkpoint, tmp_path, ca
     command = ["generate", "small", "a.png", "what is it? ", "--to", "text", "--max-tokens", "5"]
     cli.main(command)
     printed, said = capsys.readouterr()
-    assert said == "latentlm: cut after 5 tokens by --max-tokens, before the text ended by itself\n"
+    assert said == "latentlm: cut after 5 tokens by --max-tokens, before the model ended the text\n"
     picture = load_image("a.png")
     assert printed == load(checkpoint).generate([picture, "what is it? "], "text", max_tokens=5)[0] + "\n"
     cli.main([*command, "--out", "answer.txt"])

@@ -78,6 +78,15 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "x", "--to", "text", "--guidanc", "2"], "--guidanc"),
         (["evaluate", "nowhere", "--out", "x.json"], "no model 'nowhere'"),
         (["evaluate", "tiny", "--out", "x.txt"], "--out x.txt: a report ends in .json or .html"),
+        (["generate", "tiny", "x", "--to", "text", "--max-latents", "3"], "--max-latents has no meaning for --to text"),
+        (
+            ["generate", "tiny", "x", "--to", "vectors", "--out", "x.npy", "--max-latents", "0"],
+            "--max-latents must be at least 1, got 0",
+        ),
+        (
+            ["generate", "tiny", "x", "--to", "auto", "--out", "x", "--max-latents", "3", "--max-seconds", "1"],
+            "--max-seconds and --max-latents are one limit",
+        ),
         (
             ["evaluate", "tiny", "--out", "x.json", "--guidance", "digit=2"],
             "--guidance digit=2: no task 'digit', did you",
@@ -115,10 +124,14 @@ def test_a_corrupt_file_is_named(refused, tmp_path, name):
         ("image", "max-tokens", "5"),
         ("image", "max-seconds", "1"),
         ("speech", "max-tokens", "5"),
+        ("speech", "max-latents", "5"),
+        ("image", "max-latents", "5"),
+        ("vectors", "max-seconds", "1"),
+        ("vectors", "max-tokens", "5"),
     ],
 )
 def test_an_option_that_a_result_does_not_depend_on(refused, to, name, value):
-    out = {"image": "x.png", "speech": "x.wav"}[to]
+    out = {"image": "x.png", "speech": "x.wav", "vectors": "x.npy"}[to]
     line = refused("generate", "tiny", "x", "--to", to, "--out", out, f"--{name}", value)
     assert line == f"latentlm: --{name} has no meaning for --to {to}\n"
 

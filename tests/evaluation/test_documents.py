@@ -6,11 +6,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from fake_pipeline import FakePipeline
-from small import clip, picture
+from small import clip, picture, small_model
 
 import latentlm
 from latentlm import cli
-from latentlm.config import ModelConfig, SamplingConfig
+from latentlm.config import MixtureHeadConfig, ModelConfig, SamplingConfig
 from latentlm.data.embedded import digits, shapes
 from latentlm.data.embedded.digits import WORDS
 from latentlm.data.manifest import Manifest
@@ -20,11 +20,13 @@ from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page
 from latentlm.evaluation.protocol import QUICK, Protocol
 from latentlm.evaluation.report import Report
+from latentlm.generation.pipeline import Pipeline
 from latentlm.media.picture import save_image
 from latentlm.media.sound import save_audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
-from latentlm.types import Document, Text
+from latentlm.modalities.vectors import from_data
+from latentlm.types import Document, GenerationOutput, Text
 
 GIVEN = {"condition": True, "loss": False}
 generator = np.random.default_rng(0)
@@ -60,7 +62,9 @@ def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
     assert report.galleries[0].exhibits[0].title == "[image] → red"
     assert report.galleries[2].exhibits[0].reference is RED
     assert "7 documents" not in report.figures["documents.image_loss"].protocol
-    assert report.figures["documents.image_loss"].protocol.startswith("3 documents of own.jsonl with image to give")
+    assert report.figures["documents.image_loss"].protocol.startswith(
+        "3 documents of own.jsonl with image to give; diffusion loss a latent"
+    )
     assert all("QUICK" not in figure.protocol for figure in report.figures.values())
     for figure in measured(pipeline, documents, counts=QUICK).figures.values():
         assert "QUICK run, noisy" in figure.protocol or "no language model" in figure.protocol
@@ -77,6 +81,24 @@ def test_losses_are_those_of_score_and_stand_beside_those_under_other_conditions
     assert figure.value == pytest.approx(np.mean(own), rel=1e-5)
     assert figure.reference == pytest.approx(np.mean(others), rel=1e-5)
     assert figure.value != figure.reference
+
+
+def test_answers_of_vectors_may_be_twice_the_longest_and_a_loss_has_the_unit_of_its_head(tokenizers, monkeypatch):
+    arrays = [generator.standard_normal((num, 2)).astype(np.float32) for num in (400, 600)]
+    text = tokenizers["text"].with_modalities(["vectors"])
+    own = {"text": text, "vectors": from_data(arrays)}
+    pipeline = Pipeline(small_model(own, MixtureHeadConfig(num_layers=1)), own)
+    asked = []
+
+    def answer(_, requests):
+        asked.extend(requests)
+        return [GenerationOutput((latentlm.Vectors(arrays[0]),), "stop", 400) for _ in requests]
+
+    monkeypatch.setattr(Pipeline, "generate_batch", answer)
+    documents = [Document((Text("a", **GIVEN), latentlm.Vectors(array))) for array in arrays]
+    report = measured(pipeline, documents)
+    assert {request.max_latents for request in asked} == {1200}
+    assert "vectors to give; nats a latent" in report.figures["documents.vectors_loss"].protocol
 
 
 def test_conditions_are_swapped_within_a_kind_for_others():

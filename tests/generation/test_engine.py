@@ -232,6 +232,8 @@ class CacheTraffic(TorchDispatchMode):
             return result
         if "attention" in function.name():
             self.attended += 1
+        elif "zero_" in function.name():
+            self.written += args[0].nbytes
         elif function._schema.is_mutable:  # copy_(to, from), index_put_(to, indices, from)
             to, source = args[0], args[2] if "index_put" in function.name() else args[1]
             self.written += source.nbytes * self._is_inside(to)
@@ -252,7 +254,8 @@ def position_bytes(pipeline: Pipeline) -> int:
 
 
 def test_joining_and_leaving_copies_nobody_elses_cache(endless):
-    """Eight long guided requests, and a ninth that joins and leaves: a step writes its new positions, no byte more."""
+    """Eight long guided requests, and a ninth that joins and leaves: a step writes its new positions, no byte more. At
+    the end of a request its own rows become zeros, as far as it wrote them."""
     engine = Engine(endless.model, num_slots=20, capacity=256)
     for seed in range(8):
         engine.add(task(endless, speech("a long one", seed)))
@@ -272,11 +275,13 @@ def test_joining_and_leaving_copies_nobody_elses_cache(endless):
     assert traffic(engine.step) == (prompt + 18, 0)  # it joins
     for row, length in enumerate(before[1]):
         assert torch.equal(engine.cache.keys[:, row, :, :length], before[0][:, row, :, :length])
-    assert [traffic(engine.step) for _ in range(3)] == [(18, 0)] * 3  # at the last it ends
+    own = prompt + 4 + 4  # its prompt and what it decoded, its guidance branch
+    assert [traffic(engine.step) for _ in range(3)] == [(18, 0), (18, 0), (18 + own, 0)]  # at the last it ends
     assert ninth not in engine.tasks
     assert traffic(engine.step) == (16, 0)
     third = engine.active[2].handle
-    assert traffic(lambda: engine.cancel(third)) == (0, 0)  # a hole in the middle
+    own = sum(engine.cache.lengths[row] for row in (engine.active[2].row, engine.active[2].null_row))
+    assert traffic(lambda: engine.cancel(third)) == (own, 0)  # a hole in the middle
     assert traffic(engine.step) == (14, 0)
     engine.add(task(endless, speech("short", 10)))
     assert traffic(engine.step) == (prompt + 16, 0)  # and somebody else in it
@@ -294,7 +299,67 @@ def test_a_cache_that_grows_is_copied_and_counted(endless):
     assert counter.copied == 2 * 16 * position_bytes(endless)
 
 
+# ------------------------------------------------------------------- not finite
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_request_that_diverges_ends_alone(lively, temperature):
+    """Its neighbours, before and behind it in the cache, and who gets its rows equal themselves alone."""
+    requests = [replace(speech("abc", seed, 1.0, 9), temperature=temperature) for seed in range(3)]
+    requests[1] = replace(requests[1], guidance=1e300)
+    requests += [Request("a picture", "image", guidance=1e300, steps=1), Request("text", "auto", temperature=1.0)]
+    tasks = lively._tasks(requests)
+    engine = Engine(lively.model, num_slots=4)
+    records = [Record() for _ in tasks]
+    for each in tasks:
+        engine.add(each)
+    for event in engine.run():
+        records[event.task].add(event)
+    for place in (0, 2, 4):
+        alone = record_alone(lively, requests[place])
+        records[place].assert_begins(alone)
+        assert len(records[place].events) == len(alone.events)
+    for place in (1, 3):
+        assert tasks[place].finish_reason == "diverged"
+        assert records[place].events[-1] == ("finish", "diverged")
+        assert all(latent.isfinite().all() for latent in records[place].latents)
+    assert not engine.cache.keys.any()
+    assert not engine.cache.values.any()
+
+
+def test_text_of_a_model_that_is_not_finite_diverges(tokenizers):
+    pipeline = build_lively(tokenizers, torch.float32)
+    with torch.no_grad():
+        pipeline.model.text_head.weight.fill_(torch.nan)
+    (output,) = pipeline.generate_batch([Request("a", "text", temperature=1.0)])
+    assert (output.segments, output.finish_reason) == ((Text(""),), "diverged")
+
+
+@pytest.mark.parametrize("to", ["image", "speech"])
+def test_an_answer_that_diverged_is_there_and_says_so(lively, to):
+    """A picture of which nothing came is whole; streamed and not; `generate`, which says no reason, raises."""
+    request = Request("a", to, guidance=1e300, steps=1)
+    (output,) = lively.generate_batch([request])
+    assert (output.finish_reason, output.segments[0].modality) == ("diverged", to)
+    pieces = list(lively.stream(request))
+    assert len(pieces) == 1
+    with pytest.raises(ValueError, match="the model diverged: its numbers are no longer finite"):
+        lively.generate("a", to, guidance=1e300, steps=1)
+
+
 # --------------------------------------------------------------------- come and go
+
+
+def test_a_cancelled_task_has_no_further_event_of_the_same_step(endless):
+    engine = Engine(endless.model, num_slots=2)
+    first, second = (engine.add(task(endless, speech(guidance=1.0, max_latents=3))) for _ in range(2))
+    seen = []
+    for event in engine.run():
+        seen.append(event.task)
+        if event.kind == "latent" and event.task == first:
+            engine.cancel(second)
+    assert seen.index(second) < seen.index(first) + 2  # both opened in the first step
+    assert seen.count(second) == 1
 
 
 def test_cancel_frees_the_rows_within_the_call_in_any_phase(endless):

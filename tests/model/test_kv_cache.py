@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latentlm.config import TransformerConfig
+from latentlm.model import cache as cache_module
 from latentlm.model.transformer import Transformer
 
 
@@ -43,6 +44,37 @@ def test_rows_between_others_are_left_alone(transformer, rows, lengths):
         before[:, row, :, lengths[row]] = cache.keys[:, row, :, lengths[row]]
     assert torch.equal(cache.keys, before)
     assert torch.isfinite(cache.values).all()
+
+
+@pytest.mark.parametrize("lengths", [[3, 5, 2, 5, 4, 1, 2], [4] * 7])
+@torch.inference_mode()
+def test_rows_far_apart_are_copied_out_and_equal_the_block(transformer, monkeypatch, lengths):
+    cache, rows = transformer.new_cache(7, 8), [1, 6]
+    transformer.extend(torch.randn(7, 6, 32), cache.open(6))
+    cache.lengths = list(lengths)
+    new = torch.randn(2, 1, 32)
+    apart = transformer.extend(new, cache.open(1, rows))
+    keys, _ = cache.open(1, rows).layer(0).update(*torch.randn(2, 2, 2, 1, 8))
+    assert keys.shape[0] == 2
+    assert cache.open(1, [1, 3]).layer(0).apart is False
+    monkeypatch.setattr(cache_module, "MOST_SPREAD", 10)
+    assert cache.open(1, rows).layer(0).apart is False
+    torch.testing.assert_close(transformer.extend(new, cache.open(1, rows)), apart, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_what_an_owner_left_behind_does_not_reach_the_next(transformer):
+    """Also where its row began anew on the way, and where it lies between others."""
+    cache, past = transformer.new_cache(3, 8), torch.randn(3, 4, 32)
+    for _ in range(3):
+        cache.claim()
+    transformer.extend(past, cache.open(4))
+    cache.keys[:, 1, :, :4] = cache.values[:, 1, :, :4] = torch.nan
+    cache.lengths = [4, 1, 4]
+    cache.release(1)
+    assert not cache.keys[:, 1].any()
+    assert not cache.values[:, 1].any()
+    assert cache.keys[:, [0, 2], :, :4].all()
 
 
 @torch.inference_mode()

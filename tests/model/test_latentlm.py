@@ -156,7 +156,7 @@ def test_ragged_rows_of_the_cache_equal_each_alone(model, documents):
 
 def test_the_cache_refuses_to_outgrow_itself(model):
     cache = model.transformer.new_cache(1, 4)
-    with pytest.raises(ValueError, match="5 positions exceeds the context of 4"):
+    with pytest.raises(AssertionError, match="5 positions in a cache of 4"):
         cache.open(5)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +49,15 @@ class Sampler(Protocol):
 
 
 class Head(nn.Module, ABC):
-    """Abstract. `latent_dim` is C."""
+    """Abstract. `latent_dim` is C; `unit` says what its loss is, per latent, in a report."""
 
     latent_dim: int
+    unit: ClassVar[str]
 
     @abstractmethod
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """The loss of latents `clean` (N, C) fp32 given hidden states (N, D): a sum over N, fp32. The head's class
-        says in what unit."""
+        """The loss of latents `clean` (N, C) fp32 given hidden states (N, D): a sum over N, fp32, in
+        `unit`."""
 
     @abstractmethod
     def sampler(self, options: SamplerOptions) -> Sampler:

@@ -25,6 +25,8 @@ from .diffusion_sampler import DiffusionSampler
 class DiffusionHead(DiffusionNetwork, Head):
     """The network with the process that it reverses. Its loss is a mean square error."""
 
+    unit = "diffusion loss a latent, timesteps and noise as in training"
+
     def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig, diffusion: DiffusionConfig):
         super().__init__(condition_width, latent_dim, config)
         self.process = Process.from_config(diffusion)

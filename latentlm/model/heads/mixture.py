@@ -89,6 +89,8 @@ class MixtureBlock(nn.Module):
 class MixtureHead(Head):
     """Its loss is in nats per latent."""
 
+    unit = "nats a latent"
+
     def __init__(self, condition_width: int, latent_dim: int, config: MixtureHeadConfig):
         super().__init__()
         width = config.width or condition_width
