@@ -34,10 +34,10 @@ from latentlm.data.sources import get_source
 from latentlm.generation.engine import Engine
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.request import Request
-from latentlm.media.sound import save_audio
+from latentlm.media.sound import Audio, save_audio
 from latentlm.model.latentlm import LatentLM
 from latentlm.training.run import train
-from latentlm.types import Audio, Document
+from latentlm.types import Document
 from latentlm.weights import save_weights
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "fsdd-dev.parquet"

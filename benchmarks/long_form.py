@@ -32,10 +32,10 @@ from latentlm.config import (
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.request import Request
 from latentlm.media.recording import Recording
+from latentlm.media.sound import Audio
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Audio
 
 MEBIBYTE = 2**20
 SCRIPT = "\n".join(f"Speaker {1 + turn % 4}: What turn {turn} has to say." for turn in range(12))

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .generation.pipeline import load
     from .generation.request import Request
+    from .media.sound import Audio
     from .modalities.image import Image
     from .modalities.speech import Speech
     from .modalities.vectors import Vectors
-    from .types import Audio, Document, Text
+    from .types import Document, Text
 
 __version__ = "0.1.0"
 __all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "Vectors", "__version__", "load"]
 
-_HOMES = dict.fromkeys(("Audio", "Document", "Text"), ".types")
+_HOMES = dict.fromkeys(("Document", "Text"), ".types") | {"Audio": ".media.sound"}
 _HOMES |= {name: f".modalities.{name.lower()}" for name in ("Image", "Speech", "Vectors")}
 _HOMES |= {"Request": ".generation.request", "load": ".generation.pipeline"}
 

@@ -1,4 +1,4 @@
-"""The records that cross module borders: media, latents, documents, packed batches.
+"""The records that cross module borders: latents, documents, modalities, packed batches.
 
 Place in the flow: every room of the package speaks in these records; what they compute is a draw from a posterior.
 Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
@@ -10,82 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from PIL.Image import Image as PILImage
 
 IGNORE = -100
 """Target value of a position that has no loss."""
-
-
-@dataclass(frozen=True)
-class Audio:
-    """Mono sound: `samples` (N,) float32 in [-1, 1], on the CPU, at `sample_rate` Hz; `name` of the file it is from.
-
-    samples may be given as a numpy array too, on any device and in any type of number: integers are divided by the
-    largest that their type has, as sound files mean them. Raises ValueError for another shape or kind, and for a rate
-    that is no whole number.
-    """
-
-    samples: Tensor
-    sample_rate: int
-    name: str = ""
-
-    def __post_init__(self):
-        try:
-            object.__setattr__(self, "samples", _mono(self.samples))
-            object.__setattr__(self, "sample_rate", _whole_rate(self.sample_rate))
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}" if self.name else str(error)) from None
-
-    @property
-    def seconds(self) -> float:
-        return self.samples.shape[-1] / self.sample_rate
-
-    @classmethod
-    def load(cls, path: str | Path, sample_rate: int | None = None) -> Audio:
-        """A sound file, mixed down to mono, at `sample_rate` Hz where that is given. ValueError names the path."""
-        from .media.sound import load_audio
-
-        return load_audio(path, sample_rate)
-
-    def save(self, path: str | Path) -> None:
-        """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError names the path."""
-        from .media.sound import save_audio
-
-        save_audio(self, path)
-
-
-def _mono(samples: Tensor | np.ndarray) -> Tensor:
-    """samples (N,) of any number type -> float32, integers scaled to [-1, 1]; copied only where it has to be."""
-    if not isinstance(samples, Tensor | np.ndarray):
-        raise ValueError(f"Audio takes a numpy array or a tensor of samples, shape (N,), not {type(samples).__name__}")
-    if samples.ndim != 1:
-        raise ValueError(f"samples have shape {tuple(samples.shape)}; expected mono, shape (N,)")
-    if isinstance(samples, Tensor) and samples.is_floating_point():
-        return samples.float().cpu()
-    values = np.asarray(samples.cpu() if isinstance(samples, Tensor) else samples)
-    if values.dtype.kind not in "iuf":
-        raise ValueError(f"samples are of type {values.dtype}; expected floats in [-1, 1] or integers")
-    if values.dtype.kind in "iu":
-        middle = 2.0 ** (8 * values.dtype.itemsize - 1)  # silence where there is no sign
-        values = (values.astype(np.float64) - middle * (values.dtype.kind == "u")) / middle
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def _whole_rate(rate: float) -> int:
-    try:
-        whole = int(rate) if rate >= 1 else 0
-    except (TypeError, ValueError, OverflowError):
-        whole = 0
-    if not whole or whole != rate:
-        raise ValueError(f"sample_rate must be a whole number of Hz from 1 on, got {rate!r}")
-    return whole
 
 
 @dataclass(frozen=True)
@@ -181,7 +114,7 @@ class Modality:
     decode: Callable[[bytes, str], Any]
     is_medium: Callable[[Any], bool]
     describe: Callable[[Any], str]
-    show: Callable[[Any], PILImage | Audio]
+    show: Callable[[Any], Any]
     digest: Callable[[Any], bytes]
     length: Callable[[Any], float]
     ends_itself: bool

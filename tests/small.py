@@ -12,11 +12,12 @@ from latentlm.config import (
     SpeechTokenizerConfig,
     TransformerConfig,
 )
+from latentlm.media.sound import Audio
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Audio, Latents
+from latentlm.types import Latents
 
 
 def small_tokenizers() -> dict:

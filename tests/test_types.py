@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentlm.types import Audio, Document, Text
+from latentlm.media.sound import Audio
+from latentlm.types import Document, Text
 
 
 def test_a_document_is_a_list_of_segments():

@@ -61,7 +61,7 @@ def preview(
     num
         Documents to show, of each task.
     out
-        Folder to which pictures and sounds are written.
+        Folder for the pictures, the sounds, and plots of other media.
     task
         Which documents the rows of a path make: text_to_image, image_to_text, …
     columns
@@ -69,6 +69,7 @@ def preview(
     """
     from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
+    from ..data.manifest import Manifest
     from ..data.manifest import preview as preview_manifest
     from ..data.sources import documents, get_source
 
@@ -76,9 +77,10 @@ def preview(
         raise ValueError(f"--num must be at least 1, got {num}")
     if name not in EMBEDDED and _is_manifest(name):
         _refuse_for_manifest(name, columns, task)
-        if out is not None:
-            raise ValueError(f"--out {out}: the pictures and sounds of a manifest are files already")
-        print("\n".join(preview_manifest(name, num)))
+        if out is None:
+            print("\n".join(preview_manifest(name, num)))
+        else:
+            _show(Manifest(name), num, out)
         return
     if name not in EMBEDDED and (Path(name).exists() or set(name) & set("./*")):
         _show(documents(_rows_or_shards(name, columns, task)), num, out)
@@ -186,8 +188,10 @@ def _show(documents: Sequence[Document], num: int, out: Path | None) -> None:
 
 
 def _describe(document: Document, stem: Path | None) -> str:
-    """One line; media are written beside `stem`, numbered, where one is given."""
+    """One line; pictures, sounds and plots of other media are written beside `stem`, numbered, where one is given."""
     from ..config.modalities import modality
+    from ..media.picture import save_image
+    from ..media.sound import Audio, save_audio
     from ..types import Latents, Text
 
     parts = []
@@ -200,6 +204,10 @@ def _describe(document: Document, stem: Path | None) -> str:
             found = modality(segment.modality)
             part = f"{found.name} {found.describe(segment.content)}"
             if stem is not None:
-                found.save(segment.content, f"{stem}_{position}{found.written[0]}")
+                shown = found.show(segment.content)
+                if isinstance(shown, Audio):
+                    save_audio(shown, f"{stem}_{position}.wav")
+                else:
+                    save_image(shown, f"{stem}_{position}.png")
         parts.append(f"[{part}]" if segment.condition else part)
     return " ".join(parts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     from ..data.script import Script
-    from ..types import Audio
+    from ..media.sound import Audio
 
 TARGETS = ("text", *modality_names(), "auto")
 MAX_TOKENS = 256

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
     from ..generation.request import Request
     from ..media.recording import Recording
-    from ..types import Audio
+    from ..media.sound import Audio
 
 
 def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:

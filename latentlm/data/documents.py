@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..config.modalities import as_segment
+from ..media.sound import Audio
 from ..modalities.image import Image
 from ..modalities.speech import Speech
-from ..types import Audio, Document, Text
+from ..types import Document, Text
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig, MediaConfig, SpeechTokenizerConfig
 from ..config.modalities import modalities
 from ..media.picture import image_to_tensor
+from ..media.sound import Audio
 from ..tokenizers.speech import prepare_clip
-from ..types import Audio
 from .loader import MediaLoader
 from .sources import media
 

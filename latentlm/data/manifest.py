@@ -30,7 +30,8 @@ from pydantic import (
 from ..config import describe
 from ..config.modalities import modality, modality_names
 from ..media.files import one_line
-from ..types import Audio, Document, Segment, Text
+from ..media.sound import Audio
+from ..types import Document, Segment, Text
 
 
 class _Segment(BaseModel):

@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..media.sound import Audio
 from ..modalities.speech import Speech
-from ..types import Audio, Document, Latents, Segment, Text
+from ..types import Document, Latents, Segment, Text
 from .placed import PlacedDocuments, place_of
 
 Voice = Audio | Latents

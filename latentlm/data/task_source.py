@@ -12,7 +12,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ..config.base import did_you_mean
-from ..types import Audio, Document
+from ..media.sound import Audio
+from ..types import Document
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..types import Audio
+from ..media.sound import Audio
 
 WIDTH, HEIGHT = 320, 150
 LEFT, BOTTOM, TOP, RIGHT = 44, 22, 10, 8

@@ -19,9 +19,10 @@ from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..generation.pipeline import Pipeline
 from ..generation.scores import Scores, bits_per_byte, is_plain, mean_losses
+from ..media.sound import Audio
 from ..modalities.image import Image
 from ..modalities.speech import Speech
-from ..types import Audio, Document, Latents, Segment, Text
+from ..types import Document, Latents, Segment, Text
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
 from .recogniser import num_word_errors
 from .reconstruction import reconstruct_images, reconstruct_speech

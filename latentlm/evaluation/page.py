@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..types import Audio
+from ..media.sound import Audio
 from ..weights import write_text
 from .curves import loss_curve, read_losses, waveform
 from .report import Exhibit, Figure, Gallery, Report

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data.embedded import phrases
-from ..types import Audio
+from ..media.sound import Audio
 
 SAMPLE_RATE = 16000
 PEAK = 0.5

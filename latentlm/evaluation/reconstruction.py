@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..data.embedded import digits, emoji, shapes, speech
+from ..media.sound import Audio
 from ..tokenizers.base import Tokenizer
-from ..types import Audio
 from .protocol import Protocol
 from .recogniser import available as recogniser_available
 from .report import Report

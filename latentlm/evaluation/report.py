@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..types import Audio
+from ..media.sound import Audio
 from ..weights import write_text
 
 if TYPE_CHECKING:

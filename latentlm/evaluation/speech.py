@@ -17,7 +17,7 @@ import torch
 from ..data import documents
 from ..data.embedded import phrases, speech
 from ..generation.pipeline import Pipeline
-from ..types import Audio
+from ..media.sound import Audio
 from .protocol import PHRASE_SECONDS, WORD_SECONDS, Protocol, answer_media, answer_text, ask, before_answer
 from .recogniser import Recogniser, num_word_errors
 from .report import Exhibit, Gallery, Report, interval

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.modalities import modality
+from ..media.sound import Audio
 from ..tokenizers.base import StreamDecoder, Tokenizer
-from ..types import Audio, GenerationOutput, Segment, Text
+from ..types import GenerationOutput, Segment, Text
 from .task import Event
 
 DIVERGED = "the model diverged: its numbers are no longer finite; try less guidance, or fp32"

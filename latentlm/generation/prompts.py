@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.modalities import as_segment, modalities, modality_names, modality_of_suffix
 from ..data.script import Script, parse_script, read_script, read_text, vibevoice_prompt
-from ..media.sound import load_audio
+from ..media.sound import Audio, load_audio
 from ..modalities.speech import Speech
-from ..types import Audio, Document, Segment, Text
+from ..types import Document, Segment, Text
 
 if TYPE_CHECKING:
     from numpy import ndarray

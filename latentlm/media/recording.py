@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..types import Audio
 from .files import one_line
+from .sound import Audio
 from .sound_file import SoundFileWriter
 
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import SpeechTokenizerConfig
-from ..media.sound import decode_audio, load_audio, save_audio
+from ..media.sound import Audio, decode_audio, load_audio, save_audio
 from ..tokenizers.speech import SpeechTokenizer
-from ..types import Audio, Latents, Modality, Segment
+from ..types import Latents, Modality, Segment
 
 
 @dataclass(frozen=True)

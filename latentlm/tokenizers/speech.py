@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SpeechReconstructionConfig, SpeechTokenizerConfig
-from ..media.sound import at_rate, normalise_loudness
-from ..types import Audio, MediaBatch
+from ..media.sound import Audio, at_rate, normalise_loudness
+from ..types import MediaBatch
 from .base import Tokenizer
 from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
 from .losses import speech_reconstruction

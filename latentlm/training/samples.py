@@ -21,9 +21,9 @@ from ..config.modalities import modalities, modality
 from ..generation.pipeline import Pipeline
 from ..generation.request import Request
 from ..media.picture import save_image, tensor_to_image
-from ..media.sound import save_audio
+from ..media.sound import Audio, save_audio
 from ..tokenizers.base import Tokenizer
-from ..types import Audio, Document, MediaBatch, Text
+from ..types import Document, MediaBatch, Text
 from ..weights import write_text
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8

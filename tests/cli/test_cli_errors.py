@@ -146,12 +146,6 @@ def test_a_seed_that_no_generator_takes(refused, checkpoint):
     assert "seed must be at least -2**63 and below 2**64, got 1000" in line
 
 
-def test_a_preview_of_a_manifest_writes_no_files(refused, tmp_path):
-    (tmp_path / "mine.jsonl").write_text(json.dumps({"segments": [{"text": "a"}]}) + "\n")
-    line = refused("data", "preview", "mine.jsonl", "--out", "look")
-    assert "--out look: the pictures and sounds of a manifest are files already" in line
-
-
 @pytest.mark.parametrize("name", ["picture.heic", "My clip.m4a", "notes.rst", "CLIP.OPUS"])
 def test_a_file_of_a_kind_that_is_not_read_is_no_prompt(refused, tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from latentlm.data.embedded import digits, emoji, phrases, prose, shapes, speech
-from latentlm.types import Audio
+from latentlm.media.sound import Audio
 
 FOLDER = Path(digits.__file__).parent
 

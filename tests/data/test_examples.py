@@ -10,7 +10,7 @@ from sets import picture
 from latentlm.config import ImageTokenizerRecipe, SpeechTokenizerConfig, parse_recipe
 from latentlm.data.examples import ImageExample, SpeechExample, random_square, with_gain
 from latentlm.media.picture import image_to_tensor
-from latentlm.types import Audio
+from latentlm.media.sound import Audio
 
 SOUNDS = SpeechTokenizerConfig(sample_rate=8000, strides=(4,), depths=(1, 1), channels=4, max_channels=8, latent_dim=4)
 

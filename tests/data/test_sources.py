@@ -9,9 +9,10 @@ import pytest
 from latentlm.config import SourceConfig
 from latentlm.data import sources
 from latentlm.data.embedded import emoji, shapes, speech
+from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
-from latentlm.types import Audio, Document, Text
+from latentlm.types import Document, Text
 
 SILENT = ("digits", "emoji", "shapes", "prose")
 SPOKEN = ("speech", "spoken_digits", "spoken_phrases")

@@ -12,11 +12,12 @@ from latentlm.data.embedded import digits, emoji, shapes
 from latentlm.data.packing import DocumentEncoder
 from latentlm.generation.request import Request
 from latentlm.generation.scores import Scores
+from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
 from latentlm.model.latentlm import ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Audio, Document, GenerationOutput, Latents, Text
+from latentlm.types import Document, GenerationOutput, Latents, Text
 
 RATE = 16000
 

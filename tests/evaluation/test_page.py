@@ -15,7 +15,7 @@ from latentlm.evaluation.curves import loss_curve, read_losses, waveform
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page, wav_bytes, write_report
 from latentlm.evaluation.report import Exhibit, Gallery, Report
-from latentlm.types import Audio
+from latentlm.media.sound import Audio
 
 
 @pytest.fixture

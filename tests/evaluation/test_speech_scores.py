@@ -15,7 +15,7 @@ from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.recogniser import Recogniser, num_word_errors
 from latentlm.evaluation.seen import Seen
 from latentlm.evaluation.speech import Said, length_ratios, word_error_rate
-from latentlm.types import Audio
+from latentlm.media.sound import Audio
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ from latentlm.evaluation import evaluate as module
 from latentlm.evaluation.page import write_report
 from latentlm.evaluation.protocol import QUICK
 from latentlm.generation.pipeline import Pipeline
+from latentlm.media.sound import Audio
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.image import ImageTokenizer
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Audio
 
 
 @pytest.fixture(scope="module")

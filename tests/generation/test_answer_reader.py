@@ -9,9 +9,10 @@ from latentlm import Request
 from latentlm.generation.answers import AnswerReader, KeptRun, as_segments, streamed_run
 from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.task import Event
+from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
-from latentlm.types import Audio, Text
+from latentlm.types import Text
 
 
 @pytest.fixture(scope="module")

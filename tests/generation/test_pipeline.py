@@ -8,9 +8,10 @@ from small import clip, picture, small_model
 from latentlm import Request
 from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.pipeline import Pipeline
+from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
-from latentlm.types import Audio, Document, Text
+from latentlm.types import Document, Text
 
 
 def text(words: str) -> Document:

@@ -30,8 +30,6 @@ LEVELS = (
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 """A room may import rooms of lower levels, and itself."""
-EXCEPTIONS = {("types", "media")}
-"""`Audio.load` and `Audio.save` call `media/sound.py`, which is imported when they do."""
 TOP = {"commands", "cli", "__main__"}
 FACE = "__init__"
 """The public names: below the command line, above everything else."""
@@ -101,7 +99,7 @@ def violations(path: Path, source: str) -> list[str]:
     found = []
     for other in imported_rooms(path, tree):
         allowed = room in TOP if other == FACE else other == room or LEVEL[other] < LEVEL[room]
-        if not allowed and (room, other) not in EXCEPTIONS:
+        if not allowed:
             found.append(f"{path.relative_to(PACKAGE)} imports {other}")
     return found
 

@@ -16,12 +16,11 @@ from latentlm.checkpoint import load_tokenizers
 from latentlm.config import load_recipe
 from latentlm.data.cache import LatentCache
 from latentlm.interop.convert import Conversion, convert
-from latentlm.media.sound import load_audio, save_audio
+from latentlm.media.sound import Audio, load_audio, save_audio
 from latentlm.training.distributed import World
 from latentlm.training.latentlm import build_latentlm, document_loader
 from latentlm.training.logs import read_log
 from latentlm.training.run import train
-from latentlm.types import Audio
 
 STEPS = 40
 WAYS = {"full": None, "lora": {"rank": 8}}

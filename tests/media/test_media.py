@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from latentlm.media.picture import image_to_rgb, load_image, save_image
-from latentlm.media.sound import at_rate, load_audio, resample, save_audio
-from latentlm.types import Audio
+from latentlm.media.sound import Audio, at_rate, load_audio, resample, save_audio
 
 
 def tone(rate: int, seconds: float = 0.2) -> Audio:

@@ -13,8 +13,7 @@ import soundfile
 import torch
 
 from latentlm.media.recording import Recording
-from latentlm.media.sound import load_audio, save_audio
-from latentlm.types import Audio
+from latentlm.media.sound import Audio, load_audio, save_audio
 
 
 def noise(num_samples: int) -> Audio:
@@ -60,7 +59,7 @@ def test_a_killed_program_leaves_what_it_appended(tmp_path):
     program = (
         "import sys, time, torch\n"
         "from latentlm.media.recording import Recording\n"
-        "from latentlm.types import Audio\n"
+        "from latentlm.media.sound import Audio\n"
         "recording = Recording(sys.argv[1])\n"
         "recording.append(Audio(torch.full((400,), 0.25), 8000))\n"
         "print('ready', flush=True)\n"

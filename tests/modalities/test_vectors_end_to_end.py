@@ -106,6 +106,8 @@ def test_the_page_and_the_samples_have_plots(folder):
 def test_data_commands_know_vectors(folder, capsys):
     main(["data", "preview", str(folder / "train.jsonl"), "-n", "1"])
     assert "vectors train0.npy" in capsys.readouterr().out
+    main(["data", "preview", str(folder / "train.jsonl"), "-n", "2", "--out", str(folder / "look")])
+    assert [path.name for path in sorted((folder / "look").iterdir())] == ["0_1.png", "1_1.png"]
     main(["data", "validate", str(folder / "train.jsonl")])
     assert "80 vectors" in capsys.readouterr().out
 

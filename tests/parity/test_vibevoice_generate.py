@@ -18,8 +18,9 @@ from latentlm.diffusion.solvers import make_plan, sample
 from latentlm.generation.engine import Engine
 from latentlm.generation.request import Request
 from latentlm.interop.vibevoice import load
+from latentlm.media.sound import Audio
 from latentlm.modalities.speech import Speech
-from latentlm.types import Audio, Document, Text
+from latentlm.types import Document, Text
 
 STEPS, FRAMES = 5, 32
 VOICES = {"A": 260, "B": 97}

@@ -17,7 +17,7 @@ from latentlm.interop.source import Source
 from latentlm.interop.vibevoice import load, load_realtime, read_config, rules
 from latentlm.interop.vibevoice.load import KEPT, build, read_factors, unread
 from latentlm.interop.vibevoice.realtime import RealtimeParts, realtime_rules, realtime_unread
-from latentlm.types import Audio
+from latentlm.media.sound import Audio
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vibevoice_original"
 MICROSOFT = "microsoft/VibeVoice d5895e7"

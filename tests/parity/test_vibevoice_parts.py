@@ -6,7 +6,7 @@ from tiny_vibevoice import HOP, LATENT, WIDTH, build, save
 from transformers import VibeVoiceAcousticTokenizerFeatureExtractor, VibeVoiceForConditionalGeneration
 
 from latentlm.interop.vibevoice import load
-from latentlm.types import Audio
+from latentlm.media.sound import Audio
 
 FP32 = 1e-4
 BF16 = 2e-2

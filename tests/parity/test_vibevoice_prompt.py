@@ -13,10 +13,10 @@ from latentlm.config import SpeechTokenizerConfig
 from latentlm.data.packing import DocumentEncoder
 from latentlm.data.script import parse_script, vibevoice_prompt
 from latentlm.interop.vibevoice import load
-from latentlm.media.sound import load_audio
+from latentlm.media.sound import Audio, load_audio
 from latentlm.tokenizers.speech import SpeechTokenizer
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Audio, Latents
+from latentlm.types import Latents
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vibevoice_prompts.json").read_text(encoding="utf-8"))
 TOKENS = {"<start>": "<|vision_start|>", "<end>": "<|vision_end|>", "<latent>": "<|vision_pad|>"}

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentlm.config import SpeechTokenizerConfig
+from latentlm.media.sound import Audio
 from latentlm.tokenizers.speech import SpeechTokenizer
-from latentlm.types import Audio
 
 SHAPES = {
     "waveform": {"strides": (2, 5), "depths": (1, 1, 1)},

@@ -16,8 +16,9 @@ from latentlm.config import (
     SpeechReconstructionConfig,
     SpeechTokenizerConfig,
 )
+from latentlm.media.sound import Audio
 from latentlm.tokenizers import ConvImageTokenizer, ImageTokenizer, SpeechTokenizer, Tokenizer, load_tokenizer
-from latentlm.types import Audio, MediaBatch
+from latentlm.types import MediaBatch
 
 PICTURES = ("image", "conv_image")
 KINDS = ("image", "conv_image", "waveform", "spectral")

@@ -22,7 +22,7 @@ from latentlm.config import (
 )
 from latentlm.data import examples
 from latentlm.media.picture import load_image
-from latentlm.media.sound import load_audio, save_audio
+from latentlm.media.sound import Audio, load_audio, save_audio
 from latentlm.tokenizers.load import load_tokenizer
 from latentlm.training import run as module
 from latentlm.training.distributed import World
@@ -31,7 +31,6 @@ from latentlm.training.logs import read_log
 from latentlm.training.run import STOPPED, ProcessFailed, train
 from latentlm.training.tokenizer import build_tokenizer, media_loader, recipe_media
 from latentlm.training.trainer import Trainer
-from latentlm.types import Audio
 
 
 def recipe(**training):

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...types import Audio
+from ...media.sound import Audio
 from ...weights import replacing
 from .phrases import DIGITS, phrases
 
