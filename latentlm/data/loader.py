@@ -122,7 +122,8 @@ class Streams:
         self.sources = sources
         self.seed = seed
         self.num_streams = num_streams
-        orders = Orders(seed, [len(source) for source in sources])
+        self.sizes = [len(source) for source in sources]
+        orders = Orders(seed, self.sizes)
         mine = range(rank, num_streams, world)
         self.streams = {m: Mixture(sources, weights, seed, m, num_streams, orders) for m in mine}
         self.step = 0
@@ -135,7 +136,7 @@ class Streams:
 
     def state_dict(self) -> dict:
         streams = {str(m): list(mixture.counts) for m, mixture in self.streams.items()}
-        return {"step": self.step, "streams": streams, "sizes": [len(source) for source in self.sources]}
+        return {"step": self.step, "streams": streams, "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from the union of all processes' states. ValueError when the recipe's streams or sources changed, or
@@ -145,8 +146,8 @@ class Streams:
             if counts is None or len(counts) != len(mixture.counts):
                 raise ValueError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
             mixture.counts = list(counts)
-        sizes = [len(source) for source in self.sources]  # an older release did not save them
-        for number, (now, then) in enumerate(zip(sizes, state.get("sizes", sizes), strict=True)):
+        saved = state.get("sizes", self.sizes)  # an older release did not save them
+        for number, (now, then) in enumerate(zip(self.sizes, saved, strict=True)):
             if now != then:
                 raise ValueError(f"data source number {number} changed: {now} items, the checkpoint had {then}")
         self.step = state["step"]

@@ -9,7 +9,7 @@ from sets import flac, picture_folder, pixels, png, shown, word
 from latentlm.config import SourceConfig
 from latentlm.data import sources
 from latentlm.data.readers import open_path, signature
-from latentlm.data.readers.files import Strings
+from latentlm.data.readers.files import Location, Strings
 
 
 def config(path, **fields) -> SourceConfig:
@@ -66,6 +66,32 @@ def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "flat" / "b.parquet").touch()
     with pytest.raises(ValueError, match=r"holds \.parquet and \.tar files; one kind of"):
         open_path(str(tmp_path / "flat"), {})
+
+
+def test_files_of_this_machine_are_listed_as_fsspec_lists_them(tmp_path, monkeypatch):
+    names = (
+        "a/x.png",
+        "a-b/x.png",
+        "a.png",
+        "ab/c/d.png",
+        "ab/c.png",
+        ".h/x.png",
+        "a/.h.png",
+        "größer/ß.png",
+        "b/e f.png",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "none").symlink_to(tmp_path / "nowhere")
+    folder = Location.of(f"{tmp_path}/")
+    hidden = (".h/", "/.h")
+    listed = sorted(path for path in folder.system.find(folder.path) if not any(part in path for part in hidden))
+    assert [file.path for file in folder.files()] == listed
+    assert len(listed) == 9
+    monkeypatch.setattr(type(folder.system), "find", None)  # which holds a record of every file in memory
+    assert len(folder.files()) == 9
 
 
 def test_packed_strings_are_the_strings():

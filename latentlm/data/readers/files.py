@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -100,11 +100,17 @@ class Location:
     def is_folder(self) -> bool:
         return self.system.isdir(self.path)
 
-    def files(self) -> list[Location]:
+    def files(self) -> Sequence[Location]:
         """The file itself, all files below a folder, or those that fit a pattern, by name.
 
         Hidden ones (a leading dot, in their own name or a folder's) are left out. ValueError where there are none.
         """
+        if self.is_folder() and self.scheme == "file":
+            start = len(self.path.rstrip("/")) + 1
+            names = Strings(path[start:] for path in _walk(self.path))
+            if not len(names):
+                raise ValueError(f"{self}: the folder is empty")
+            return Files(self, names)
         if self.is_folder():
             found = [path for path in self.system.find(self.path) if not self._hidden(path)]
         elif any(sign in self.path for sign in "*?["):
@@ -137,6 +143,37 @@ class Strings(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)}")
         return self._encoded[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+
+
+class Files(Sequence[Location]):
+    """The files of these names in a folder."""
+
+    def __init__(self, folder: Location, names: Strings):
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Location:
+        return self.folder.at(posixpath.join(self.folder.path, self.names[index]))
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """All files below a folder of this machine in the order of their paths, one folder in memory at a time.
+
+    Hidden ones are left out, and so is what cannot be listed; links are files, links to folders too: as fsspec has it.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries if entry.name[0] != "."]
+    except OSError:
+        return
+    for name, is_folder in sorted((f"{name}/" if is_folder else name, is_folder) for name, is_folder in found):
+        path = posixpath.join(folder, name)
+        if is_folder:
+            yield from _walk(path)
+        else:
+            yield path
 
 
 class PerThread:
