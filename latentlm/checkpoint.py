@@ -97,6 +97,9 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
         raise ValueError(f"{path}: {'.'.join(map(str, ('modalities', *first['loc'])))}: {first['msg']}") from None
     if fields.get("vocab_size") != text.vocab_size:
         raise ValueError(f"{path}: vocab_size {fields.get('vocab_size')} but the text tokenizer has {text.vocab_size}")
+    for name in specs:
+        if name not in text.special.bod:
+            raise ValueError(f"{path}: modalities.{name}: the text tokenizer has no token 'bod:{name}'")
     try:
         return LatentLM(config, text.vocab_size, text.special, specs)
     except ValueError as error:
@@ -146,7 +149,8 @@ def read_metadata(folder: str | Path) -> dict:
 def shrink(source: str | Path, target: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Copy a model's folder with the averaged weights alone, in `dtype`: half the size, for a package or a download.
 
-    `latentlm.load` computes in the dtype it is asked for. Raises ValueError as `latentlm.load`.
+    It makes what is packaged: recipes/tiny.yaml has the command. `latentlm.load` computes in the dtype it is asked for.
+    Raises ValueError as `latentlm.load`.
     """
     folder, target = resolve(source), Path(target)
     tokenizers = load_tokenizers(folder / "tokenizers")

@@ -230,8 +230,8 @@ class PackedBatch:
 
 @dataclass
 class MediaBatch:
-    """Media for tokenizer training. media: images (B, 3, H, W) or waveforms (B, 1, S), padded with zeros at the end;
-    lengths (B,) valid samples of each waveform (for images: B times H·W, unused)."""
+    """Media for tokenizer training. media: images (B, 3, H, W), waveforms (B, 1, S) or vectors (B, N, C), the last two
+    padded with zeros at the end; lengths (B,) valid samples or vectors of each (for images: B times H·W, unused)."""
 
     media: Tensor
     lengths: Tensor

@@ -58,14 +58,15 @@ def build_latentlm(recipe: LatentLMRecipe) -> LatentLM:
         folder = resolve(recipe.model.start)
         return build_from_config(folder, TextTokenizer.load(folder / "tokenizers" / "text"))
     text = recipe.tokenizers.text
-    special = SpecialTokens.after(256 if text.kind == "bytes" else text.vocab_size)
+    base_size = 256 if text.kind == "bytes" else text.vocab_size
+    special = SpecialTokens.after(base_size)
     specs = {}
     for modality in ("image", "speech"):
         if name := recipe.tokenizers.folder(modality):
             tokenizer = network(tokenizer_name(name, modality))
             fixed = tokenizer.num_latents
             specs[modality] = ModalitySpec(tokenizer.latent_dim, fixed)
-    return LatentLM(recipe.model, special.bos + len(special), special, specs)
+    return LatentLM(recipe.model, base_size + len(special.names()), special, specs)
 
 
 def tokenizer_name(name: str, modality: str) -> str:

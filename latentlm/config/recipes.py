@@ -109,6 +109,8 @@ class LatentLMRecipe(Config):
 
     @model_validator(mode="after")
     def _one_text_tokenizer(self):
+        if self.tokenizers.text.ids is not None:
+            raise ValueError("tokenizers.text.ids: a recipe numbers no special tokens; a checkpoint keeps their ids")
         if (self.model.backbone is None) == (self.tokenizers.text.kind == "backbone"):
             raise ValueError(
                 f"tokenizers.text.kind is {self.tokenizers.text.kind!r} and model.backbone {self.model.backbone!r}: "

@@ -24,7 +24,7 @@ from .documents import evaluate_documents, reconstruct_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
 from .protocol import GUIDANCE, QUICK, TASKS, Counts, Protocol, check_tasks
-from .reconstruction import evaluate_reconstruction, lack
+from .reconstruction import RECONSTRUCTED, evaluate_reconstruction, lack
 from .report import Report
 from .seen import Seen
 from .speech import evaluate_speech
@@ -103,6 +103,9 @@ def evaluate_tokenizer(
     report = Report(title, "A tokenizer by itself: media to latents and back.")
     protocol = Protocol(counts=QUICK if quick else Counts())
     tokenizers = {tokenizer.modality: tokenizer}
+    if tokenizer.modality not in RECONSTRUCTED:
+        report.leave_out(f"reconstruction.{tokenizer.modality}", "there are no figures of this modality")
+        return report
     with torch.no_grad():
         if manifests:
             documents = Concatenated([Manifest(path) for path in manifests])

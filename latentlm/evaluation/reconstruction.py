@@ -30,13 +30,15 @@ RATE = 16000
 SHORTEST_SECONDS = 0.5
 """Of a clip that STOI and PESQ can judge."""
 HOW = "posterior means, no language model"
+RECONSTRUCTED = ("image", "speech")
+"""The modalities that there are figures of."""
 
 
 def evaluate_reconstruction(
     tokenizers: Mapping[str, Tokenizer],
     protocol: Protocol,
     report: Report,
-    modalities: Sequence[str] = ("image", "speech"),
+    modalities: Sequence[str] = RECONSTRUCTED,
 ) -> None:
     """The embedded media of `modalities` through their tokenizers; what cannot be measured is said."""
     runs = {"image": (_embedded_images, ()), "speech": (_embedded_speech, ("espeakng_loader",))}

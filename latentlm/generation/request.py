@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TARGETS = ("text", *modality_names(), "auto")
 
 USUAL_LIMIT = 512
-"""Latents of a span of speech unless a request says otherwise. A script has no such limit but the context."""
+"""Latents of a span that the model ends itself, unless a request says otherwise. A script has the context alone."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Request:
 
     prompt: whatever `Pipeline.generate` takes; a Document is taken exactly as it is.
     guidance, steps, solver (of `diffusion.SOLVERS`): None is the model's own, `config.sampling`; text has no guidance.
-    max_latents: of a span of speech; None is 512, or for models that read scripts as much as the context holds. A limit
-    that is given is also the size that the cache has from the start.
+    max_latents: of a span that the model ends itself; None is 512, or for models that read scripts as much as the
+    context holds. A limit that is given is also the size that the cache has from the start.
     """
 
     prompt: Prompt

@@ -1,6 +1,7 @@
 """The contract of every continuous tokenizer: media ↔ normalised latents.
 
-Place in the flow: 1, media ──▶ latents and back. `image.py` and `speech.py` fulfil it; `sigma_vae.py` holds the noise.
+Place in the flow: 1, media ──▶ latents and back. `image.py`, `conv_image.py`, `speech.py` and `modalities/vectors.py`
+fulfil it; `sigma_vae.py` holds the noise.
 A tokenizer owns its normalisation (PAPER §1.6): model space is z' = (z - latent_mean) / latent_std. Both buffers live
 in its weights, are fitted by an explicit `calibrate` pass over valid latents only, and are NaN until then: there is no
 constant borrowed from another tokenizer and nothing is filled in at first use.
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..config import FORMAT_VERSION, ConvImageTokenizerConfig, ImageTokenizerConfig, SpeechTokenizerConfig
+from ..config import FORMAT_VERSION, PosteriorConfig
 from ..types import Latents, MediaBatch
 from ..weights import fingerprint, load_weights, save_weights, write_text
 from .sigma_vae import Posterior, RunningMoments
@@ -29,6 +30,15 @@ MEDIA_PER_CALL = 32
 
 YOUNGER = {"parts", "loudness", "class_token", "encoder_sub_norm"}
 """Options that came after the first latent caches: at their defaults a fingerprint is what it was without them."""
+
+
+class TokenizerConfig(Protocol):
+    """What every tokenizer's config has; it is a pydantic model."""
+
+    kind: str
+    latent_dim: int
+    per_channel: bool
+    posterior: PosteriorConfig
 
 
 @dataclass(frozen=True)
@@ -59,13 +69,14 @@ class StreamDecoder(Protocol):
 
 
 class Tokenizer(nn.Module):
-    """Base of the continuous tokenizers; a subclass gives the five methods that raise NotImplementedError here."""
+    """Base of the continuous tokenizers; a subclass gives the methods that raise NotImplementedError here;
+    `reconstruction` only where it is trained, `piece` only where it streams."""
 
     modality: ClassVar[str]
     num_latents: int | None = None
     """Latents of every medium; None where media differ in length."""
 
-    def __init__(self, config: ImageTokenizerConfig | ConvImageTokenizerConfig | SpeechTokenizerConfig):
+    def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
         self.latent_dim = config.latent_dim

@@ -122,7 +122,7 @@ class PictureTokenizer(Tokenizer):
         return super().denormalise(latents)
 
     def batch(self, media: list[PILImage]) -> MediaBatch:
-        """PIL images of any size and mode -> (B, 3, H, W); see `media.image_to_tensor`."""
+        """PIL images of any size and mode -> (B, 3, H, W); see `media.picture.image_to_tensor`."""
         size = self.config.image_size
         pixels = torch.stack([image_to_tensor(image, size) for image in media])
         lengths = torch.full((len(media),), size * size)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 FIRST_MODALITIES = ("image", "speech")
 """Have a <BOD> in every vocabulary: the first checkpoints were numbered so, and did not say how."""
 
+PLAIN = ("bos", "eos", "eod", "proceed", "latent")
+MAY_BE_ONE = ({"bos", "eos"}, {"proceed", "latent"})
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -59,7 +62,7 @@ class SpecialTokens:
         Those in `known` ("bos", "bod:image", …) have the id that it says, or none at all (bos and bod only). ValueError
         for a name that is none of ours.
         """
-        names = ("bos", "eos", "eod", "proceed", "latent", *(f"bod:{modality}" for modality in FIRST_MODALITIES))
+        names = (*PLAIN, *(f"bod:{modality}" for modality in FIRST_MODALITIES))
         unknown = set(known or {}) - set(names)
         if unknown:
             raise ValueError(f"no special tokens are called {sorted(unknown)}; they are {', '.join(names)}")
@@ -68,21 +71,29 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, ids: Mapping[str, int | None]) -> SpecialTokens:
-        """The tokens with the `ids` of `to_ids`. ValueError for one that is missing."""
+        """The tokens with the `ids` of `to_ids`. ValueError for one that is missing, unknown, or the same as another.
+
+        A backbone may have one token for both ends of a document, and one for <PROCEED> and the placeholder.
+        """
+        unknown = [name for name in ids if name not in PLAIN and not name.startswith("bod:")]
+        if unknown:
+            raise ValueError(f"no special tokens are called {unknown}; they are {', '.join(PLAIN)}, bod:NAME")
         needed = [name for name in ("eos", "eod", "proceed", "latent") if ids.get(name) is None]
         if needed:
             raise ValueError(f"special tokens {needed} are needed")
+        owners: dict[int, str] = {}
+        for name, i in ids.items():
+            other = owners.setdefault(i, name) if i is not None else name
+            if other != name and {name, other} not in MAY_BE_ONE:
+                raise ValueError(f"special tokens {other!r} and {name!r} have the same id {i}")
         plain = {name: i for name, i in ids.items() if not name.startswith("bod:")}
         bod = {name.removeprefix("bod:"): i for name, i in ids.items() if name.startswith("bod:") and i is not None}
         return cls(**{"bos": None} | plain, bod=bod)
 
     def to_ids(self) -> dict[str, int | None]:
         """Every special token's id by name ("bos", "bod:image", …), as a checkpoint keeps them."""
-        plain = {name: getattr(self, name) for name in ("bos", "eos", "eod", "proceed", "latent")}
+        plain = {name: getattr(self, name) for name in PLAIN}
         return plain | {f"bod:{modality}": i for modality, i in self.bod.items()}
-
-    def __len__(self) -> int:
-        return 5 + len(self.bod)
 
     def names(self) -> dict[int, str]:
         """id -> how the token is written in logs."""
@@ -111,10 +122,22 @@ class TextTokenizer:
         backend.encode_special_tokens = True  # what spells a special token is text
         if self.config.ids is not None:
             self.special = SpecialTokens.of(self.config.ids)
+            self._check_ids()
         else:
             known = {"bos": None} if self.is_classes else self.config.special
             self.special = SpecialTokens.after(self.base_size, known)
             self.config = self.config.model_copy(update={"ids": self.special.to_ids()})
+
+    def _check_ids(self) -> None:
+        """ValueError unless special tokens follow the base vocabulary without a gap; a backbone's may be inside."""
+        ids = set(self.special.names())
+        own = sorted(i for i in ids if i >= self.base_size)
+        inside = sorted(ids - set(own))
+        first = 0 if self.config.kind == "backbone" else self.base_size
+        if own != list(range(self.base_size, self.base_size + len(own))) or any(i < first for i in inside):
+            raise ValueError(
+                f"ids {sorted(ids)} of special tokens do not follow the base vocabulary of {self.base_size}"
+            )
 
     @property
     def vocab_size(self) -> int:

@@ -327,12 +327,16 @@ def test_a_request_that_diverges_ends_alone(lively, temperature):
     assert not engine.cache.values.any()
 
 
-def test_text_of_a_model_that_is_not_finite_diverges(tokenizers):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_diverge(tokenizers, temperature):
     pipeline = build_lively(tokenizers, torch.float32)
     with torch.no_grad():
         pipeline.model.text_head.weight.fill_(torch.nan)
-    (output,) = pipeline.generate_batch([Request("a", "text", temperature=1.0)])
-    assert (output.segments, output.finish_reason) == ((Text(""),), "diverged")
+    requests = [Request("a", to, temperature=temperature, steps=1, max_latents=3) for to in ("text", "speech", "auto")]
+    outputs = pipeline.generate_batch(requests)
+    assert [output.finish_reason for output in outputs] == ["diverged"] * 3
+    assert outputs[0].segments == (Text(""),)
+    assert outputs[1].num_steps <= 1
 
 
 @pytest.mark.parametrize("to", ["image", "speech"])

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import latentlm
-from latentlm.checkpoint import load_tokenizers, modality_specs
+from latentlm.checkpoint import build_from_config, load_tokenizers, modality_specs, write_config
+from latentlm.config import TextTokenizerConfig, load_recipe
 from latentlm.config import modalities as registry
 from latentlm.config.modalities import modality, modality_names, modality_of, modality_of_suffix, tokenizer_kinds
 from latentlm.tokenizers.text import FIRST_MODALITIES, SpecialTokens, TextTokenizer
@@ -100,6 +101,50 @@ def test_ids_that_lack_a_token_are_one_line(tmp_path):
     path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match=r"config.json: special tokens \['eod'\] are needed"):
         TextTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"foo": 300}, r"no special tokens are called \['foo'\]"),
+        (
+            {"eod": 260},
+            "special tokens 'latent' and 'eod' have the same id 260|'eod' and 'latent' have the same id 260",
+        ),
+        ({"bod:image": 300}, r"ids .*300\] of special tokens do not follow the base vocabulary of 256"),
+        ({"bod:image": 65}, "do not follow the base vocabulary of 256"),
+        ({"latent": -1}, "do not follow the base vocabulary of 256"),
+    ],
+)
+def test_wrong_ids_are_one_line_that_names_the_file(tmp_path, change, said):
+    TextTokenizer().save(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    fields["ids"] |= change
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rf"config.json: .*({said})"):
+        TextTokenizer.load(tmp_path)
+
+
+def test_tokens_that_a_backbone_has_once_may_be_one():
+    special = SpecialTokens.after(10, {"bos": 3, "eos": 3, "proceed": 4, "latent": 4})
+    assert (special.bos, special.eos, special.proceed, special.latent) == (3, 3, 4, 4)
+
+
+def test_a_modality_without_a_token_is_one_line(tmp_path, model, tokenizers):
+    write_config(tmp_path, model, tokenizers)
+    text = TextTokenizer(TextTokenizerConfig(ids=tokenizers["text"].special.to_ids()))
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"speech"', '"vectors"'))
+    with pytest.raises(
+        ValueError, match=r"config.json: modalities.vectors: the text tokenizer has no token 'bod:vectors'"
+    ):
+        build_from_config(tmp_path, text)
+
+
+def test_a_recipe_numbers_no_special_tokens():
+    with pytest.raises(ValueError, match=r"tokenizers.text.ids: a recipe numbers no special tokens"):
+        load_recipe("tiny", {"tokenizers.text.ids": {"eos": 300}})
 
 
 def test_ids_round_trip():

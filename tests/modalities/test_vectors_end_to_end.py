@@ -11,6 +11,8 @@ from margins import seed
 
 import latentlm
 from latentlm.cli import main
+from latentlm.evaluation.evaluate import evaluate_tokenizer
+from latentlm.tokenizers.load import load_tokenizer
 
 RECIPE = {
     "kind": "latentlm",
@@ -125,3 +127,15 @@ def test_another_width_is_one_line(folder):
 def test_the_exported_model_has_the_ids_of_its_special_tokens(folder):
     fields = json.loads((folder / "run" / "model" / "tokenizers" / "text" / "config.json").read_text())
     assert fields["ids"]["bod:vectors"] == 263
+
+
+def test_a_tokenizer_of_vectors_has_no_figures_and_its_folder_is_one_line(folder, capsys):
+    path = folder / "run" / "model" / "tokenizers" / "vectors"
+    report = evaluate_tokenizer(load_tokenizer(path))
+    assert report.figures == {}
+    assert report.left_out == {"reconstruction.vectors": "not measured, there are no figures of this modality"}
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", str(path), "--out", str(folder / "vectors.json")])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"latentlm: {path}/config.json: ")

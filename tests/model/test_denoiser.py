@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from latentlm.config import DiffusionHeadConfig
+from latentlm.config import DiffusionConfig, DiffusionHeadConfig
+from latentlm.diffusion.schedule import Process
 from latentlm.model.heads import diffusion_sampler as module
+from latentlm.model.heads.diffusion import cached_plan
 from latentlm.model.heads.diffusion_network import DiffusionNetwork
 from latentlm.model.heads.diffusion_sampler import Denoiser
 
@@ -42,6 +44,29 @@ def test_equals_the_head(options, several, rows, dtype, monkeypatch):
             atol, rtol = TOLERANCE[dtype]
             torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
         assert next(evaluations, None) is None
+
+
+@torch.inference_mode()
+def test_layouts_of_a_few_numbers_of_rows_are_kept(monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "Denoiser", lambda head, rows, num: made.append(rows) or Denoiser(head, rows, num))
+    head = build()
+    process = Process.from_config(DiffusionConfig())
+    sampler = module.DiffusionSampler(head, cached_plan(process, "ddim", 2))
+
+    def draw(rows: int) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(row) for row in range(rows)]
+        return sampler(torch.ones(rows, 24), None, None, None, generators)
+
+    first = draw(5)
+    for rows in (6, 5, 6, 7, 8):
+        draw(rows)
+    assert torch.equal(draw(5), first)
+    assert made == [5, 6, 7, 8]
+    draw(9)  # instead of 6, unused for longest
+    draw(6)
+    assert made == [5, 6, 7, 8, 9, 6]
+    assert len(sampler.denoisers) == module.MOST_LAYOUTS
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...diffusion.solvers import Plan, sample
-from ..prepack import packed
+from ..prepack import MOST_LAYOUTS, packed
 from .base import draw_noise
 from .diffusion_network import DiffusionNetwork, FinalLayer, HeadBlock
 
@@ -38,7 +38,7 @@ class DiffusionSampler:
         self.plan = plan
         times = torch.tensor(plan.times, dtype=torch.float32, device=head.latent_in.weight.device)
         self.embeddings = head.timestep(times)[:, None]  # (n, 1, W)
-        self.rows, self.denoiser = 0, None
+        self.denoisers: dict[int, Denoiser] = {}  # by number of rows, the last used one last
 
     def __call__(
         self,
@@ -53,10 +53,8 @@ class DiffusionSampler:
         noise = draw_noise((head.latent_dim,), generators, hidden.device)  # (M, C)
         states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
         condition = head.condition(states)  # (M + G, W)
-        if len(states) != self.rows:
-            self.rows, self.denoiser = len(states), Denoiser(head, len(states), len(self.embeddings))
-        denoise = self.denoiser.predict
-        modulations = self.denoiser.modulations(condition, self.embeddings)
+        denoiser = self._denoiser(len(states))
+        denoise, modulations = denoiser.predict, denoiser.modulations(condition, self.embeddings)
 
         def predict(noisy: Tensor, t: float) -> Tensor:
             x = head.latent_in(noisy.to(condition.dtype))  # (M, W)
@@ -69,6 +67,16 @@ class DiffusionSampler:
             return c.index_copy(0, guided, torch.lerp(u, c[guided], scale))
 
         return sample(self.plan, predict, noise)
+
+    def _denoiser(self, rows: int) -> Denoiser:
+        """The one for `rows` rows: at most MOST_LAYOUTS are kept, the one unused for longest makes room."""
+        found = self.denoisers.pop(rows, None)
+        if found is None:
+            if len(self.denoisers) == MOST_LAYOUTS:
+                del self.denoisers[next(iter(self.denoisers))]
+            found = Denoiser(self.head, rows, len(self.embeddings))
+        self.denoisers[rows] = found
+        return found
 
 
 class Denoiser:
