@@ -38,7 +38,7 @@ class TokenChooser:
         logits = self.model.text_logits(state.of(tasks))  # (M, V)
         return [
             self._in_text(task, row, length) if finite else None
-            for task, row, length, finite in zip(tasks, logits, lengths, are_finite(logits), strict=True)
+            for task, row, length, finite in zip(tasks, logits, lengths, can_choose(logits), strict=True)
         ]
 
     def _in_text(self, task: Task, logits: Tensor, length: int) -> int:
@@ -77,7 +77,7 @@ class TokenChooser:
         diverged: set[Task] = set()
         for tokens, members in by_tokens.items():
             found = self.model.end_logits(state.of(members), tokens)
-            diverged |= {task for task, finite in zip(members, are_finite(found), strict=True) if not finite}
+            diverged |= {task for task, sound in zip(members, can_choose(found), strict=True) if not sound}
             logits |= zip(members, found, strict=True)
         return [None if task in diverged else self._in_span(task, logits.get(task)) for task in tasks]
 
@@ -131,6 +131,11 @@ def free_text_bias(special: SpecialTokens, vocabulary: int, opens: Collection[st
 def are_finite(values: Tensor) -> list[bool]:
     """Whether each row of values (M, ...) holds finite numbers alone."""
     return values.isfinite().flatten(1).all(1).tolist()
+
+
+def can_choose(logits: Tensor) -> list[bool]:
+    """Whether each row of logits (M, V) has a token to choose: none is NaN or +inf; those at -inf are ruled out."""
+    return logits.amax(1).isfinite().tolist()
 
 
 def pick_token(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
