@@ -60,8 +60,13 @@ def multiplies_bf16(device: torch.device | str = "cpu") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name, False) for name in _CPU_BF16)
+        return any(capabilities.get(name, False) for name in _CPU_BF16) and _onednn_has_bf16()
     return False
+
+
+def _onednn_has_bf16() -> bool:
+    """False also where oneDNN is held to fewer instructions than the CPU has (ONEDNN_MAX_CPU_ISA)."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def mkl_is_at_home() -> bool:

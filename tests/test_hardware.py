@@ -76,6 +76,7 @@ def test_a_device_that_is_not_there_is_named(gpus, count, name, message):
 def test_bf16_is_chosen_on_gpus_that_multiply_it(gpus, monkeypatch, bf16, name, device, chosen):
     gpus(1, bf16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    monkeypatch.setattr("latentlm.hardware._onednn_has_bf16", lambda: True)
     assert choose_dtype(name, device) == chosen
     with pytest.raises(ValueError, match=r"unknown dtype 'fp8' \(known: auto, fp32, bf16\)"):
         choose_dtype("fp8", device)

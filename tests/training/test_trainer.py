@@ -406,7 +406,8 @@ def test_sampling_sees_averaged_weights_and_leaves_no_trace(tmp_path):
 
 def test_precision_is_bf16_only_where_it_is_native():
     native = torch.cpu.get_capabilities()
-    expected = "bf16" if native.get("avx512_bf16") or native.get("amx_bf16") or native.get("arm_bf16") else "fp32"
+    has = native.get("avx512_bf16") or native.get("amx_bf16") or native.get("arm_bf16")
+    expected = "bf16" if has and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"  # ONEDNN_MAX_CPU_ISA
     assert resolve_precision(torch.device("cpu"), "auto") == expected
     assert resolve_precision(torch.device("cpu"), "bf16") == "bf16"
 
