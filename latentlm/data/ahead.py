@@ -28,9 +28,11 @@ DEPTH = 2
 
 
 class _Taker:
-    """What both share: how long steps had to wait for their batches."""
+    """What both share: the loader, whose state is theirs, and how long steps had to wait for their batches."""
 
-    def __init__(self):
+    def __init__(self, loader: DocumentLoader | MediaLoader, pin: bool):
+        self.loader, self.pin = loader, pin
+        self.num_streams = loader.num_streams
         self.waited = 0.0
         """Seconds that `next_step` took, all of them together."""
 
@@ -41,7 +43,18 @@ class _Taker:
         self.waited += time.perf_counter() - started
         return batches
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As the loader's; what lay ready is forgotten."""
+        self.close()
+        self.loader.load_state_dict(state)
+
     def _take(self) -> list:
+        raise AssertionError("abstract")
+
+    def close(self) -> None:
         raise AssertionError("abstract")
 
 
@@ -52,9 +65,7 @@ class DocumentsAhead(_Taker):
     """
 
     def __init__(self, loader: DocumentLoader, threads: int = 1, pin: bool = False):
-        super().__init__()
-        self.loader, self.pin = loader, pin
-        self.num_streams = loader.num_streams
+        super().__init__(loader, pin)
         streams = list(loader.streams)
         self._shares = [share for share in (streams[i::threads] for i in range(threads)) if share]
         self._lines: list[_Line] = []
@@ -71,14 +82,6 @@ class DocumentsAhead(_Taker):
             self.loader.streams[stream].counts = counts
         self.loader.step += 1
         return [made[stream][0] for stream in self.loader.streams]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As the loader's; what lay ready is forgotten."""
-        self.close()
-        self.loader.load_state_dict(state)
 
     def close(self) -> None:
         """End the threads."""
@@ -103,9 +106,8 @@ class MediaAhead(_Taker):
     """
 
     def __init__(self, loader: MediaLoader, workers: int, open_loader: str, *arguments: Any, pin: bool = False):
-        super().__init__()
-        self.loader, self.workers, self.pin = loader, workers, pin
-        self.num_streams = loader.num_streams
+        super().__init__(loader, pin)
+        self.workers = workers
         self._open = (open_loader, arguments)
         self._processes: list[Worker] = []
         self._line: _Line | None = None
@@ -120,14 +122,6 @@ class MediaAhead(_Taker):
         batches = self._line.take()
         self.loader.skip()
         return batches
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As the loader's; what lay ready is forgotten."""
-        self.close()
-        self.loader.load_state_dict(state)
 
     def close(self) -> None:
         """End the processes."""
