@@ -86,9 +86,12 @@ def _bar(limit: float | None) -> Iterator[Callable[[float], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda seconds: None
+        return
     at_most = f" of at most {limit:.1f}" if limit else ""
     columns = (BarColumn(), TextColumn("{task.completed:.1f}" + at_most + " s of audio"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=limit)
         yield lambda seconds: progress.update(task, completed=seconds)
 
