@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .errors import UserError
     from .generation.pipeline import load
     from .generation.request import Request
     from .media.sound import Audio
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
     from .types import Document, Text
 
 __version__ = "0.1.0"
-__all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "Vectors", "__version__", "load"]
+__all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "UserError", "Vectors", "__version__", "load"]
 
 _HOMES = dict.fromkeys(("Document", "Text"), ".types") | {"Audio": ".media.sound"}
 _HOMES |= {name: f".modalities.{name.lower()}" for name in ("Image", "Speech", "Vectors")}
-_HOMES |= {"Request": ".generation.request", "load": ".generation.pipeline"}
+_HOMES |= {"Request": ".generation.request", "load": ".generation.pipeline", "UserError": ".errors"}
 
 
 def __getattr__(name: str):

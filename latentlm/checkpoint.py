@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from .config import FORMAT_VERSION, ModelConfig, describe
 from .config.kinds import TrainSpec, spec_of_folder
 from .config.modalities import modality, modality_names, tokenizer_names
+from .errors import UserError
 from .hub import from_hub, is_hub_id
 from .model.latentlm import LatentLM, ModalitySpec
 from .tokenizers.load import load_tokenizer
@@ -28,10 +29,10 @@ PACKAGED = resources.files("latentlm") / "pretrained"
 def resolve(name: str | Path) -> Path:
     """The local folder of a checkpoint: a path, a packaged name, or a hub id (fetched by huggingface_hub).
 
-    Raises ValueError where there is none, and for an empty name, which as a path would be the working directory.
+    Raises UserError where there is none, and for an empty name, which as a path would be the working directory.
     """
     if not str(name).strip():
-        raise ValueError("the name of the model is empty")
+        raise UserError("the name of the model is empty")
     folder = Path(name)
     if folder.is_dir():
         return latest_export(folder)
@@ -40,7 +41,7 @@ def resolve(name: str | Path) -> Path:
         return packaged
     if not is_hub_id(name):
         known = sorted(entry.name for entry in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
-        raise ValueError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {', '.join(known) or 'none'})")
+        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {', '.join(known) or 'none'})")
     return from_hub(str(name))
 
 
@@ -50,11 +51,11 @@ def latest_export(folder: Path) -> Path:
         return folder
     if (folder / "model" / "config.json").is_file():
         return folder / "model"
-    raise ValueError(f"{folder}: not a checkpoint directory, it has no config.json")
+    raise UserError(f"{folder}: not a checkpoint directory, it has no config.json")
 
 
 def kind_of(folder: Path) -> TrainSpec:
-    """The kind of what `folder` holds, by its config.json. ValueError for a config.json of no kind that there is."""
+    """The kind of what `folder` holds, by its config.json. UserError for a config.json of no kind that there is."""
     path = folder / "config.json"
     return spec_of_folder(read_config(path).get("kind"), str(path))
 
@@ -85,25 +86,25 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
     fields = read_config(path)
     for key in ("model", "modalities"):
         if key not in fields:
-            raise ValueError(f"{path}: not a LatentLM config ({key!r} is missing)")
+            raise UserError(f"{path}: not a LatentLM config ({key!r} is missing)")
     try:
         config = ModelConfig.model_validate(fields["model"])
     except ValidationError as error:
-        raise ValueError(f"{path}: model.{describe(error, ModelConfig)}") from None
+        raise UserError(f"{path}: model.{describe(error, ModelConfig)}") from None
     try:
         specs = TypeAdapter(dict[str, ModalitySpec]).validate_python(fields["modalities"])
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, ('modalities', *first['loc'])))}: {first['msg']}") from None
+        raise UserError(f"{path}: {'.'.join(map(str, ('modalities', *first['loc'])))}: {first['msg']}") from None
     if fields.get("vocab_size") != text.vocab_size:
-        raise ValueError(f"{path}: vocab_size {fields.get('vocab_size')} but the text tokenizer has {text.vocab_size}")
+        raise UserError(f"{path}: vocab_size {fields.get('vocab_size')} but the text tokenizer has {text.vocab_size}")
     for name in specs:
         if name not in text.special.bod:
-            raise ValueError(f"{path}: modalities.{name}: the text tokenizer has no token 'bod:{name}'")
+            raise UserError(f"{path}: modalities.{name}: the text tokenizer has no token 'bod:{name}'")
     try:
         return LatentLM(config, text.vocab_size, text.special, specs)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def fill(model: LatentLM, folder: Path, weights: str) -> None:
@@ -113,16 +114,16 @@ def fill(model: LatentLM, folder: Path, weights: str) -> None:
 
 
 def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
-    """ValueError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
+    """UserError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
     found = modality_specs(tokenizers)
     for name, wanted in model.modalities.items():
         path = folder / "tokenizers" / name
         if name not in found:
-            raise ValueError(f"{path}: no such tokenizer, and the model has {name}")
+            raise UserError(f"{path}: no such tokenizer, and the model has {name}")
         for key in ("latent_dim", "num_latents"):
             theirs, ours = getattr(found[name], key), getattr(wanted, key)
             if theirs != ours:
-                raise ValueError(f"{path}: {key} is {theirs}, the model's is {ours}")
+                raise UserError(f"{path}: {key} is {theirs}, the model's is {ours}")
 
 
 def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict | None = None) -> None:
@@ -150,7 +151,7 @@ def shrink(source: str | Path, target: str | Path, dtype: torch.dtype = torch.bf
     """Copy a model's folder with the averaged weights alone, in `dtype`: half the size, for a package or a download.
 
     It makes what is packaged: recipes/tiny.yaml has the command. `latentlm.load` computes in the dtype it is asked for.
-    Raises ValueError as `latentlm.load`.
+    Raises UserError as `latentlm.load`.
     """
     folder, target = resolve(source), Path(target)
     tokenizers = load_tokenizers(folder / "tokenizers")

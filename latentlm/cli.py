@@ -1,17 +1,20 @@
 """The command line: the commands of `commands/` under one name, and what happens when something goes wrong.
 
 Place in the flow: on top of everything; a command parses, calls and prints, and imports what it needs when it runs.
-A mistake of the user's (ValueError anywhere below, a file that cannot be read or written, a full disk) is one line on
-stderr and exit code 2; a reader of the output that has gone (`| head`) ends the command without a word; what is not
-expected keeps its traceback.
+What the user can mend (a UserError, a file that cannot be read or written, a full disk) is one line on stderr and exit
+code 2. A closed pipe (`| head`) ends the command without a word. Any other exception is a bug: it keeps its traceback
+and exits with code 1.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -24,6 +27,7 @@ from .commands.examples import examples
 from .commands.generate import generate
 from .commands.merge import merge
 from .commands.train import demo, train
+from .errors import Notice, UserError
 
 app = App(
     name="latentlm",
@@ -113,14 +117,19 @@ PIPE_CLOSED = 141
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command of `arguments` (default: of this process); ends by SystemExit unless all went well."""
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", Notice)
+            warnings.showwarning = partial(_show, warnings.showwarning)
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()
-    except (CycloptsError, ValueError) as error:
+    except (CycloptsError, UserError) as error:
         _fail(str(error))
     except BrokenPipeError:
         _give_up_output()
         sys.exit(PIPE_CLOSED)
     except OSError as error:
+        if error.errno is None:  # no answer of the system's: raised by a library, or by a mistake of ours
+            raise
         _give_up_output()
         where = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{where}{error.strerror or error}")
@@ -135,6 +144,14 @@ def _give_up_output() -> None:
     except OSError:
         with suppress(OSError, ValueError):  # not a file of the system's
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show(show: Callable, message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """A Notice as one line; any other warning as Python shows it."""
+    if issubclass(category, Notice):
+        print(f"latentlm: {message}", file=sys.stderr)
+    else:
+        show(message, category, *place)
 
 
 def _fail(message: str) -> None:

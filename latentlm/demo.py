@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .config import LatentLMRecipe, load_recipe
+from .errors import UserError
 
 RECIPE = "demo"
 QUICK_MINUTES = 1.0
@@ -36,7 +37,7 @@ def run(
     minutes: of training, instead of the recipe's or of what is left of WHOLE_MINUTES.
     quick: a minute of training and few samples, to see that it runs.
     setup_seconds: what installation took before, for the report. processes: default one a core or GPU, at most two.
-    Raises ValueError when `folder` already holds a run.
+    Raises UserError when `folder` already holds a run.
     """
     started = time.perf_counter()
     from .data.sources import documents
@@ -51,7 +52,7 @@ def run(
     folder = Path(folder)
     recipe = load_recipe(RECIPE)
     if holds_run(folder):
-        raise ValueError(f"{folder}: already holds a run; move it away, or choose another folder with --out")
+        raise UserError(f"{folder}: already holds a run; move it away, or choose another folder with --out")
     say("preparing the data (eSpeak NG speaks it once, then it is cached) …")
     for source in recipe.data.sources:
         for split in ("train", "held_out"):

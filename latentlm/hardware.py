@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from .errors import UserError
+
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
 
 
@@ -17,19 +19,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def choose_device(name: torch.device | str = "auto") -> torch.device:
     """The device of a name: "auto" is CUDA where torch sees it and the CPU elsewhere.
 
-    Raises ValueError, one line, for a name that torch does not know and for a device that is not there.
+    Raises UserError, one line, for a name that torch does not know and for a device that is not there.
     """
     if str(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise ValueError(f"unknown device {str(name)!r} (known: {DEVICES})") from None
+        raise UserError(f"unknown device {str(name)!r} (known: {DEVICES})") from None
     if device.type != "cpu" and not _sees(device.type):
-        raise ValueError(f"device {str(name)!r} was asked for, but torch sees no {device.type.upper()} device")
+        raise UserError(f"device {str(name)!r} was asked for, but torch sees no {device.type.upper()} device")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         plural = "s" * (count > 1)
-        raise ValueError(f"device {str(name)!r} was asked for, but torch sees only {count} CUDA device{plural}")
+        raise UserError(f"device {str(name)!r} was asked for, but torch sees only {count} CUDA device{plural}")
     return device
 
 
@@ -43,12 +45,12 @@ def _sees(kind: str) -> bool:
 def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
     """The dtype of a model's weights on `device`: "auto" is bf16 on a GPU that multiplies it, and fp32 elsewhere.
 
-    Raises ValueError for a name that is not in `DTYPES`.
+    Raises UserError for a name that is not in `DTYPES`.
     """
     if name == "auto":
         name = "bf16" if torch.device(device).type == "cuda" and multiplies_bf16(device) else "fp32"
     if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r} (known: auto, {', '.join(DTYPES)})")
+        raise UserError(f"unknown dtype {name!r} (known: auto, {', '.join(DTYPES)})")
     return DTYPES[name]
 
 
@@ -69,7 +71,7 @@ def _onednn_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def mkl_is_at_home() -> bool:
+def prefers_mkl() -> bool:
     """Whether MKL has its fast kernels for this CPU; AMD's get others, in fp32 slower than oneDNN's
     (docs/log.md, 2026-11-26)."""
     return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import UserError
+
 
 def is_hub_id(name: str | Path) -> bool:
     """Whether `name` can only be meant as owner/name on the hub: one slash, and no folder `owner` here."""
@@ -17,7 +19,7 @@ def is_hub_id(name: str | Path) -> bool:
 def from_hub(name: str, patterns: Sequence[str] | None = None) -> Path:
     """The folder with the files of a repository, fetched unless they are here already; `patterns` names which files.
 
-    Raises ValueError, one line, where the hub or the repository cannot be reached.
+    Raises UserError, one line, where the hub or the repository cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -27,7 +29,7 @@ def from_hub(name: str, patterns: Sequence[str] | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         files = f"its files ({', '.join(patterns)})" if patterns else "all its files"
-        raise ValueError(
+        raise UserError(
             f"{name}: neither a folder here nor reachable on the hub ({reason}); "
             f"download {files} elsewhere, put them into a folder, and pass its path instead"
         ) from None

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -92,7 +94,7 @@ class Modality:
     segment         its `Segment` class: segment(content), content a medium or its `Latents`
     tokenizers      kind in a tokenizer's config.json -> (config class, Tokenizer class)
     suffixes        of the files that `load` reads; `written`: of those that `save` writes, the recommended one first
-    load, save      a medium from a path, a medium to a path; ValueError, one line, names the path
+    load, save      a medium from a path, a medium to a path; UserError, one line, names the path
     decode          a medium from the bytes of such a file; the error begins with the given name
     is_medium       whether an object is a medium of this modality: how a prompt's parts are told apart
     describe        the size of a medium in words, "32×32" or "1.20 s"
@@ -126,7 +128,7 @@ class Modality:
 class Document:
     """An ordered list of segments. Every task is one: prompt = the first segments, answer = those that follow.
 
-    Raises ValueError for what is no list of segments, and an empty one.
+    Raises UserError for what is no list of segments, and an empty one.
     """
 
     segments: tuple[Segment, ...]
@@ -134,13 +136,13 @@ class Document:
     def __post_init__(self):
         if not isinstance(self.segments, list | tuple):
             kind = type(self.segments).__name__
-            raise ValueError(f"a Document takes a list of segments (latentlm.Text, Image, Speech, …), not {kind}")
+            raise UserError(f"a Document takes a list of segments (latentlm.Text, Image, Speech, …), not {kind}")
         for number, segment in enumerate(self.segments):
             if not isinstance(segment, Segment):
                 kind = type(segment).__name__
-                raise ValueError(f"segment {number} of a Document is latentlm.Text, Image, Speech, …, not {kind}")
+                raise UserError(f"segment {number} of a Document is latentlm.Text, Image, Speech, …, not {kind}")
         if not self.segments:
-            raise ValueError("a Document needs at least one segment")
+            raise UserError("a Document needs at least one segment")
         object.__setattr__(self, "segments", tuple(self.segments))
 
     def with_segments(self, segments: tuple[Segment, ...]) -> Document:

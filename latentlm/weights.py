@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .errors import UserError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -43,7 +45,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def attach_path_to_oserror(path: Path) -> Iterator[None]:
     """Context manager: a disk that refuses is an OSError that names a file, its own or `path` where it has none.
 
     Python names the file that cannot be opened, but not the one that cannot be written to.
@@ -88,25 +90,25 @@ def save_weights(
 def load_weights(path: str | Path, module: nn.Module) -> None:
     """Copy the weights of `path` into `module`, cast to its dtypes.
 
-    Raises ValueError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts.
+    Raises UserError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts.
     """
     loaded = read_weights(path)
     expected = module.state_dict()
     shapes = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (loaded, expected))
-    if problems := misfits(*shapes):
-        raise ValueError(f"{path}: weights do not fit this model; {problems}")
+    if problems := shape_mismatches(*shapes):
+        raise UserError(f"{path}: weights do not fit this model; {problems}")
     module.load_state_dict(loaded)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file by name; ValueError where there is none or it cannot be read."""
+    """The tensors of one safetensors file by name; UserError where there is none or it cannot be read."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such weights file")
+        raise UserError(f"{path}: no such weights file")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def read_note(path: str | Path) -> str | None:
@@ -115,7 +117,7 @@ def read_note(path: str | Path) -> str | None:
         return (file.metadata() or {}).get("note")
 
 
-def misfits(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
+def shape_mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
     """How shapes by name differ, in one line: ten names missing, extra and misshaped and their counts; "" if not."""
     problems = {
         "missing": [name for name in expected if name not in found],

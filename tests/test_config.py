@@ -65,7 +65,7 @@ def test_a_number_out_of_bounds_is_named(recipe, key, value, message):
         ("model.head", {"widht": 1}, "model.head.widht", "width"),
         ("model.diffusion", {"timesteps": 1}, "model.diffusion.timesteps", "num_timesteps"),
         ("model.transformer.rope_scaling", {"facto": 1}, "model.transformer.rope_scaling.facto", "factor"),
-        ("data.sources", [{"name": "digits", "warped_copy": 1}], "data.sources.0.warped_copy", "warped_copies"),
+        ("data.sources", [{"name": "digits", "warped_copy": 1}], "data.sources.0.warped_copy", "augmented_copies"),
         ("tokenizers.text", {"knd": "bpe"}, "tokenizers.text.knd", "kind"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_list_is_called_a_list():
         ({"shards": "a", "columns": {"image": "x"}}, "columns goes with path, not with 'a'"),
         ({"path": "a.parquet", "columns": {"imag": "x"}}, "columns: no column 'imag', did you mean 'image'?"),
         ({"shards": "a", "task": "text"}, "shards a: the task was chosen when they were encoded"),
-        ({"path": "a.tar", "warped_copies": 2}, "warped_copies keeps all pictures in memory"),
+        ({"path": "a.tar", "augmented_copies": 2}, "augmented_copies keeps all pictures in memory"),
     ],
 )
 def test_a_source_is_one_place_with_the_keys_that_go_with_it(source, said):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentlm.hardware import choose_device, choose_dtype, mkl_is_at_home
+from latentlm.hardware import choose_device, choose_dtype, prefers_mkl
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from latentlm.hardware import choose_device, choose_dtype, mkl_is_at_home
 )
 def test_mkl_is_at_home_on_all_but_amds_cpus(name, home, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name})
-    assert mkl_is_at_home() is home
+    assert prefers_mkl() is home
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def millions(*modules: nn.Module) -> float:
 
 def per_step(training: TrainingConfig, rows: int) -> int:
     """Rows, or examples, of one optimiser step over all micro-batches."""
-    return training.accumulation * rows
+    return training.global_micro_batches * rows
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.modalities import modalities, modality
+from ..errors import UserError
 from .speak import say
 
 if TYPE_CHECKING:
@@ -21,25 +22,25 @@ if TYPE_CHECKING:
 def places(out: Path | None, to: str, num: int) -> list[Path | None]:
     """Where each of `num` answers goes: `out`, or for more than one apple-0.png, apple-1.png, …; None is the terminal.
 
-    Raises ValueError where a result does not fit there, and for a folder that holds something.
+    Raises UserError where a result does not fit there, and for a folder that holds something.
     """
     written = {each.name: each.written for each in modalities()}
     if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
+        raise UserError(f"--num must be at least 1, got {num}")
     if out is None and to == "auto":
-        raise ValueError("--to auto needs a folder to write: --out answer")
+        raise UserError("--to auto needs a folder to write: --out answer")
     if out is None and to in written:
-        raise ValueError(f"--to {to} needs a file to write: --out answer{written[to][0]}")
+        raise UserError(f"--to {to} needs a file to write: --out answer{written[to][0]}")
     if out is None:
         return [None] * num
     if to in written and out.suffix.lower() not in written[to]:
-        raise ValueError(f"--out {out}: a result of --to {to} ends in {', '.join(written[to])}")
+        raise UserError(f"--out {out}: a result of --to {to} ends in {', '.join(written[to])}")
     if to == "auto" and out.suffix.lower() in (".txt", *chain.from_iterable(written.values())):
-        raise ValueError(f"--out {out}: a result of --to auto is a folder of files")
+        raise UserError(f"--out {out}: a result of --to auto is a folder of files")
     found = [out] if num == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(num)]
     for place in found if to == "auto" else ():
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-            raise ValueError(f"--out {place}: is there already; a result of --to auto is a new folder")
+            raise UserError(f"--out {place}: is there already; a result of --to auto is a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     return found
 
@@ -47,7 +48,7 @@ def places(out: Path | None, to: str, num: int) -> list[Path | None]:
 def write(output: GenerationOutput, request: Request, out: Path | None) -> None:
     """One answer into `out`, or a text to the terminal; what a user should know of how it ended goes to stderr.
 
-    Raises ValueError, with nothing written, where the model diverged, and for a medium of which there is nothing.
+    Raises UserError, with nothing written, where the model diverged, and for a medium of which there is nothing.
     """
     from ..generation.answers import check_finite
 
@@ -57,7 +58,7 @@ def write(output: GenerationOutput, request: Request, out: Path | None) -> None:
         _write_all(output.segments, out)
     else:
         if is_empty and request.to != "text":
-            raise ValueError(f"the model ended at once: nothing written to {out}; try another --seed")
+            raise UserError(f"the model ended at once: nothing written to {out}; try another --seed")
         _write_one(output.segments, out)
     if is_empty:
         say("the model ended at once: its answer is empty")

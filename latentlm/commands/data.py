@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from ..errors import UserError
 from .examples import examples
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def preview(
     from ..data.sources import documents, get_source
 
     if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
+        raise UserError(f"--num must be at least 1, got {num}")
     if name not in EMBEDDED and _is_manifest(name):
         _refuse_for_manifest(name, columns, task)
         if out is None:
@@ -87,7 +88,7 @@ def preview(
         return
     source = get_source(name)
     if columns:
-        raise ValueError(f"--column {columns[0]}: an embedded source has no columns")
+        raise UserError(f"--column {columns[0]}: an embedded source has no columns")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     for each in source.tasks if task == "all" else (task,):
@@ -152,18 +153,18 @@ def _is_manifest(name: str) -> bool:
 def _refuse_for_manifest(name: str, columns: tuple[str, ...], task: str) -> None:
     if columns or task != "all":
         given = f"--column {columns[0]}" if columns else f"--task {task}"
-        raise ValueError(f"{given}: the lines of the manifest {name} say themselves what is in them")
+        raise UserError(f"{given}: the lines of the manifest {name} say themselves what is in them")
 
 
 def _rows_or_shards(name: str, columns: tuple[str, ...], task: str) -> SourceConfig:
-    """The source at a path. ValueError, one line, where one of them is wrong, or says nothing about shards."""
+    """The source at a path. UserError, one line, where one of them is wrong, or says nothing about shards."""
     if (Path(name) / "index.json").is_file():
         return path_source(name, columns, task, key="shards")
     return path_source(name, columns, task)
 
 
 def path_source(path: str, columns: tuple[str, ...], task: str, key: str = "path") -> SourceConfig:
-    """The source that a path, NAME=COLUMN items and a task describe. ValueError, one line, where one is wrong."""
+    """The source that a path, NAME=COLUMN items and a task describe. UserError, one line, where one is wrong."""
     from pydantic import ValidationError
 
     from ..config import SourceConfig, describe
@@ -172,12 +173,12 @@ def path_source(path: str, columns: tuple[str, ...], task: str, key: str = "path
     for item in columns:
         name, equals, column = item.partition("=")
         if not equals or not name or not column:
-            raise ValueError(f"--column {item!r}: write NAME=COLUMN, as in --column image=jpg")
+            raise UserError(f"--column {item!r}: write NAME=COLUMN, as in --column image=jpg")
         found[name] = column
     try:
         return SourceConfig(**{key: path}, columns=found, task=task)
     except ValidationError as error:
-        raise ValueError(describe(error, SourceConfig)) from None
+        raise UserError(describe(error, SourceConfig)) from None
 
 
 def _show(documents: Sequence[Document], num: int, out: Path | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from ..errors import UserError
 from .data import path_source
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def encode(
     from ..training.distributed import num_cores
 
     if not sources:
-        raise ValueError("name at least one source")
+        raise UserError("name at least one source")
     if processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {processes}")
+        raise UserError(f"--processes must be at least 1, got {processes}")
     configs = _sources(sources, columns, task)
     job = Job(
         sources=configs,
@@ -95,7 +96,7 @@ def describe_summary(out: str, summary: Summary) -> str:
 def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tuple[SourceConfig, ...]:
     """Each by embedded name where there is one and no file of that name, else by path.
 
-    Columns are those of the files of rows, and so is the task, beside manifests, which have neither. ValueError for
+    Columns are those of the files of rows, and so is the task, beside manifests, which have neither. UserError for
     columns that no source can have.
     """
     from ..config import SourceConfig
@@ -105,7 +106,7 @@ def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tup
     embedded = [name for name in names if name in EMBEDDED and not Path(name).exists()]
     manifests = [name for name in names if is_manifest(name)]
     if columns and len(embedded) + len(manifests) == len(names):
-        raise ValueError(f"--column {columns[0]}: of {', '.join(names)} none has columns")
+        raise UserError(f"--column {columns[0]}: of {', '.join(names)} none has columns")
     found = []
     for name in names:
         if name in embedded:
@@ -118,7 +119,7 @@ def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tup
 
 
 def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:
-    """Modality -> folder, of models and single tokenizers. ValueError for two of one modality."""
+    """Modality -> folder, of models and single tokenizers. UserError for two of one modality."""
     from ..checkpoint import resolve
     from ..config.modalities import tokenizer_names
     from ..tokenizers.load import load_tokenizer
@@ -133,6 +134,6 @@ def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:
             new = {load_tokenizer(folder).modality: folder}
         for reader, path in new.items():
             if reader in found:
-                raise ValueError(f"--tokenizers {name}: a tokenizer of {reader} is given already, {found[reader]}")
+                raise UserError(f"--tokenizers {name}: a tokenizer of {reader} is given already, {found[reader]}")
             found[reader] = str(path)
     return found

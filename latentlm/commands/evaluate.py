@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from ..config.base import did_you_mean
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -67,13 +68,13 @@ def evaluate(
         Of the model; auto is bf16 on a GPU that multiplies it, else fp32.
     """
     if out.suffix not in (".json", ".html"):
-        raise ValueError(f"--out {out}: a report ends in .json or .html")
+        raise UserError(f"--out {out}: a report ends in .json or .html")
     if out.is_dir():
-        raise ValueError(f"--out {out}: is a folder, write a file's name")
+        raise UserError(f"--out {out}: is a folder, write a file's name")
     if steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}")
+        raise UserError(f"--steps must be at least 1, got {steps}")
     if abs(seed) >= 10**12:
-        raise ValueError(f"--seed must have at most 12 digits, got {seed}")
+        raise UserError(f"--seed must have at most 12 digits, got {seed}")
     from ..evaluation.protocol import check_tasks
 
     check_tasks(only)
@@ -86,7 +87,7 @@ def evaluate(
     folder, place = resolve(model), choose_device(device)
     spec = kind_of(folder)
     if spec.evaluate is None:
-        raise ValueError(f"{folder}: nothing is measured of a {spec.kind}")
+        raise UserError(f"{folder}: nothing is measured of a {spec.kind}")
     wish = Wish(
         name=model,
         folder=folder,
@@ -134,9 +135,9 @@ def _scales(items: Sequence[str]) -> dict[str, float]:
         except ValueError:
             scale = math.nan
         if not 0 <= scale < math.inf:
-            raise ValueError(f"--guidance {item}: write a number from 0 on, or TASK=NUMBER as in digits=1.5")
+            raise UserError(f"--guidance {item}: write a number from 0 on, or TASK=NUMBER as in digits=1.5")
         if equals and task not in GUIDANCE:
-            raise ValueError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
+            raise UserError(f"--guidance {item}: no task {task!r}{did_you_mean(task, GUIDANCE)}")
         scales |= {task: scale} if equals else dict.fromkeys(GUIDANCE, scale)
     return scales
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from ..config.modalities import modality, modality_names
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -104,17 +105,17 @@ def generate(
 
     targets = places(out, to, num)
     if max_seconds is not None and not 0 < max_seconds < math.inf:
-        raise ValueError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
+        raise UserError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
     given = {"steps": steps, "solver": solver, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
     given["max-tokens"] = max_tokens != MAX_TOKENS
     given["max-latents"] = max_latents is not None
     for name in _without_meaning(to):
         if given[name]:
-            raise ValueError(f"--{name} has no meaning for --to {to}")
+            raise UserError(f"--{name} has no meaning for --to {to}")
     if max_seconds is not None and max_latents is not None:
-        raise ValueError("--max-seconds and --max-latents are one limit; give one of them")
+        raise UserError("--max-seconds and --max-latents are one limit; give one of them")
     if max_latents is not None and max_latents < 1:
-        raise ValueError(f"--max-latents must be at least 1, got {max_latents}")
+        raise UserError(f"--max-latents must be at least 1, got {max_latents}")
     parts = [read_part(item, to) for item in prompt]
     clips = clips_by_speaker(voice)
 
@@ -158,7 +159,7 @@ def _without_meaning(to: str) -> list[str]:
 def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
     """A word of the command line as part of the prompt: what ends like a picture, a sound or a text is that file.
 
-    Raises ValueError, one line, for a file that is missing, broken, or of a kind that is not read or not known.
+    Raises UserError, one line, for a file that is missing, broken, or of a kind that is not read or not known.
     """
     from ..generation.prompts import means_file, read_file
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import UserError
+
 
 def merge(model: str, adapter: Path, /, *, out: Path) -> None:
     """Write a model with a LoRA adapter merged into its weights.
@@ -22,7 +24,7 @@ def merge(model: str, adapter: Path, /, *, out: Path) -> None:
     from ..weights import save_weights
 
     if out.exists():
-        raise ValueError(f"--out {out}: is already there")
+        raise UserError(f"--out {out}: is already there")
     pipeline = load(model, adapter=adapter)
     write_config(out, pipeline.model, pipeline.tokenizers, read_metadata(model) | {"adapter": str(adapter)})
     save_weights(out / "model.safetensors", pipeline.model.state_dict())

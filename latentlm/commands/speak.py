@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
     from ..generation.request import Request
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
     """`1=a.wav` as speaker and sound; a path alone, which may hold a = itself, as that of speaker "".
 
-    Raises ValueError for a second voice of one speaker, a file that cannot be read, and silence.
+    Raises UserError for a second voice of one speaker, a file that cannot be read, and silence.
     """
     from ..media.sound import load_audio
 
@@ -32,10 +34,10 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
             name, path = "", item
         if name in found:
             whose = f"speaker {name} has a voice already" if name else "whose voice is it? write --voice 1=clip.wav"
-            raise ValueError(f"--voice {item}: {whose}")
+            raise UserError(f"--voice {item}: {whose}")
         clip = load_audio(path)
         if not clip.samples.any():
-            raise ValueError(f"{path}: the clip is silent")
+            raise UserError(f"{path}: the clip is silent")
         found[name.strip()] = clip
     return found
 
@@ -43,7 +45,7 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
 def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | None) -> None:
     """Write the speech of `request` to `out` as it is made. What was made stays, whatever ends it.
 
-    Raises ValueError where the model diverges, and where it ends before its first sound; then there is no file.
+    Raises UserError where the model diverges, and where it ends before its first sound; then there is no file.
     """
     from ..generation.answers import DIVERGED
     from ..media.recording import Recording
@@ -57,9 +59,9 @@ def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | 
             raise
     if reason == "diverged":
         said = f"; {out} holds {recording.seconds:.1f} s" if recording.seconds else ""
-        raise ValueError(f"{DIVERGED}{said}")
+        raise UserError(f"{DIVERGED}{said}")
     if not recording.seconds:
-        raise ValueError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
+        raise UserError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
     if reason == "length":
         latent = 1 / pipeline.tokenizers["speech"].rate
         asked = max_seconds is not None and recording.seconds > max_seconds - latent

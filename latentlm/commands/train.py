@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from ..errors import UserError
+
 
 def demo(
     *,
@@ -35,7 +37,7 @@ def demo(
     from ..demo import run
 
     if minutes is not None and minutes <= 0:
-        raise ValueError(f"--minutes must be above 0, got {minutes}")
+        raise UserError(f"--minutes must be above 0, got {minutes}")
     with _one_line():
         page = run(out, minutes, quick, setup_seconds=setup_seconds)
     print(f"open {page}")
@@ -70,7 +72,7 @@ def train(
     from ..config import load_recipe, recipe_names
 
     if processes < 1:
-        raise ValueError(f"--processes must be at least 1, got {processes}")
+        raise UserError(f"--processes must be at least 1, got {processes}")
     is_run = recipe not in recipe_names() and (Path(recipe) / "recipe.yaml").is_file()
     named = Path(recipe) / "recipe.yaml" if is_run else recipe
     loaded = load_recipe(named, dict(_override(item) for item in overrides))
@@ -94,7 +96,7 @@ def _one_line() -> Iterator[None]:
     except ProcessFailed as error:
         sys.exit(error.code)
     except (CheckpointError, NonFiniteLoss) as error:
-        raise ValueError(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 def _override(item: str) -> tuple[str, Any]:
@@ -103,8 +105,8 @@ def _override(item: str) -> tuple[str, Any]:
 
     key, equals, value = item.partition("=")
     if not equals or not key:
-        raise ValueError(f"--set {item!r}: write KEY=VALUE, as in --set training.steps=500")
+        raise UserError(f"--set {item!r}: write KEY=VALUE, as in --set training.steps=500")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ValueError(f"--set {item!r}: the value is not YAML") from None
+        raise UserError(f"--set {item!r}: the value is not YAML") from None

@@ -36,7 +36,7 @@ from .tokenizers import (
     SpeechTokenizerConfig,
     TextTokenizerConfig,
 )
-from .training import AdapterConfig, DataConfig, OptimizerConfig, SourceConfig, TrainingConfig
+from .training import AdapterConfig, DataConfig, OptimizerConfig, SourceConfig, TrainingConfig, check_divisible
 
 __all__ = [
     "FORMAT_VERSION",
@@ -71,6 +71,7 @@ __all__ = [
     "TokenizersConfig",
     "TrainingConfig",
     "TransformerConfig",
+    "check_divisible",
     "describe",
     "load_recipe",
     "parse_recipe",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from ..errors import UserError
+from .renamed import RENAMED, current_value
 
 FORMAT_VERSION = 1
 """Version of the checkpoint directory's layout; a directory of another version is refused."""
@@ -16,14 +19,31 @@ Count = Annotated[int, Field(gt=0)]
 """How many of something there must be: widths, layers, rows."""
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe that cannot be used. The message is one line and names the file and the key."""
 
 
 class Config(BaseModel):
-    """Immutable; a key that it does not have is an error, and so is a number that is not finite."""
+    """Immutable. An unknown key is an error, and so is a number that is not finite. Old names of keys are read.
+
+    A validation context {"renamed": set} collects the (old, new) names of the keys that were renamed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_current_names(cls, fields: Any, info: ValidationInfo) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        old = [key for key in fields if RENAMED.get(key) in cls.model_fields and key not in cls.model_fields]
+        for key in old:
+            if RENAMED[key] in fields:
+                raise UserError(f"{key} is the old name of {RENAMED[key]}: give one of them")
+            fields = {k: v for k, v in fields.items() if k != key} | {RENAMED[key]: current_value(key, fields[key])}
+            if info.context:
+                info.context["renamed"].add((key, RENAMED[key]))
+        return fields
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from ..errors import UserError
 from .base import Config
 from .recipes import ImageTokenizerRecipe, LatentLMRecipe, SpeechTokenizerRecipe
 
@@ -24,8 +25,8 @@ class TrainSpec:
     """All that is particular to one kind.
 
     config     class of the recipe; the default of its field `kind` is the name of the kind
-    build      (recipe, folder of the run, World) -> `training.contract.Run`, or a subclass: the model and how it trains
-    loader     (recipe, run, World) -> `training.contract.Loader`
+    build      (recipe, folder of the run, World) -> `training.objective.Run`, or a subclass
+    loader     (recipe, run, World) -> `training.protocols.Loader`
     export     (recipe, run, trainer, folder): writes what `load` reads beside the weights; called on rank 0
     load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)
     evaluate   (`evaluation.folder.Wish`) -> `evaluation.report.Report`; None: it cannot be evaluated
@@ -57,10 +58,10 @@ KINDS: dict[str, TrainSpec] = {}
 
 
 def register(spec: TrainSpec) -> None:
-    """Add a kind. ValueError where the kind of its recipe or of one of its folders is taken."""
+    """Add a kind. UserError where the kind of its recipe or of one of its folders is taken."""
     taken = {name for other in KINDS.values() for name in other.folder_kinds()}
     if spec.kind in KINDS or not taken.isdisjoint(spec.folder_kinds()):
-        raise ValueError(f"kind {spec.kind!r} or its folders {', '.join(spec.folder_kinds())} are registered already")
+        raise UserError(f"kind {spec.kind!r} or its folders {', '.join(spec.folder_kinds())} are registered already")
     KINDS[spec.kind] = spec
 
 
@@ -71,12 +72,12 @@ def lookup(name: Lazy) -> Callable[..., Any]:
 
 
 def spec_of_folder(kind: Any, origin: str) -> TrainSpec:
-    """The kind whose folders have `kind` in their config.json; ValueError, naming `origin`, where there is none."""
+    """The kind whose folders have `kind` in their config.json; UserError, naming `origin`, where there is none."""
     for spec in KINDS.values():
         if kind in spec.folder_kinds():
             return spec
     known = ", ".join(name for spec in KINDS.values() for name in spec.folder_kinds())
-    raise ValueError(f"{origin}: kind is {kind!r}, expected one of {known}")
+    raise UserError(f"{origin}: kind is {kind!r}, expected one of {known}")
 
 
 register(

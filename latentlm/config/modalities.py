@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from .base import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def modality_names() -> tuple[str, ...]:
 
 @cache
 def modality(name: str) -> Modality:
-    """The record of a modality. Raises ValueError for an unknown name, with the nearest known one."""
+    """The record of a modality. Raises UserError for an unknown name, with the nearest known one."""
     if name not in modality_names():
-        raise ValueError(f"no modality {name!r}{did_you_mean(name, modality_names())}")
+        raise UserError(f"no modality {name!r}{did_you_mean(name, modality_names())}")
     return importlib.import_module(f"latentlm.modalities.{name}").MODALITY
 
 

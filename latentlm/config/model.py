@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
+from ..errors import UserError
 from .base import Config, Count
 
 
@@ -24,7 +25,7 @@ class RopeScalingConfig(Config):
     @model_validator(mode="after")
     def _ordered(self):
         if self.low_frequency >= self.high_frequency:
-            raise ValueError(f"low_frequency {self.low_frequency} is not below high_frequency {self.high_frequency}")
+            raise UserError(f"low_frequency {self.low_frequency} is not below high_frequency {self.high_frequency}")
         return self
 
 
@@ -52,11 +53,11 @@ class TransformerConfig(Config):
     @model_validator(mode="after")
     def _divides(self):
         if self.head_dim is None and self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: give head_dim")
+            raise UserError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: give head_dim")
         if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+            raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if (head_dim := self.head_dim or self.width // self.num_heads) % 2:
-            raise ValueError(f"head_dim {head_dim} is odd: positions rotate pairs")
+            raise UserError(f"head_dim {head_dim} is odd: positions rotate pairs")
         return self
 
 
@@ -141,8 +142,8 @@ class ModelConfig(Config):
     latent_projection: Literal["linear", "connector"] = Field(
         "linear", description="how latents enter: a linear map, or VibeVoice's Linear, RMSNorm, Linear"
     )
-    answer: Literal["span", "document"] = Field(
-        "span",
+    stop_at: Literal["eod", "eos"] = Field(
+        "eod",
         description="an answer in speech is one span, inside which the text head chooses between going on and <EOD>; "
         "or, as VibeVoice, it lasts until <EOS>: at every position one of <BOD>, <EOD>, going on and <EOS>",
     )

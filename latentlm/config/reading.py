@@ -11,9 +11,11 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Tag, ValidationError
 
+from ..errors import UserError, notice
 from .base import RecipeError, did_you_mean
 from .kinds import KINDS
 from .recipes import Recipe
+from .renamed import current_name
 
 
 def recipe_names() -> list[str]:
@@ -50,7 +52,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     if (overrides or {}).get("model.backbone") is not None:
         overrides = {"model.transformer": None, "tokenizers.text": {"kind": "backbone"}} | overrides
     for key, value in (overrides or {}).items():
-        _set(raw, key, value)
+        _set(raw, current_name(key), value)
     return parse_recipe(raw, str(name_or_path))
 
 
@@ -61,22 +63,26 @@ def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
         found = "missing" if kind is None else f"no kind {kind!r}{did_you_mean(str(kind), KINDS)}"
         raise RecipeError(f"{origin}: kind: {found}; one of {', '.join(KINDS)}")
     config = KINDS[kind].config
+    renamed: set[tuple[str, str]] = set()
     try:
-        return config.model_validate(raw)
+        recipe = config.model_validate(raw, context={"renamed": renamed})
     except ValidationError as error:
         raise RecipeError(f"{origin}: {describe(error, config)}") from None
+    for old, new in sorted(renamed):
+        notice(f"{origin}: {old} is called {new} now; the old name is still read")
+    return recipe
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. ValueError, one line, names a file that is missing or holds anything else."""
+    """The object in a JSON file. UserError, one line, names a file that is missing or holds anything else."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+        raise UserError(f"{path}: not JSON ({error})") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{path}: not a JSON object")
+        raise UserError(f"{path}: not a JSON object")
     return fields
 
 

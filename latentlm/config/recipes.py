@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..errors import UserError
 from .base import Config, Count, did_you_mean
 from .modalities import modality_names, tokenizer_names
 from .model import ModelConfig, TransformerConfig
@@ -49,9 +50,9 @@ class RecipeModelConfig(ModelConfig):
     @model_validator(mode="after")
     def _one_transformer(self):
         if self.backbone is None and self.transformer is None:
-            raise ValueError("a model needs a transformer section or a backbone")
+            raise UserError("a model needs a transformer section or a backbone")
         if self.backbone is not None and self.transformer is not None:
-            raise ValueError(f"the transformer section comes from backbone {self.backbone!r}, and is given as well")
+            raise UserError(f"the transformer section comes from backbone {self.backbone!r}, and is given as well")
         return self
 
     def resolved(self, transformer: TransformerConfig | None = None) -> ModelConfig:
@@ -78,7 +79,7 @@ class TokenizersConfig(Config):
         for name in self.__pydantic_extra__:
             known = ("text", *tokenizer_names())
             if name not in known:
-                raise ValueError(f"unknown key {name!r}{did_you_mean(name, known)}")
+                raise UserError(f"unknown key {name!r}{did_you_mean(name, known)}")
         return self
 
     def folder(self, name: str) -> str | None:
@@ -110,9 +111,9 @@ class LatentLMRecipe(Config):
     @model_validator(mode="after")
     def _one_text_tokenizer(self):
         if self.tokenizers.text.ids is not None:
-            raise ValueError("tokenizers.text.ids: a recipe numbers no special tokens; a checkpoint keeps their ids")
+            raise UserError("tokenizers.text.ids: a recipe numbers no special tokens; a checkpoint keeps their ids")
         if (self.model.backbone is None) == (self.tokenizers.text.kind == "backbone"):
-            raise ValueError(
+            raise UserError(
                 f"tokenizers.text.kind is {self.tokenizers.text.kind!r} and model.backbone {self.model.backbone!r}: "
                 "a backbone brings its text tokenizer, and nothing else does"
             )
@@ -122,12 +123,12 @@ class LatentLMRecipe(Config):
     def _consistent(self):
         check_loss_weights(self.training, ("text", "end", *modality_names()))
         if self.training.adapter and self.model.start is None and self.model.backbone is None:
-            raise ValueError("training.adapter: needs model.start or model.backbone, a trained model to adapt")
+            raise UserError("training.adapter: needs model.start or model.backbone, a trained model to adapt")
         if self.model.start is not None:
             given = [f"model.{name}" for name in sorted(self.model.model_fields_set - {"start"})]
             given += [f"tokenizers.{name}" for name in sorted(self.tokenizers.model_fields_set)]
             if given:
-                raise ValueError(f"{given[0]}: model.start {self.model.start!r} brings its own; leave this key out")
+                raise UserError(f"{given[0]}: model.start {self.model.start!r} brings its own; leave this key out")
         return self
 
     @model_serializer(mode="wrap")
@@ -172,25 +173,25 @@ class MediaConfig(Config):
 
 
 def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe) -> None:
-    """ValueError for keys of what the recipes share that mean nothing to a tokenizer."""
+    """UserError for keys of what the recipes share that mean nothing to a tokenizer."""
     training = recipe.training
     check_loss_weights(training, (*type(recipe.losses).model_fields, "prior"))
     if training.adapter or training.freeze:
-        raise ValueError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
+        raise UserError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
     refused = {
         "noise": "a tokenizer's is tokenizer.posterior",
         "task": "a tokenizer learns from all media of a source",
         "held_out": "a tokenizer's samples are of the media that it learns from",
-        "warped_copies": "a tokenizer learns from the media as they are",
+        "augmented_copies": "a tokenizer learns from the media as they are",
         "shards": "they hold latents, a tokenizer learns from media",
     }
     for name in ("gain",) if recipe.kind == "image_tokenizer" else ("flip", "crop"):
         if getattr(recipe.data, name):
-            raise ValueError(f"data.{name} does not go with a recipe of kind {recipe.kind}")
+            raise UserError(f"data.{name} does not go with a recipe of kind {recipe.kind}")
     for source in recipe.data.sources:
         for name, why in refused.items():
             if getattr(source, name) != SourceConfig.model_fields[name].default:
-                raise ValueError(f"data.sources.{name} is for language models; {why}")
+                raise UserError(f"data.sources.{name} is for language models; {why}")
 
 
 class ImageTokenizerRecipe(Config):
@@ -222,7 +223,7 @@ class SpeechTokenizerRecipe(Config):
 
 
 def check_loss_weights(training: TrainingConfig, losses: Collection[str]) -> None:
-    """ValueError for the first weight of a loss that there is not."""
+    """UserError for the first weight of a loss that there is not."""
     for name in training.loss_weights:
         if name not in losses:
-            raise ValueError(f"training.loss_weights: no loss {name!r}{did_you_mean(name, sorted(losses))}")
+            raise UserError(f"training.loss_weights: no loss {name!r}{did_you_mean(name, sorted(losses))}")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
+from ..errors import UserError
 from .base import Config, Count
 
 
@@ -39,9 +40,9 @@ class ImageTokenizerConfig(Config):
     @model_validator(mode="after")
     def _divides(self):
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+            raise UserError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         return self
 
 
@@ -64,10 +65,10 @@ class ConvImageTokenizerConfig(Config):
     @model_validator(mode="after")
     def _divides(self):
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of {self.patch_size}, the stages' cell")
+            raise UserError(f"image_size {self.image_size} is not a multiple of {self.patch_size}, the stages' cell")
         for width in self.channels:
             if width % self.norm_groups:
-                raise ValueError(f"channels {width} is not a multiple of norm_groups {self.norm_groups}")
+                raise UserError(f"channels {width} is not a multiple of norm_groups {self.norm_groups}")
         return self
 
     @property
@@ -104,7 +105,7 @@ class SpeechTokenizerConfig(Config):
     @model_validator(mode="after")
     def _depths(self):
         if len(self.depths) != len(self.strides) + 1:
-            raise ValueError(f"depths needs {len(self.strides) + 1} entries, one a stage, got {len(self.depths)}")
+            raise UserError(f"depths needs {len(self.strides) + 1} entries, one a stage, got {len(self.depths)}")
         return self
 
     @property
@@ -134,12 +135,12 @@ class TextTokenizerConfig(Config):
     @model_validator(mode="after")
     def _fits(self):
         if self.kind == "bpe" and self.vocab_size < 256:
-            raise ValueError(f"vocab_size {self.vocab_size} has no room for the 256 bytes")
+            raise UserError(f"vocab_size {self.vocab_size} has no room for the 256 bytes")
         if self.special and self.kind != "backbone":
-            raise ValueError(
+            raise UserError(
                 f"special tokens {sorted(self.special)} are named for a backbone only, kind is {self.kind!r}"
             )
         beyond = {name: i for name, i in self.special.items() if i is not None and not 0 <= i < self.vocab_size}
         if beyond:
-            raise ValueError(f"special tokens {beyond} are outside the vocabulary of {self.vocab_size}")
+            raise UserError(f"special tokens {beyond} are outside the vocabulary of {self.vocab_size}")
         return self

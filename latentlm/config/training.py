@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..errors import UserError
 from .base import Config, Count, did_you_mean
 from .modalities import modality_names
 
@@ -40,7 +41,7 @@ class SourceConfig(Config):
     )
     weight: float = Field(1.0, gt=0)
     limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
-    warped_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
+    augmented_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
     noise: float = Field(
         1.0, ge=0, description="its latents are drawn with so many times the standard deviation of their posterior"
     )
@@ -51,27 +52,27 @@ class SourceConfig(Config):
         known = ("text", *modality_names())
         for name in columns:
             if name not in known:
-                raise ValueError(f"no column {name!r}{did_you_mean(name, known)}")
+                raise UserError(f"no column {name!r}{did_you_mean(name, known)}")
         return columns
 
     @model_validator(mode="after")
     def _one(self):
         if sum(place is not None for place in (self.name, self.manifest, self.path, self.shards)) != 1:
-            raise ValueError("give one of name (an embedded source), manifest (a JSONL path), path or shards")
+            raise UserError("give one of name (an embedded source), manifest (a JSONL path), path or shards")
         if self.held_out is not None and self.name is not None:
-            raise ValueError(f"held_out goes with a manifest, path or shards; {self.name!r} has its own held-out split")
+            raise UserError(f"held_out goes with a manifest, path or shards; {self.name!r} has its own held-out split")
         if self.manifest is not None and not isinstance(self.held_out, str | None):
-            raise ValueError(f"held_out of a manifest is another manifest, not {self.held_out!r}; of a path it may be")
+            raise UserError(f"held_out of a manifest is another manifest, not {self.held_out!r}; of a path it may be")
         if isinstance(self.held_out, int | float) and not (
             self.held_out >= 1 if isinstance(self.held_out, int) else 0 < self.held_out < 1
         ):
-            raise ValueError(f"held_out is a path, a number of documents or a share below 1, not {self.held_out!r}")
+            raise UserError(f"held_out is a path, a number of documents or a share below 1, not {self.held_out!r}")
         if self.columns and self.path is None:
-            raise ValueError(f"columns goes with path, not with {self.label!r}")
+            raise UserError(f"columns goes with path, not with {self.label!r}")
         if self.shards is not None and self.task != "all":
-            raise ValueError(f"shards {self.shards}: the task was chosen when they were encoded; leave out task")
-        if self.warped_copies and self.is_streamed:
-            raise ValueError("warped_copies keeps all pictures in memory: it goes with name and manifest")
+            raise UserError(f"shards {self.shards}: the task was chosen when they were encoded; leave out task")
+        if self.augmented_copies and self.is_streamed:
+            raise UserError("augmented_copies keeps all pictures in memory: it goes with name and manifest")
         return self
 
     @property
@@ -130,9 +131,19 @@ class AdapterConfig(Config):
     )
 
 
+def check_divisible(global_micro_batches: int, processes: int) -> None:
+    """UserError unless every process gets equally many of a step's micro-batches."""
+    if global_micro_batches % processes:
+        raise UserError(
+            f"training.global_micro_batches {global_micro_batches} is not a multiple of the {processes} processes"
+        )
+
+
 class TrainingConfig(Config):
     steps: int = Field(1000, gt=0)
-    accumulation: int = Field(1, gt=0, description="micro-batches a step, over all processes; a multiple of these")
+    global_micro_batches: int = Field(
+        1, gt=0, description="micro-batches a step, over all processes; a multiple of these"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     parallel: Literal["replicate", "shard"] = Field("replicate", description="shard: FSDP2")
     threads: int | None = Field(None, gt=0, description="CPU threads a process; default cores / local processes")
@@ -153,5 +164,5 @@ class TrainingConfig(Config):
     @model_validator(mode="after")
     def _one_choice(self):
         if self.adapter and self.freeze:
-            raise ValueError("adapter and freeze exclude each other: beside an adapter only adapter.full trains")
+            raise UserError("adapter and freeze exclude each other: beside an adapter only adapter.full trains")
         return self

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import UserError
 from ..types import MediaBatch, PackedBatch
 from .loader import DocumentLoader, MediaLoader, Mixture
 from .processes import Worker
@@ -136,7 +137,7 @@ class MediaAhead(_Taker):
     def _receive(self, step: int) -> list[MediaBatch]:
         kind, value = self._processes[step % self.workers].receive()
         if kind == "refused":
-            raise ValueError(value)
+            raise UserError(value)
         batches = [MediaBatch(*(torch.from_numpy(array) for array in arrays), seed) for *arrays, seed in value]
         return [batch.pin_memory() for batch in batches] if self.pin else batches
 
@@ -157,7 +158,7 @@ def work(
             loader.skip(workers - 1)
     except BrokenPipeError:
         raise  # the main process has gone
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         connection.send(("refused", str(error)))
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config.modalities import modality, second_tokenizers
+from ..errors import UserError
 from ..types import Document, Latents, Segment, Text
 from ..weights import replacing
 
@@ -62,7 +63,7 @@ class LatentCache:
         return Document(segments)
 
     def _missing(self, segment: Segment) -> list[str]:
-        """The tokenizers that still have to read `segment`. ValueError where given latents lack features to learn."""
+        """The tokenizers that still have to read `segment`. UserError where given latents lack features to learn."""
         if isinstance(segment, Text):
             return []
         second = modality(segment.modality).second
@@ -71,13 +72,13 @@ class LatentCache:
         latents = segment.content if given else self._known.get(id(segment.content), (None, None))[1]
         lacks_features = needs_features and (latents is None or latents.features is None)
         if given and lacks_features:
-            raise ValueError(f"latents of {segment.modality} to learn come without {second} features")
+            raise UserError(f"latents of {segment.modality} to learn come without {second} features")
         return [segment.modality] * (latents is None) + [second] * lacks_features
 
     def _encode(self, reader: str, items: list, name: str | None) -> list[Latents]:
         """The latents of `items` by the tokenizer `reader`: a modality's, or its second one."""
         if reader not in self.tokenizers:
-            raise ValueError(f"documents contain {reader}, but the model has no {reader} tokenizer")
+            raise UserError(f"documents contain {reader}, but the model has no {reader} tokenizer")
         tokenizer = self.tokenizers[reader]
         if self.folder is None or name is None:
             return self._encode_all(tokenizer, items)
@@ -140,17 +141,17 @@ def write_latents(path: Path, latents: Sequence[Latents], identity: dict[str, st
 
 
 def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:
-    """Latents written by `write_latents`; ValueError naming a file of another tokenizer or media, or a broken one."""
+    """Latents written by `write_latents`; UserError naming a file of another tokenizer or media, or a broken one."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found, posterior = json.loads(metadata["identity"]), metadata["posterior"]
             mean, length, std = (file.get_tensor(key) for key in ("mean", "length", "std"))
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as latents ({error}); delete it to go on") from None
+        raise UserError(f"{path}: not readable as latents ({error}); delete it to go on") from None
     for key, what in (("fingerprint", "another tokenizer"), ("media", "other media")):
         if found.get(key) != identity[key]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: latents of {what} ({key} {found.get(key)}, expected {identity[key]}); delete it to go on"
             )
     lengths = length.tolist()
@@ -160,11 +161,9 @@ def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:
 
 
 def _beside(latents: Latents, features: Latents, second: str) -> Tensor:
-    """The features (N, F) of latents (N, C). ValueError where the two tokenizers do not run at one rate."""
+    """The features (N, F) of latents (N, C). UserError where the two tokenizers do not run at one rate."""
     if len(features) != len(latents):
-        raise ValueError(
-            f"the {second} tokenizer gives {len(features)} features for {len(latents)} latents of a medium"
-        )
+        raise UserError(f"the {second} tokenizer gives {len(features)} features for {len(latents)} latents of a medium")
     return features.mean
 
 

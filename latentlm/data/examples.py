@@ -35,7 +35,7 @@ def open_media_loader(
     world: int = 1,
     sources: Sequence[Sequence] | None = None,
 ) -> MediaLoader:
-    """The loader of a tokenizer's recipe, which makes its batches when they are asked for. ValueError as `media`.
+    """The loader of a tokenizer's recipe, which makes its batches when they are asked for. UserError as `media`.
 
     sources: the media, where they are open already.
     """

@@ -15,7 +15,8 @@ from copy import copy
 import numpy as np
 import torch
 
-from ..config import DataConfig
+from ..config import DataConfig, check_divisible
+from ..errors import UserError
 from ..types import Document, MediaBatch, PackedBatch
 from .packing import DocumentEncoder, Packer
 
@@ -64,7 +65,7 @@ class Mixture:
     ):
         empty = [number for number, source in enumerate(sources) if len(source) == 0]
         if empty:
-            raise ValueError(f"data source number {empty[0]} is empty")
+            raise UserError(f"data source number {empty[0]} is empty")
         self.sources = sources
         self.weights = np.asarray(weights, np.float64) / sum(weights)
         self.seed, self.stream, self.num_streams = seed, stream, num_streams
@@ -117,8 +118,7 @@ class Streams:
         rank: int,
         world: int,
     ):
-        if num_streams % world:
-            raise ValueError(f"accumulation {num_streams} is not a multiple of the {world} processes")
+        check_divisible(num_streams, world)
         self.sources = sources
         self.seed = seed
         self.num_streams = num_streams
@@ -139,17 +139,17 @@ class Streams:
         return {"step": self.step, "streams": streams, "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from the union of all processes' states. ValueError when the recipe's streams or sources changed, or
+        """Go on from the union of all processes' states. UserError when the recipe's streams or sources changed, or
         the number of items in one of them: the order of an epoch is a function of it."""
         for m, mixture in self.streams.items():
             counts = state["streams"].get(str(m))
             if counts is None or len(counts) != len(mixture.counts):
-                raise ValueError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
+                raise UserError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
             mixture.counts = list(counts)
         saved = state.get("sizes", self.sizes)  # an older release did not save them
         for number, (now, then) in enumerate(zip(self.sizes, saved, strict=True)):
             if now != then:
-                raise ValueError(f"data source number {number} changed: {now} items, the checkpoint had {then}")
+                raise UserError(f"data source number {number} changed: {now} items, the checkpoint had {then}")
         self.step = state["step"]
 
     def close(self) -> None:

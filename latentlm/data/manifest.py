@@ -3,7 +3,7 @@
     {"segments": [{"text": "a red apple", "condition": true}, {"image": "apple.png"}]}
 
 Place in the flow: 2, files ──▶ documents. Lines are checked when the manifest is opened, media when they are read; each
-error is a ValueError of one line that names the manifest, the line number and the key.
+error is a UserError of one line that names the manifest, the line number and the key.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pydantic import (
 
 from ..config import describe
 from ..config.modalities import modality, modality_names
+from ..errors import UserError
 from ..media.files import one_line
 from ..media.sound import Audio
 from ..types import Document, Segment, Text
@@ -50,7 +51,7 @@ class _Segment(BaseModel):
     def _one(self):
         given = [name for name in KEYS if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a segment has exactly one of {', '.join(KEYS)}, not {' and '.join(given) or 'none'}")
+            raise UserError(f"a segment has exactly one of {', '.join(KEYS)}, not {' and '.join(given) or 'none'}")
         return self
 
     @property
@@ -83,7 +84,7 @@ class ManifestDocument(BaseModel):
     @classmethod
     def _has_target(cls, segments: tuple[ManifestSegment, ...]) -> tuple[ManifestSegment, ...]:
         if not any(segment.is_target for segment in segments):
-            raise ValueError("no segment is a target (all have condition true or loss false)")
+            raise UserError("no segment is a target (all have condition true or loss false)")
         return segments
 
 
@@ -110,7 +111,7 @@ class Manifest(Sequence[Document]):
     """The documents of a manifest, media read on first use; documents that name one file share its object."""
 
     def __init__(self, path: str | Path, limit: int | None = None):
-        """Checks every line; raises ValueError (one line, file and line number and key) for the first that is wrong."""
+        """Checks every line; raises UserError (one line, file and line number and key) for the first that is wrong."""
         self.path = Path(path)
         self.lines = read(self.path)[:limit]
         self._media: dict[tuple[str, str], Any] = {}
@@ -119,7 +120,7 @@ class Manifest(Sequence[Document]):
         return len(self.lines)
 
     def __getitem__(self, index: int) -> Document:
-        """Raises ValueError naming the line for media that are missing or cannot be read."""
+        """Raises UserError naming the line for media that are missing or cannot be read."""
         line = self.lines[index]
         return Document(
             tuple(
@@ -147,11 +148,11 @@ class Manifest(Sequence[Document]):
         path = self.path.parent / file
         try:
             medium = modality(name).load(path)
-        except (ValueError, OSError) as error:  # the system's, of a name that no file can have
+        except (UserError, OSError) as error:  # the system's, of a name that no file can have
             said = one_line(error)
-            raise ValueError(f"{self.path}:{number}: segments.{position}.{name}: {said}") from None
+            raise UserError(f"{self.path}:{number}: segments.{position}.{name}: {said}") from None
         if isinstance(medium, Audio) and medium.samples.numel() == 0:
-            raise ValueError(f"{self.path}:{number}: segments.{position}.{name}: {path}: holds no sound")
+            raise UserError(f"{self.path}:{number}: segments.{position}.{name}: {path}: holds no sound")
         return medium
 
     def _segment(self, segment: ManifestSegment, number: int, position: int) -> Segment:
@@ -188,23 +189,23 @@ class MediaFiles(Sequence):
 
 
 def read(path: str | Path) -> list[ManifestLine]:
-    """Parse and check all lines; media files are not looked at. Empty lines are skipped. Raises ValueError."""
+    """Parse and check all lines; media files are not looked at. Empty lines are skipped. Raises UserError."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such manifest")
+        raise UserError(f"{path}: no such manifest")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
     lines = [parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path}: the manifest is empty")
+        raise UserError(f"{path}: the manifest is empty")
     return lines
 
 
 def validate(path: str | Path) -> ManifestReport:
-    """Read everything a manifest names, each file once, and count; raises ValueError for the first thing wrong."""
+    """Read everything a manifest names, each file once, and count; raises UserError for the first thing wrong."""
     manifest = Manifest(path)
     report = ManifestReport(num_documents=len(manifest))
     for line in manifest.lines:
@@ -242,7 +243,7 @@ def _show(manifest: Manifest, line: ManifestLine, position: int) -> str:
     return f"{segment.modality} {file} {modality(segment.modality).describe(content)}"
 
 
-class _TwoOfAKey(ValueError):
+class _TwoOfAKey(UserError):
     """JSON that names a key twice, of which `json` keeps the last in silence."""
 
 
@@ -255,16 +256,16 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
-    """Line `number` of the manifest at `path`, checked. ValueError names all three and the key."""
+    """Line `number` of the manifest at `path`, checked. UserError names all three and the key."""
     try:
         raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
+        raise UserError(f"{path}:{number}: not JSON: {error.msg} at column {error.colno}") from None
     except (_TwoOfAKey, RecursionError) as error:
-        raise ValueError(f"{path}:{number}: {error}") from None
+        raise UserError(f"{path}:{number}: {error}") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}:{number}: a line is a JSON object with the key 'segments', got {line.strip()[:60]!r}")
+        raise UserError(f"{path}:{number}: a line is a JSON object with the key 'segments', got {line.strip()[:60]!r}")
     try:
         return ManifestLine(number, ManifestDocument.model_validate(raw))
     except ValidationError as error:
-        raise ValueError(f"{path}:{number}: {describe(error, ManifestDocument)}") from None
+        raise UserError(f"{path}:{number}: {describe(error, ManifestDocument)}") from None

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..config.modalities import modality
+from ..errors import UserError
 from ..tokenizers.text import TextTokenizer
 from ..types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text, draw
 
@@ -66,11 +67,11 @@ class DocumentEncoder:
     def __call__(self, document: Document, *, unconditional: bool = False, closed: bool = True) -> EncodedDocument:
         """The sequence of `document`; `closed` ends it with <EOS>, a prompt stays open.
 
-        Raises ValueError for a document without segments, empty text, or media that are not yet latents.
+        Raises UserError for a document without segments, empty text, or media that are not yet latents.
         """
         segments = [s for s in document.segments if not (unconditional and s.condition)]
         if not segments and not (unconditional and not closed):
-            raise ValueError("a document needs at least one segment" + (" beside its conditions" * unconditional))
+            raise UserError("a document needs at least one segment" + (" beside its conditions" * unconditional))
         out = EncodedDocument()
         begins_at_span = unconditional and (not segments or segments[0].modality != "text")
         if self.special.bos is not None and not begins_at_span:
@@ -105,7 +106,7 @@ class DocumentEncoder:
 
     def _text(self, out: EncodedDocument, segment: Text) -> None:
         if not segment.text:
-            raise ValueError("a text segment is empty")
+            raise UserError("a text segment is empty")
         tokens = self._encode(segment.text)
         if not tokens:
             return
@@ -117,7 +118,7 @@ class DocumentEncoder:
 
     def _latents(self, out: EncodedDocument, segment) -> None:
         if not isinstance(segment.content, Latents):
-            raise ValueError(f"{segment.modality} segment holds {type(segment.content).__name__}; encode it first")
+            raise UserError(f"{segment.modality} segment holds {type(segment.content).__name__}; encode it first")
         name, length = segment.modality, len(segment.content)
         bare = segment.loss or segment.content.features is None
         latents = segment.content if bare else replace(segment.content, features=None)
@@ -142,10 +143,10 @@ class Packer:
         self.placed: list[tuple[EncodedDocument, int, int]] = []  # document, row, start
 
     def add(self, document: EncodedDocument) -> bool:
-        """Place `document`; False when no row has room. ValueError when it is longer than a row."""
+        """Place `document`; False when no row has room. UserError when it is longer than a row."""
         needed = len(document)
         if needed > self.length:
-            raise ValueError(f"a document of {needed} positions exceeds the row length of {self.length}")
+            raise UserError(f"a document of {needed} positions exceeds the row length of {self.length}")
         row = next((r for r, start in enumerate(self.free) if start + needed <= self.length), None)
         if row is None:
             return False

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..errors import UserError
 from ..types import Document, Text
 
 
@@ -87,10 +88,10 @@ class Without(PlacedDocuments):
 
 
 def held_out_numbers(num_documents: int, held_out: int | float, label: str) -> np.ndarray:
-    """Which documents are held out: so many, or that share, evenly spread. ValueError where none would be left."""
+    """Which documents are held out: so many, or that share, evenly spread. UserError where none would be left."""
     num = held_out if isinstance(held_out, int) else max(1, round(held_out * num_documents))
     if num >= num_documents:
-        raise ValueError(f"{label}: held_out {held_out} of {num_documents} documents leaves none to learn")
+        raise UserError(f"{label}: held_out {held_out} of {num_documents} documents leaves none to learn")
     return (np.arange(num) * 2 + 1) * num_documents // (2 * num)
 
 

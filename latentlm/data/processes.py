@@ -15,6 +15,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from ..errors import UserError
+
 
 class Worker:
     """A process that runs `module.function(connection, *arguments)`; everything that is sent is pickled."""
@@ -56,7 +58,7 @@ class Worker:
         self.connection.close()
 
 
-class WorkerEnded(ValueError):
+class WorkerEnded(UserError):
     """A worker process is gone: it was killed, or what it said before on stderr ended it."""
 
 

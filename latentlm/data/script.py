@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import UserError
 from ..media.sound import Audio
 from ..modalities.speech import Speech
 from ..types import Document, Latents, Segment, Text
@@ -67,13 +68,13 @@ class Script:
         return {name: int(name) - ("0" not in names) for name in names}
 
     def cast(self, voices: Mapping[int | str, Voice]) -> dict[str, Voice]:
-        """`voices` in the order of the speakers' numbers. Raises ValueError for one of somebody who does not speak."""
+        """`voices` in the order of the speakers' numbers. Raises UserError for one of somebody who does not speak."""
         numbers = self.speakers
         found = {speaker_name(name): clip for name, clip in voices.items()}
         for name in found:
             if name not in numbers:
                 known = ", ".join(numbers)
-                raise ValueError(f"a voice for speaker {name!r}, who says nothing in the script (speakers: {known})")
+                raise UserError(f"a voice for speaker {name!r}, who says nothing in the script (speakers: {known})")
         return {name: found[name] for name in sorted(found, key=numbers.__getitem__)}
 
     @property
@@ -89,25 +90,25 @@ def speaker_name(name: int | str) -> str:
 
 
 def read_script(path: str | Path) -> Script:
-    """The script in a UTF-8 text file. ValueError names the file, and the line where one is wrong."""
+    """The script in a UTF-8 text file. UserError names the file, and the line where one is wrong."""
     return parse_script(read_text(path), str(path))
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, with or without a byte order mark. ValueError names the file."""
+    """A UTF-8 text file, with or without a byte order mark. UserError names the file."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def parse_script(text: str, origin: str = "script") -> Script:
     """Lines `Speaker NAME: words`; a line without a speaker goes on with the turn above it, blank lines are skipped.
 
-    Without any speaker the whole is one turn of speaker 1. Raises ValueError, naming `origin` and the line, for words
+    Without any speaker the whole is one turn of speaker 1. Raises UserError, naming `origin` and the line, for words
     before the first speaker, a turn without words, and a missing colon.
     """
     opened: list[tuple[int, str, list[str]]] = []  # line number, speaker, pieces
@@ -119,22 +120,22 @@ def parse_script(text: str, origin: str = "script") -> Script:
             name, words = match.groups()
             opened.append((number, speaker_name(name), [words]))
         elif NO_COLON.match(line):
-            raise ValueError(f"{origin}:{number}: {line[:40]!r} has no colon; write 'Speaker 1: words'")
+            raise UserError(f"{origin}:{number}: {line[:40]!r} has no colon; write 'Speaker 1: words'")
         elif line and opened:
             opened[-1][2].append(line)
         elif line:
             stray.append((number, line))
     if stray and opened:
-        raise ValueError(f"{origin}:{stray[0][0]}: words before the first speaker, {stray[0][1][:40]!r}")
+        raise UserError(f"{origin}:{stray[0][0]}: words before the first speaker, {stray[0][1][:40]!r}")
     if stray:
         opened = [(stray[0][0], "1", [line for _, line in stray])]
     if not opened:
-        raise ValueError(f"{origin}: the script is empty")
+        raise UserError(f"{origin}: the script is empty")
     turns = []
     for number, name, pieces in opened:
         words = " ".join(piece for piece in pieces if piece)
         if not words:
-            raise ValueError(f"{origin}:{number}: Speaker {name} says nothing")
+            raise UserError(f"{origin}:{number}: Speaker {name} says nothing")
         turns.append(Turn(name, words))
     return Script(tuple(turns))
 
@@ -142,7 +143,7 @@ def parse_script(text: str, origin: str = "script") -> Script:
 def vibevoice_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Document:
     """`script` with `voices` (by speaker) as VibeVoice reads it; all of it condition, without loss.
 
-    Raises ValueError for a voice of somebody who does not speak.
+    Raises UserError for a voice of somebody who does not speak.
     """
     numbers = script.speakers
     parts: list[str | Voice] = [SYSTEM_LINE]
@@ -160,32 +161,32 @@ def vibevoice_document(document: Document) -> Document:
     """A recording to learn, laid out as VibeVoice will be asked for it: `vibevoice_prompt`, then the speech.
 
     `document`: given texts, which are the script, given clips of its speakers in the order of their numbers (all of
-    them, or none), and last the speech. Raises ValueError for a document of any other kind.
+    them, or none), and last the speech. Raises UserError for a document of any other kind.
     """
     *given, spoken = document.segments
     texts = [segment.text for segment in given if isinstance(segment, Text)]
     clips = [segment.content for segment in given if isinstance(segment, Speech)]
     others = len(given) - len(texts) - len(clips) + sum(not segment.condition or segment.loss for segment in given)
     if others or not isinstance(spoken, Speech) or spoken.condition or not spoken.loss:
-        raise ValueError(
+        raise UserError(
             "this model reads a script and speaks: a document has texts and clips of voices, all with condition: true, "
             f"then the speech, not {', '.join(map(_describe, document.segments))}"
         )
     script = parse_script("\n".join(texts))
     numbers = script.speakers
     if clips and len(clips) != len(numbers):
-        raise ValueError(f"{len(clips)} clips of voices for speakers {', '.join(numbers)}; give one of each, or none")
+        raise UserError(f"{len(clips)} clips of voices for speakers {', '.join(numbers)}; give one of each, or none")
     voices = dict(zip(sorted(numbers, key=numbers.__getitem__), clips, strict=False))
     return Document((*vibevoice_prompt(script, voices).segments, spoken))
 
 
-def laid_out(documents: Sequence[Document], layout: str, source: str) -> Sequence[Document]:
+def apply_prompt_format(documents: Sequence[Document], layout: str, source: str) -> Sequence[Document]:
     """The documents of `source` as a model whose config says `prompt: layout` learns them and is asked."""
     return VibeVoiceDocuments(documents, source) if layout == "vibevoice" else documents
 
 
 class VibeVoiceDocuments(PlacedDocuments):
-    """The documents of a source, each as `vibevoice_document` lays it out; ValueError names `source` and its number."""
+    """The documents of a source, each as `vibevoice_document` lays it out; UserError names `source` and its number."""
 
     def __init__(self, documents: Sequence[Document], source: str):
         self.documents = documents
@@ -198,8 +199,8 @@ class VibeVoiceDocuments(PlacedDocuments):
         document = self.documents[index]
         try:
             return vibevoice_document(document)
-        except ValueError as error:
-            raise ValueError(f"data source {self.source!r}: document {index}: {error}") from None
+        except UserError as error:
+            raise UserError(f"data source {self.source!r}: document {index}: {error}") from None
 
     def place(self, index: int) -> str:
         return place_of(self.documents, index, self.source)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..config import describe
 from ..config.modalities import modality
+from ..errors import UserError
 from ..types import Document, Latents, Segment, Text
 from ..weights import replacing, write_text
 from .placed import PlacedDocuments
@@ -48,7 +49,7 @@ DType = Literal["float32", "float16"]
 def pack_record(document: Document, dtype: DType = "float32", keys: Sequence[str | None] = ()) -> bytes:
     """A document whose media are latents as bytes: the length of a JSON header, the header, then the numbers.
 
-    keys: content hash of each segment's medium, None for text. ValueError for latents that are not finite numbers.
+    keys: content hash of each segment's medium, None for text. UserError for latents that are not finite numbers.
     """
     segments: list[dict[str, Any]] = []
     numbers: list[np.ndarray] = []
@@ -113,7 +114,7 @@ def _as_numbers(values: Tensor, dtype: DType) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = values.detach().float().cpu().numpy().astype(np.dtype(dtype).newbyteorder("<"))
     if not np.isfinite(array).all():
-        raise ValueError(f"latents are not finite numbers in {dtype}")
+        raise UserError(f"latents are not finite numbers in {dtype}")
     return array
 
 
@@ -148,11 +149,11 @@ class ShardIndex(BaseModel):
 
 
 def array_record() -> Any:
-    """The library's module. ValueError, one line, where it is not installed."""
+    """The library's module. UserError, one line, where it is not installed."""
     try:
         from array_record.python import array_record_module
     except ImportError:
-        raise ValueError("shards need array_record: pip install 'latentlm[data]'") from None
+        raise UserError("shards need array_record: pip install 'latentlm[data]'") from None
     return array_record_module
 
 
@@ -197,16 +198,16 @@ def write_index(folder: Location, index: ShardIndex, lengths: np.ndarray) -> Non
 
 
 def read_index(folder: Location) -> ShardIndex:
-    """ValueError, one line, where `folder` holds no finished shards, or those of another format."""
+    """UserError, one line, where `folder` holds no finished shards, or those of another format."""
     path = inside(folder, INDEX)
     if not folder.system.exists(path.path):
-        raise ValueError(f"{folder}: no finished shards, it has no {INDEX}; `latentlm encode` makes them")
+        raise UserError(f"{folder}: no finished shards, it has no {INDEX}; `latentlm encode` makes them")
     try:
         return ShardIndex.model_validate(json.loads(path.read()))
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe(error, ShardIndex)}") from None
+        raise UserError(f"{path}: {describe(error, ShardIndex)}") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+        raise UserError(f"{path}: not JSON ({error})") from None
 
 
 def inside(folder: Location, name: str) -> Location:
@@ -220,7 +221,7 @@ class ShardDocuments(PlacedDocuments):
     """The documents of a folder of shards, each read from disk when it is asked for. Read from any thread."""
 
     def __init__(self, path: str):
-        """Reads index.json alone. ValueError as `read_index`, and where array_record is not installed."""
+        """Reads index.json alone. UserError as `read_index`, and where array_record is not installed."""
         array_record()
         self.path = path
         self.folder = Location.of(path)
@@ -234,7 +235,7 @@ class ShardDocuments(PlacedDocuments):
         return self.index.num_documents
 
     def __getitem__(self, index: int) -> Document:
-        """ValueError names the file where it is missing or broken."""
+        """UserError names the file where it is missing or broken."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)}")
         part = bisect_right(self._ends, index)
@@ -261,10 +262,10 @@ class ShardDocuments(PlacedDocuments):
         name, count = self.index.parts[part]
         path = inside(self.folder, name)
         if not path.system.exists(path.path):
-            raise ValueError(f"{path}: no such file, and {INDEX} names it")
+            raise UserError(f"{path}: no such file, and {INDEX} names it")
         reader = array_record().ArrayRecordReader(_local(path, self._stamp), _READER_OPTIONS)
         if not reader.ok() or reader.num_records() != count:
-            raise ValueError(f"{path}: {reader.num_records()} documents can be read, {INDEX} says {count}")
+            raise UserError(f"{path}: {reader.num_records()} documents can be read, {INDEX} says {count}")
         self._readers[part] = reader
         while len(self._readers) > OPEN_READERS:
             self._readers.popitem(last=False)[1].close()
@@ -272,7 +273,7 @@ class ShardDocuments(PlacedDocuments):
 
 
 def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
-    """ValueError where latents of these shards, or features, were made by other tokenizers than those of their modality
+    """UserError where latents of these shards, or features, were made by other tokenizers than those of their modality
     here."""
     for name in shards.index.num_latents:
         second = modality(name).second
@@ -281,9 +282,9 @@ def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None
             if made_by is None:  # no features; documents that need them are refused when they are resolved
                 continue
             if reader not in tokenizers:
-                raise ValueError(f"{shards.path}: holds latents of {name}, but the model has no {reader} tokenizer")
+                raise UserError(f"{shards.path}: holds latents of {name}, but the model has no {reader} tokenizer")
             if (ours := tokenizers[reader].fingerprint()) != made_by.fingerprint:
-                raise ValueError(
+                raise UserError(
                     f"{shards.path}: latents of another {reader} tokenizer "
                     f"(fingerprint {made_by.fingerprint}, the model's is {ours})"
                 )

@@ -13,6 +13,7 @@ from functools import cache
 
 from ..config import SourceConfig
 from ..config.base import did_you_mean
+from ..errors import UserError
 from ..types import Document
 from .embedded.tasks import EMBEDDED
 from .manifest import Manifest
@@ -22,7 +23,7 @@ from .readers.jsonl import JsonLinesMedia
 from .readers.rows import TASKS, RowDocuments, RowMedia
 from .shards import ShardDocuments
 from .task_source import ALL, SPLITS, Lazy, Source, SourceInfo, check_split
-from .warp import with_warped_copies
+from .warp import with_augmented_copies
 
 __all__ = ["ALL", "SPLITS", "ManifestSource", "Source", "SourceInfo", "documents", "get_source", "list_sources"]
 __all__ += ["StreamedSource", "media", "open_source"]
@@ -39,13 +40,11 @@ class ManifestSource:
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
         """Documents of the first `limit` lines (`held_out`: of all).
 
-        Raises ValueError for a task other than "all", and for wrong lines.
+        Raises UserError for a task other than "all", and for wrong lines.
         """
         check_split(split)
         if task != ALL:
-            raise ValueError(
-                f"manifest {self.path}: its lines say what is the task, use task 'all' instead of {task!r}"
-            )
+            raise UserError(f"manifest {self.path}: its lines say what is the task, use task 'all' instead of {task!r}")
         if split == "train":
             return _open_manifest(self.path, limit)
         return _open_manifest(self.held_out, None) if self.held_out else ()
@@ -67,7 +66,7 @@ class StreamedSource:
     tasks: tuple[str, ...] = (ALL,)
 
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
-        """Documents of the first `limit` rows (`held_out`: of all that are held out). ValueError as the readers'."""
+        """Documents of the first `limit` rows (`held_out`: of all that are held out). UserError as the readers'."""
         check_split(split)
         held_out = self.config.held_out
         if isinstance(held_out, str):
@@ -109,7 +108,7 @@ class StreamedSource:
         if not isinstance(opened, JsonLines):
             return RowDocuments(opened, task, path)
         if task != ALL:
-            raise ValueError(f"{path}: its lines say what is the task, use task 'all' instead of {task!r}")
+            raise UserError(f"{path}: its lines say what is the task, use task 'all' instead of {task!r}")
         return opened
 
     def _part(self, documents: PlacedDocuments, split: str) -> Sequence[Document]:
@@ -124,23 +123,23 @@ def _path(config: SourceConfig) -> str:
 
 
 def open_source(config: SourceConfig) -> Source | ManifestSource | StreamedSource:
-    """The source a recipe names. Raises ValueError for an unknown name, with the nearest known one."""
+    """The source a recipe names. Raises UserError for an unknown name, with the nearest known one."""
     if config.is_streamed:
         return StreamedSource(config)
     return ManifestSource(config.manifest, config.held_out) if config.manifest is not None else get_source(config.name)
 
 
 def get_source(name: str) -> Source:
-    """An embedded source by name. Raises ValueError, with the nearest known name."""
+    """An embedded source by name. Raises UserError, with the nearest known name."""
     if name not in EMBEDDED:
-        raise ValueError(f"no data source {name!r}{did_you_mean(name, EMBEDDED)}")
+        raise UserError(f"no data source {name!r}{did_you_mean(name, EMBEDDED)}")
     return EMBEDDED[name]
 
 
 def documents(config: SourceConfig, split: str = "train") -> Sequence[Document]:
     """The documents a recipe asks for: source, task and limit, and in "train" the warped copies."""
-    if split == "train" and config.warped_copies:
-        return _warped(config.name, config.manifest, config.task, config.limit, config.warped_copies)
+    if split == "train" and config.augmented_copies:
+        return _warped(config.name, config.manifest, config.task, config.limit, config.augmented_copies)
     return open_source(config).document_source(config.task, split, config.limit)
 
 
@@ -150,10 +149,10 @@ def holds(config: SourceConfig, modality: str) -> bool:
 
 
 def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence:
-    """The media a tokenizer recipe asks for. Raises ValueError if the source has none of this modality in "train"."""
+    """The media a tokenizer recipe asks for. Raises UserError if the source has none of this modality in "train"."""
     found = open_source(config).media(modality, split, config.limit)
     if split == "train" and not len(found):
-        raise ValueError(f"data source {config.label!r} holds no {modality}")
+        raise UserError(f"data source {config.label!r} holds no {modality}")
     return found
 
 
@@ -165,7 +164,7 @@ def list_sources() -> list[SourceInfo]:
 @cache
 def _warped(name: str | None, manifest: str | None, task: str, limit: int | None, copies: int) -> Sequence[Document]:
     source = get_source(name) if name is not None else ManifestSource(manifest)
-    return with_warped_copies(source.document_source(task, "train", limit), copies)
+    return with_augmented_copies(source.document_source(task, "train", limit), copies)
 
 
 @cache

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ..config.base import did_you_mean
+from ..errors import UserError
 from ..media.sound import Audio
 from ..types import Document
 
@@ -66,11 +67,11 @@ class Source:
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
         """Documents of one task, or of "all" one after the other; `limit` counts items, so each task has that many.
 
-        Raises ValueError naming a task or split that the source does not have.
+        Raises UserError naming a task or split that the source does not have.
         """
         check_split(split)
         if task != ALL and task not in self.table:
-            raise ValueError(f"source {self.name!r} has no task {task!r}{did_you_mean(task, (ALL, *self.tasks))}")
+            raise UserError(f"source {self.name!r} has no task {task!r}{did_you_mean(task, (ALL, *self.tasks))}")
         chosen = self.tasks if task == ALL else (task,)
         parts = []
         for name in chosen:
@@ -137,7 +138,7 @@ class Concatenated(Sequence):
 
 def check_split(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}, known: {', '.join(SPLITS)}")
+        raise UserError(f"no split {split!r}, known: {', '.join(SPLITS)}")
 
 
 def _document_getter(task: Task, items: Sequence) -> Callable[[int], Document]:

@@ -1,7 +1,7 @@
 """Warped copies of training pictures: each a little turned, sheared, shifted and scaled, the same on every machine.
 
 Place in the flow: 2, between a source's training documents and the latent cache, where a recipe asks for
-`warped_copies`. For reading pictures from few examples; what is drawn should be learnt from the pictures themselves.
+`augmented_copies`. For reading pictures from few examples; what is drawn should be learnt from the pictures themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import UserError
 from ..modalities.image import Image
 from ..types import Document, Latents
 
@@ -22,10 +23,10 @@ ANGLE, SHIFT, SCALE = 0.2, 0.1, 0.12
 """The most that a copy is turned and sheared (radians), shifted (of its side) and scaled (relative)."""
 
 
-def with_warped_copies(documents: Sequence[Document], copies: int) -> list[Document]:
+def with_augmented_copies(documents: Sequence[Document], copies: int) -> list[Document]:
     """`documents`, then `copies` times all of them with their pictures warped, each in its own way.
 
-    Raises ValueError where there is no picture to warp.
+    Raises UserError where there is no picture to warp.
     """
     found = list(documents)
     result = list(found)
@@ -34,7 +35,7 @@ def with_warped_copies(documents: Sequence[Document], copies: int) -> list[Docum
             rng = np.random.default_rng((copy, number))
             result.append(Document(tuple(_warped(segment, rng) for segment in document.segments)))
     if copies and not any(_is_picture(segment) for document in found for segment in document.segments):
-        raise ValueError("warped_copies: the source has no pictures")
+        raise UserError("augmented_copies: the source has no pictures")
     return result
 
 

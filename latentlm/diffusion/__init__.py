@@ -1,15 +1,15 @@
 """Pure maths of diffusion, no networks: noise schedules, what is predicted, and solvers (PAPER §1.2, §1.4)."""
 
 from .parametrization import convert, to_epsilon, to_x0, training_target
-from .schedule import Level, Process
+from .schedule import DiffusionProcess, Level
 from .solvers import SOLVERS, Evaluation, Plan, make_plan, sample
 
 __all__ = [
     "SOLVERS",
+    "DiffusionProcess",
     "Evaluation",
     "Level",
     "Plan",
-    "Process",
     "convert",
     "make_plan",
     "sample",

@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .schedule import Process, working_dtype
+from ..errors import UserError
+from .schedule import DiffusionProcess, working_dtype
 
 PREDICTIONS = ("v", "epsilon", "x0", "velocity")
 Scalar = TypeVar("Scalar", float, Tensor)
@@ -42,7 +43,7 @@ def mixture(prediction: str, alpha: Scalar, sigma: Scalar) -> tuple[Scalar | flo
         return 1.0, 0.0
     if prediction == "velocity":
         return -1.0, 1.0
-    raise ValueError(f"prediction {prediction!r} is unknown; known: {', '.join(PREDICTIONS)}")
+    raise UserError(f"prediction {prediction!r} is unknown; known: {', '.join(PREDICTIONS)}")
 
 
 def conversion(source: str, target: str, alpha: Scalar, sigma: Scalar) -> Linear:
@@ -53,7 +54,7 @@ def conversion(source: str, target: str, alpha: Scalar, sigma: Scalar) -> Linear
     return Linear((to_u * w - to_w * u) / determinant, (alpha * to_w - sigma * to_u) / determinant)
 
 
-def training_target(process: Process, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def training_target(process: DiffusionProcess, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """What the head should say for x0 (..., C), noise (..., C) and t (...): (..., C), fp32 at least."""
     dtype = working_dtype(x0)
     alpha, sigma = process.alpha(t, dtype)[..., None], process.sigma(t, dtype)[..., None]
@@ -61,10 +62,10 @@ def training_target(process: Process, x0: Tensor, noise: Tensor, t: Tensor) -> T
     return u * x0.to(dtype) + w * noise.to(dtype)
 
 
-def convert(process: Process, output: Tensor, noisy: Tensor, t: Tensor, target: str) -> Tensor:
+def convert(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor, target: str) -> Tensor:
     """A head's output (..., C) at noisy (..., C) and t (...) as the prediction `target`: (..., C), fp32 at least.
 
-    Raises ValueError for an unknown `target`.
+    Raises UserError for an unknown `target`.
     """
     dtype = working_dtype(noisy)
     alpha, sigma = process.alpha(t, dtype)[..., None], process.sigma(t, dtype)[..., None]
@@ -72,11 +73,11 @@ def convert(process: Process, output: Tensor, noisy: Tensor, t: Tensor, target: 
     return linear.of_x * noisy.to(dtype) + linear.of_output * output.to(dtype)
 
 
-def to_x0(process: Process, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+def to_x0(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
     """The clean latent that an output implies, shapes as in `convert`."""
     return convert(process, output, noisy, t, "x0")
 
 
-def to_epsilon(process: Process, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+def to_epsilon(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
     """The noise that an output implies, shapes as in `convert`."""
     return convert(process, output, noisy, t, "epsilon")

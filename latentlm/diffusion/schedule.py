@@ -7,8 +7,8 @@ Place in the flow: the bottom of `diffusion/`; training draws times and noises l
              linear: β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T otherwise
     flow   t real in [0, T]; α = 1 - t/T, σ = t/T, velocity ε - x0
 Legend: `C` latent channels; `T` number of timesteps; `...` any leading shape, the shape of t.
-Numerics: tables are computed in fp64 and used in fp32 at least. A `Process` is a plain record, not a module: casting a
-model to bf16 cannot touch its times or tables, where 998.39 would become 1000.
+Numerics: tables are computed in fp64 and used in fp32 at least. A `DiffusionProcess` is a plain record, not a
+module: casting a model to bf16 cannot touch its times or tables, where 998.39 would become 1000.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..config import DiffusionConfig
+from ..errors import UserError
 
 MAX_BETA = 0.999
 
@@ -40,7 +41,7 @@ CLEAN = Level(time=0.0, alpha=1.0, sigma=0.0)
 
 
 @dataclass(frozen=True)
-class Process:
+class DiffusionProcess:
     """kind "ddpm" or "flow"; schedule "cosine" or "linear" (ddpm only); prediction "v", "epsilon", "x0" or "velocity".
 
     Equal processes compare and hash equal, so plans can be cached by them.
@@ -58,10 +59,10 @@ class Process:
                 _table(name, self.schedule, self.num_timesteps, torch.float64, torch.device("cpu"))
 
     @classmethod
-    def from_config(cls, config: DiffusionConfig) -> Process:
+    def from_config(cls, config: DiffusionConfig) -> DiffusionProcess:
         """Flow matching always predicts the velocity and has no schedule of its own."""
         if config.num_timesteps < 2:
-            raise ValueError(f"diffusion.num_timesteps must be at least 2, got {config.num_timesteps}")
+            raise UserError(f"diffusion.num_timesteps must be at least 2, got {config.num_timesteps}")
         if config.process == "flow":
             return cls("flow", "linear", "velocity", config.num_timesteps)
         return cls("ddpm", config.schedule, config.prediction, config.num_timesteps)
@@ -138,7 +139,7 @@ def cumulative_alpha(schedule: str, num_timesteps: int) -> tuple[float, ...]:
     elif schedule == "linear":
         betas = [(1e-4 + (0.02 - 1e-4) * k / (T - 1)) * 1000 / T for k in range(T)]
     else:
-        raise ValueError(f"schedule {schedule!r} is unknown; known: cosine, linear")
+        raise UserError(f"schedule {schedule!r} is unknown; known: cosine, linear")
     products, product = [], 1.0
     for beta in betas:
         product *= 1 - min(beta, MAX_BETA)

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ..config import Solver
+from ..errors import UserError
 from .parametrization import Linear, conversion
-from .schedule import CLEAN, Level, Process, working_dtype
+from .schedule import CLEAN, DiffusionProcess, Level, working_dtype
 
 SOLVERS = get_args(Solver)
 NOISIEST, CLEANEST = 50.0, 1 / 20
@@ -80,15 +81,15 @@ def sample(plan: Plan, predict: Predict, noise: Tensor) -> Tensor:
     return x
 
 
-def make_plan(process: Process, name: str, num_steps: int, times: Sequence[float] | None = None) -> Plan:
+def make_plan(process: DiffusionProcess, name: str, num_steps: int, times: Sequence[float] | None = None) -> Plan:
     """The plan of solver `name` with `num_steps` steps, optionally through `times` of one's own, falling.
 
-    Raises ValueError for an unknown solver, for num_steps outside 1..T-1, and for times that do not fit.
+    Raises UserError for an unknown solver, for num_steps outside 1..T-1, and for times that do not fit.
     """
     if name not in SOLVERS:
-        raise ValueError(f"solver {name!r} is unknown; known: {', '.join(SOLVERS)}")
+        raise UserError(f"solver {name!r} is unknown; known: {', '.join(SOLVERS)}")
     if not 1 <= num_steps < process.num_timesteps:
-        raise ValueError(f"num_steps must be in 1..{process.num_timesteps - 1}, got {num_steps}")
+        raise UserError(f"num_steps must be in 1..{process.num_timesteps - 1}, got {num_steps}")
     times = solver_times(process, name, num_steps) if times is None else _checked(process, num_steps, times)
     levels = [*(process.level(time) for time in times), CLEAN]
     build = _BUILDERS[name]
@@ -96,7 +97,7 @@ def make_plan(process: Process, name: str, num_steps: int, times: Sequence[float
     return Plan(name, num_steps, levels[0].sigma if starts_at_level else 1.0, build(process, levels))
 
 
-def solver_times(process: Process, name: str, num_steps: int) -> list[float]:
+def solver_times(process: DiffusionProcess, name: str, num_steps: int) -> list[float]:
     """The falling network times of a solver's steps, exact in fp32."""
     last = process.num_timesteps - 1
     if name == "dpm++2m-logsnr":
@@ -111,7 +112,7 @@ def solver_times(process: Process, name: str, num_steps: int) -> list[float]:
     return [float(time) for time in times.astype(np.float32)]
 
 
-def _even_in_log_snr(process: Process, num_steps: int) -> np.ndarray:
+def _even_in_log_snr(process: DiffusionProcess, num_steps: int) -> np.ndarray:
     """Times as `dpm++2m-logsnr` has them: as dense for wide latents as for narrow ones, see docs/numerics.md."""
     last, first = process.level(process.num_timesteps - 1), process.level(0)
     noisiest = min(NOISIEST, last.sigma / last.alpha)
@@ -120,21 +121,21 @@ def _even_in_log_snr(process: Process, num_steps: int) -> np.ndarray:
     return np.array([last.time, *times[1:]])
 
 
-def _checked(process: Process, num_steps: int, times: Sequence[float]) -> list[float]:
+def _checked(process: DiffusionProcess, num_steps: int, times: Sequence[float]) -> list[float]:
     times = [float(np.float32(time)) for time in times]
     low, high = (0, process.num_timesteps - 1) if process.kind == "ddpm" else (0, process.num_timesteps)
     inside = all(low <= time <= high for time in times) and (process.kind == "ddpm" or 0.0 not in times)
     if len(times) != num_steps or not inside or any(a <= b for a, b in pairwise(times)):
-        raise ValueError(f"times must be {num_steps} falling numbers in {low}..{high}, got {times}")
+        raise UserError(f"times must be {num_steps} falling numbers in {low}..{high}, got {times}")
     return times
 
 
-def _first_order(process: Process, levels: list[Level]) -> tuple[Evaluation, ...]:
+def _first_order(process: DiffusionProcess, levels: list[Level]) -> tuple[Evaluation, ...]:
     """DDIM, which is also Euler in σ/α and, for flow, Euler in σ: x' = α'·x0 + σ'·ε."""
     return tuple(_ddim_step(process, here, there) for here, there in pairwise(levels))
 
 
-def _ddim_step(process: Process, here: Level, there: Level) -> Evaluation:
+def _ddim_step(process: DiffusionProcess, here: Level, there: Level) -> Evaluation:
     x0 = conversion(process.prediction, "x0", here.alpha, here.sigma)
     epsilon = conversion(process.prediction, "epsilon", here.alpha, here.sigma)
     return Evaluation(
@@ -144,7 +145,7 @@ def _ddim_step(process: Process, here: Level, there: Level) -> Evaluation:
     )
 
 
-def _dpm_solver(process: Process, levels: list[Level]) -> tuple[Evaluation, ...]:
+def _dpm_solver(process: DiffusionProcess, levels: list[Level]) -> tuple[Evaluation, ...]:
     """DPM-Solver++(2M), midpoint (Lu et al. 2022, algorithm 2), λ = log(α/σ), h = λ' - λ, r = h_previous / h:
 
         x' = (σ'/σ)·x - α'(e^{-h} - 1)·((1 + 1/2r)·x0 - (1/2r)·x0_previous)
@@ -173,7 +174,7 @@ def _dpm_solver(process: Process, levels: list[Level]) -> tuple[Evaluation, ...]
     return tuple(plan)
 
 
-def _heun(process: Process, levels: list[Level]) -> tuple[Evaluation, ...]:
+def _heun(process: DiffusionProcess, levels: list[Level]) -> tuple[Evaluation, ...]:
     """Heun's trapezoid: an Euler step, then the mean of the two slopes. The last step, to σ = 0, is Euler alone.
 
     The slope is ε in σ/α for ddpm (y = x/α) and the velocity in σ for flow (y = x). With ỹ the Euler step,
@@ -203,7 +204,7 @@ def _heun(process: Process, levels: list[Level]) -> tuple[Evaluation, ...]:
     return tuple(plan)
 
 
-_BUILDERS: dict[Solver, Callable[[Process, list[Level]], tuple[Evaluation, ...]]] = {
+_BUILDERS: dict[Solver, Callable[[DiffusionProcess, list[Level]], tuple[Evaluation, ...]]] = {
     "dpm++2m": _dpm_solver,
     "dpm++2m-logsnr": _dpm_solver,
     "ddim": _first_order,

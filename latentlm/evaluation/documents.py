@@ -44,7 +44,7 @@ def evaluate_documents(
 ) -> None:
     """Losses of the documents (at most `counts.documents`, spread over all), and answers to those that end in one.
 
-    origin: where they come from, for the protocol. Raises ValueError for media that the model has no tokenizer of.
+    origin: where they come from, for the protocol. Raises UserError for media that the model has no tokenizer of.
     """
     every = -(-len(documents) // protocol.counts.documents) or 1
     chosen = [documents[i] for i in range(0, len(documents), every)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..data.manifest import Manifest
-from ..data.script import laid_out
+from ..data.script import apply_prompt_format
 from ..data.task_source import Concatenated
 from ..generation.pipeline import Pipeline
 from ..generation.request import check_solver
@@ -54,7 +54,7 @@ def evaluate(
     guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
     for the record. seen: what it was trained on; the rest is left out, and the report says so. tasks: only these of
     `protocol.TASKS`, seen or not. manifests: documents that were held out; held_out: more of them, by what they are
-    called. quick: fewer samples. progress is told what begins. Raises ValueError for an unknown task, emoji, solver or
+    called. quick: fewer samples. progress is told what begins. Raises UserError for an unknown task, emoji, solver or
     guidance key, and for what a manifest has wrong.
     """
     parameter = next(pipeline.model.parameters())
@@ -76,7 +76,7 @@ def evaluate(
         protocol = replace(protocol, counts=replace(protocol.counts, phrases=0))
     layout = pipeline.model.config.prompt
     kept = {str(path): Manifest(path) for path in manifests} | dict(held_out or {})
-    documents = {name: laid_out(found, layout, name) for name, found in kept.items()}
+    documents = {name: apply_prompt_format(found, layout, name) for name, found in kept.items()}
     for task, run in _runs(pipeline, protocol, report, seen, documents).items():
         if task not in (tasks or TASKS) or (task == "documents" and not documents and not tasks):
             continue
@@ -98,7 +98,7 @@ def evaluate_tokenizer(
 ) -> Report:
     """A tokenizer by itself: what media lose on their way through it, those of the manifests or else the embedded ones.
 
-    Raises ValueError for what a manifest has wrong.
+    Raises UserError for what a manifest has wrong.
     """
     report = Report(title, "A tokenizer by itself: media to latents and back.")
     protocol = Protocol(counts=QUICK if quick else Counts())

@@ -16,6 +16,7 @@ from ..checkpoint import read_metadata
 from ..config import SourceConfig, parse_recipe
 from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
+from ..errors import UserError
 from ..generation.pipeline import load
 from ..hardware import choose_dtype
 from ..tokenizers.load import load_tokenizer
@@ -72,7 +73,7 @@ def evaluate_tokenizer_folder(wish: Wish) -> Report:
     """A tokenizer: what media lose on their way through it."""
     if wish.only or wish.guidance or wish.solver or wish.raw or wish.dtype != "auto":
         given = "--only, --guidance, --solver, --raw and --dtype"
-        raise ValueError(f"{given} are for models, and {wish.name} is a tokenizer")
+        raise UserError(f"{given} are for models, and {wish.name} is a tokenizer")
     tokenizer = load_tokenizer(wish.folder).to(wish.device)
     return evaluate_tokenizer(tokenizer, manifests=wish.manifests, quick=wish.quick, title=wish.name)
 
@@ -90,7 +91,7 @@ def _streamed(
             if config.shards is not None:
                 check_tokenizers(ShardDocuments(config.shards if own else config.held_out), tokenizers)
             found[f"{name} ({', '.join(details)})" if details else name] = documents(config, "held_out")
-        except ValueError as error:
+        except UserError as error:
             say(f"{error}; the recipe's held-out documents are left out, name others with --manifest")
     return found
 

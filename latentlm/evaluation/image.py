@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..data import documents
 from ..data.embedded import digits, emoji
+from ..errors import UserError
 from ..generation.pipeline import Pipeline
 from .judge import NUM_CLASSES, Scans, accuracy, compare, load_judge, real_scans, to_scans
 from .protocol import Protocol, answer_media, answer_text, ask, before_answer
@@ -164,7 +165,7 @@ def _named(everything: list[emoji.Emoji], names: Sequence[str] | None) -> list[e
     by_name = {item.name: item for item in everything}
     for name in names:
         if name not in by_name:
-            raise ValueError(f"emoji_names: there is no emoji named {name!r}")
+            raise UserError(f"emoji_names: there is no emoji named {name!r}")
     return [by_name[name] for name in names]
 
 

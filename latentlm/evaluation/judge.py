@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.embedded import digits
+from ..errors import UserError
 from ..weights import load_weights
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def compare(generated: Scans, real: Scans, judge: Judge, num_draws: int = 40, se
     halves with as many generated ones of each class. The number a class is the largest that all classes allow.
 
     The labels of the generated are the prompted classes: a wrong drawing stays in, under the class it was to be.
-    Raises ValueError when a class is missing.
+    Raises UserError when a class is missing.
     """
     smallest = [
         min(int((scans.labels == k).sum()) // parts for k in range(NUM_CLASSES))
@@ -170,7 +171,7 @@ def compare(generated: Scans, real: Scans, judge: Judge, num_draws: int = 40, se
     ]
     num = min(smallest)
     if num < 1:
-        raise ValueError("the Fréchet comparison needs every class, at least 1 generated and 2 real of each")
+        raise UserError("the Fréchet comparison needs every class, at least 1 generated and 2 real of each")
     features, real_features = judge.features(generated.values), judge.features(real.values)
     generator = torch.Generator().manual_seed(seed)
     distances, real_distances = [], []

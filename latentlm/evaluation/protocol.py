@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..config.base import did_you_mean
+from ..errors import UserError
 from ..generation.pipeline import Pipeline
 from ..generation.request import Request
 from ..types import Document, GenerationOutput, Text
@@ -58,14 +59,14 @@ class Protocol:
     batch_size: int = 250
 
     def with_guidance(self, guidance: float | Mapping[str, float] | None) -> Protocol:
-        """One scale for every task, or scales by task over the defaults; ValueError for a task that does not exist."""
+        """One scale for every task, or scales by task over the defaults; UserError for a task that does not exist."""
         if guidance is None:
             return self
         if not isinstance(guidance, Mapping):
             return replace(self, guidance=dict.fromkeys(GUIDANCE, float(guidance)))
         for task in guidance:
             if task not in GUIDANCE:
-                raise ValueError(f"guidance of unknown task {task!r}{did_you_mean(task, GUIDANCE)}")
+                raise UserError(f"guidance of unknown task {task!r}{did_you_mean(task, GUIDANCE)}")
         return replace(self, guidance=dict(self.guidance) | dict(guidance))
 
     def describe(self, samples: str, task: str | None = None) -> str:
@@ -84,10 +85,10 @@ class Protocol:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """ValueError for the first of `tasks` that there is not."""
+    """UserError for the first of `tasks` that there is not."""
     for task in tasks:
         if task not in TASKS:
-            raise ValueError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
+            raise UserError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
 
 
 def before_answer(document: Document) -> Document:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data.embedded import phrases
+from ..errors import UserError
 from ..media.sound import Audio
 
 SAMPLE_RATE = 16000
@@ -33,7 +34,7 @@ class Recogniser:
 
     def __init__(self, grammar: str):
         if not available():
-            raise ValueError("judging speech needs pocketsphinx: pip install latentlm[demo]")
+            raise UserError("judging speech needs pocketsphinx: pip install latentlm[demo]")
         from pocketsphinx import Decoder
 
         self.decoder = Decoder(samprate=SAMPLE_RATE, bestpath=False, loglevel="FATAL", lm=None, cmn="batch")

@@ -44,7 +44,7 @@ class Said:
 def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     """Say the digit words and the held-out phrases; write down the clips of the held-out voices.
 
-    Phrases are left out where the protocol counts none of them. Raises ValueError where pocketsphinx or eSpeak NG
+    Phrases are left out where the protocol counts none of them. Raises UserError where pocketsphinx or eSpeak NG
     is not installed.
     """
     _say_words(pipeline, protocol, report)

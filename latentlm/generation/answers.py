@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.modalities import modality
+from ..errors import UserError
 from ..media.sound import Audio
 from ..tokenizers.base import StreamDecoder, Tokenizer
 from ..types import GenerationOutput, Segment, Text
@@ -208,6 +209,6 @@ def joined(media: Sequence[Audio] | Sequence[np.ndarray]) -> Audio | np.ndarray:
 
 
 def check_finite(finish_reason: str) -> None:
-    """ValueError for the reason "diverged"."""
+    """UserError for the reason "diverged"."""
     if finish_reason == "diverged":
-        raise ValueError(DIVERGED)
+        raise UserError(DIVERGED)

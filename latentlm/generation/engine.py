@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..errors import UserError
 from ..model.heads import Sampler, SamplerOptions
 from ..model.latentlm import LatentLM
-from ..model.prepack import Packing
+from ..model.prepack import Prepacker
 from ..tokenizers.streaming import FeatureStream
-from .task import Event, Heard, States, Task, check_length, expected_length, take
+from .task import Event, LatentInput, States, Task, check_length, expected_length, take
 from .tokens import TokenChooser, are_finite
 
 PREFILL_CHUNK = 512
@@ -57,7 +58,7 @@ class Engine:
     ):
         for name, value in (("num_slots", num_slots), ("prefill_chunk", prefill_chunk), ("capacity", capacity)):
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"{name} must be at least 1, got {value}")
         self.model = model
         self.streams = streams or {}
         self.prefill_chunk = prefill_chunk
@@ -65,7 +66,7 @@ class Engine:
         self.device = model.embed_tokens.weight.device
         self.limit = model.config.transformer.context_length
         self.cache = model.transformer.new_cache(num_slots, min(self.limit, capacity or 0))
-        self.transformer = Packing(model.transformer)
+        self.transformer = Prepacker(model.transformer)
         self.tokens = TokenChooser(model, self.limit)
         self.samplers: dict[tuple[str, SamplerOptions], Sampler] = {}
         self.tasks: dict[int, Task] = {}  # that have not ended, by handle
@@ -95,11 +96,11 @@ class Engine:
     def add(self, task: Task) -> int:
         """Queue a task; returns the handle that its events bear.
 
-        Raises ValueError for a prompt that does not fit the context, and a guided task where there is but one row.
+        Raises UserError for a prompt that does not fit the context, and a guided task where there is but one row.
         """
         check_length(task, self.limit, self.model.modalities.get(task.to))
         if task.num_rows > self.cache.num_rows:
-            raise ValueError(f"a guided request takes two slots; this engine has num_slots {self.cache.num_rows}")
+            raise UserError(f"a guided request takes two slots; this engine has num_slots {self.cache.num_rows}")
         assert task.handle is None, "a task is added once"
         task.handle, self._num_added = self._num_added, self._num_added + 1
         self.tasks[task.handle] = task
@@ -259,7 +260,7 @@ class Engine:
             self.cache.lengths[row] += 1
         return States(hidden, places)
 
-    def _embed(self, inputs: list[int | Heard]) -> Tensor:
+    def _embed(self, inputs: list[int | LatentInput]) -> Tensor:
         """Tokens by the embedding table, latents by their map, plus that of their features: (A, D)."""
         tokens = torch.tensor([v if isinstance(v, int) else self.special.latent for v in inputs], device=self.device)
         x = self.model.embed_tokens(tokens)  # (A, D)
@@ -340,10 +341,10 @@ class Engine:
         task.num_latents += 1
         event = Event(task.handle, "latent", latent)
         if task.stream is None:
-            task.pending = Heard(task.mode, latent)
+            task.pending = LatentInput(task.mode, latent)
             return [event]
         samples, features = task.stream.push(latent[None])
-        task.pending = Heard(task.mode, latent, features[0])
+        task.pending = LatentInput(task.mode, latent, features[0])
         return [event, Event(task.handle, "sound", samples)]
 
     # -------------------------------------------------------------------- spans
@@ -362,21 +363,21 @@ class Engine:
         return self._open(task, name)
 
     def _leave(self, task: Task, token: int) -> list[Event]:
-        """Leave a span by <EOD>, or by the <BOD> of the next one, which an answer that lasts may choose."""
+        """Leave a span by <EOD>, or by the <BOD> of the next one, which an answer that ends with <EOS> may choose."""
         if token == self.special.eod:
             if self.tokens.is_full(task):
                 task.finish_reason = "length"
-            task.num_tokens += self.tokens.lasts(task)
+            task.num_tokens += self.tokens.goes_on_until_eos(task)
             return self._close(task)
         task.num_tokens += 1
         return [*self._close(task), self._begin(task, task.mode)]
 
     def _close(self, task: Task) -> list[Event]:
         """Leave a span: an answer of one span is complete; otherwise <EOD> is fed and the text head goes on. An answer
-        that lasts may stand between spans, where nothing is open."""
+        that ends with <EOS> may stand between spans, where nothing is open."""
         name, was_open = task.mode, task.is_open
         task.is_open, task.pending = False, self.special.eod
-        if not self.tokens.lasts(task):
+        if not self.tokens.goes_on_until_eos(task):
             task.mode = "text"
             if task.to != "auto":
                 task.finish_reason = task.finish_reason or "stop"

@@ -19,6 +19,7 @@ from ..config.kinds import lookup
 from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, pack
+from ..errors import UserError
 from ..hardware import choose_device
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
@@ -27,7 +28,7 @@ from ..types import IGNORE, Document, GenerationOutput, Text
 from .answers import AnswerReader, KeptRun, Piece, answer, as_segments, check_finite, streamed_run
 from .engine import Engine
 from .prompts import make_prompt
-from .request import USUAL_LIMIT, Request, check, settled
+from .request import USUAL_LIMIT, Request, check, with_defaults
 from .scores import Scores
 from .task import Task
 
@@ -83,11 +84,11 @@ class Pipeline:
         Audio or the path of its file; voices: of each speaker of a script. guidance: from 0 on, 1 is off. steps: of the
         solver, a latent; both are the model's own unless given. max_latents: as in `Request`.
         With `to` "auto", each answer is the list of its segments, empty where the model ends at once.
-        Raises ValueError for an empty prompt, an unknown target, or one that the model was not built for, and where the
+        Raises UserError for an empty prompt, an unknown target, or one that the model was not built for, and where the
         model diverges: `generate_batch` says so in its finish reason.
         """
         if num < 1:
-            raise ValueError(f"num must be at least 1, got {num}")
+            raise UserError(f"num must be at least 1, got {num}")
         document = self.prompt(prompt, to, voice, voices)
         common = {"guidance": guidance, "steps": steps, "temperature": temperature, "solver": solver}
         limits = {"max_tokens": max_tokens, "max_latents": max_latents}
@@ -135,7 +136,7 @@ class Pipeline:
 
     def _tasks(self, requests: Sequence[Request]) -> list[Task]:
         """Requests as the engine wants them; their media are encoded together."""
-        requests = [settled(self._laid_out(request), self.model.config.sampling) for request in requests]
+        requests = [with_defaults(self._laid_out(request), self.model.config.sampling) for request in requests]
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
@@ -168,18 +169,18 @@ class Pipeline:
     def score(self, document: Document | str, seed: int = 0) -> Scores:
         """Log-likelihood of the text that counts as target, and the diffusion losses, of one document or text.
 
-        Raises ValueError for a document that is longer than the context, and for what is neither.
+        Raises UserError for a document that is longer than the context, and for what is neither.
         """
         if isinstance(document, str):
             document = Document((Text(document),))
         if not isinstance(document, Document):
             kind = type(document).__name__
-            raise ValueError(f"score takes a text or a latentlm.Document, which says what is a target, not {kind}")
+            raise UserError(f"score takes a text or a latentlm.Document, which says what is a target, not {kind}")
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         encoded = self.encoder(cache.resolve(document))
         limit = self.model.config.transformer.context_length
         if len(encoded) > limit:
-            raise ValueError(f"the document has {len(encoded)} positions, the context is {limit}")
+            raise UserError(f"the document has {len(encoded)} positions, the context is {limit}")
         dims = {name: m.latent_dim for name, m in self.model.modalities.items()}
         batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(self.model.embed_tokens.weight.device)
         sums = self.model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))
@@ -195,7 +196,7 @@ class Pipeline:
 
 
 def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[], FeatureStream]]:
-    """What opens the stream of a span of each modality with features. ValueError where a tokenizer is missing."""
+    """What opens the stream of a span of each modality with features. UserError where a tokenizer is missing."""
     streams = {}
     for name, spec in model.modalities.items():
         if spec.feature_dim is None:
@@ -203,7 +204,7 @@ def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[],
         second = tokenizers.get(modality(name).second)
         if second is None or second.latent_dim != spec.feature_dim:
             needed = modality(name).second
-            raise ValueError(
+            raise UserError(
                 f"this model takes {spec.feature_dim} features of {name}: it needs their {needed} tokenizer"
             )
         streams[name] = partial(FeatureStream, tokenizers[name], second)
@@ -225,17 +226,17 @@ def load(
     adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
     device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
     What is loaded, and how, is the affair of the folder's kind: a `Pipeline` where it is LatentLM.
-    Raises ValueError, one line, naming what is missing or does not fit.
+    Raises UserError, one line, naming what is missing or does not fit.
     """
     device = choose_device(device)
     folder = resolve(name)
     if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+        raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}")
     if adapter is not None and weights == "raw":
-        raise ValueError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
+        raise UserError("weights 'raw' with an adapter: it was trained on the averaged weights; leave weights out")
     spec = kind_of(folder)
     if spec.no_model:
-        raise ValueError(f"{folder}: {spec.no_model}")
+        raise UserError(f"{folder}: {spec.no_model}")
     return lookup(spec.load)(folder, adapter=adapter, weights=weights, device=device, dtype=dtype)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.modalities import as_segment, modalities, modality_names, modality_of_suffix
 from ..data.script import Script, parse_script, read_script, read_text, vibevoice_prompt
+from ..errors import UserError
 from ..media.sound import Audio, load_audio
 from ..modalities.speech import Speech
 from ..types import Document, Segment, Text
@@ -42,18 +43,18 @@ def make_prompt(
 ) -> Document:
     """The prompt of a model whose config says `prompt: layout`; clips are given as `voice` or, by speaker, as `voices`.
 
-    Raises ValueError for an empty prompt, for a script or voices that the model cannot read, for a voice of nobody, and
+    Raises UserError for an empty prompt, for a script or voices that the model cannot read, for a voice of nobody, and
     for a file that cannot be read.
     """
     if voice is not None and voices:
-        raise ValueError("give voice (a clip) or voices (a clip of each speaker), not both")
+        raise UserError("give voice (a clip) or voices (a clip of each speaker), not both")
     if voices is not None and not isinstance(voices, Mapping):
-        raise ValueError(f"voices is a dict from speakers to clips, not {type(voices).__name__}")
+        raise UserError(f"voices is a dict from speakers to clips, not {type(voices).__name__}")
     voice = None if voice is None else _read_clip(voice)
     voices = {name: _read_clip(clip) for name, clip in (voices or {}).items()}
     if isinstance(prompt, Document):
         if voices:
-            raise ValueError("voices belong to a script; a document holds its sound itself")
+            raise UserError("voices belong to a script; a document holds its sound itself")
         return as_prompt(prompt, voice)
     prompt = _parts(prompt, to)
     if layout == "vibevoice" and to == "speech":
@@ -73,7 +74,7 @@ def as_prompt(prompt: Prompt, voice: Audio | None = None) -> Document:
     if voice is not None:
         segments.insert(0, Speech(voice))
     if all(isinstance(s, Text) and not s.text.strip() for s in segments):
-        raise ValueError("the prompt is empty")
+        raise UserError("the prompt is empty")
     return Document(tuple(replace(segment, condition=True, loss=False) for segment in segments))
 
 
@@ -88,7 +89,7 @@ def _read_clip(clip: Clip) -> Audio:
     if isinstance(clip, str | os.PathLike):
         return load_audio(clip)
     if not isinstance(clip, Audio):
-        raise ValueError(f"a voice is an Audio or the path of a sound file, not {type(clip).__name__}")
+        raise UserError(f"a voice is an Audio or the path of a sound file, not {type(clip).__name__}")
     return clip
 
 
@@ -99,7 +100,7 @@ def as_script(prompt: Prompt) -> Script:
         return parts[0]
     for part in parts:
         if not isinstance(part, str):
-            raise ValueError(f"a script is text, not {type(part).__name__}; voices are given beside it")
+            raise UserError(f"a script is text, not {type(part).__name__}; voices are given beside it")
     return parse_script("\n".join(parts))
 
 
@@ -108,13 +109,13 @@ def _clips(script: Script, voice: Audio | None, voices: Mapping[int | str, Audio
     if voice is None:
         return script.cast(voices)
     if len(script.speakers) > 1:
-        raise ValueError(f"one voice, but speakers {', '.join(script.speakers)}; say whose it is, as in 1=clip.wav")
+        raise UserError(f"one voice, but speakers {', '.join(script.speakers)}; say whose it is, as in 1=clip.wav")
     return dict.fromkeys(script.speakers, voice)
 
 
 def _one_speaker(script: Script) -> None:
     if len(script.speakers) > 1:
-        raise ValueError(
+        raise UserError(
             f"the script has speakers {', '.join(script.speakers)}; this model reads a text and one voice "
             "(its config says prompt: document, scripts need prompt: vibevoice)"
         )
@@ -131,7 +132,7 @@ def _as_segment(part) -> Segment:
     segment = as_segment(part)
     if segment is None:
         kinds = ", ".join(modality_names())
-        raise ValueError(
+        raise UserError(
             f"a prompt is made of text, files (pathlib.Path) and media ({kinds}), not {type(part).__name__}"
         )
     return segment
@@ -143,7 +144,7 @@ def _as_segment(part) -> Segment:
 def read_file(path: str | os.PathLike, to: str) -> Any:
     """A medium or a text (.txt) as part of a prompt; a text to be spoken (`to` "speech") is a script.
 
-    The line ends at a text's end, which editors write, are no part of it. Raises ValueError, one line that names the
+    The line ends at a text's end, which editors write, are no part of it. Raises UserError, one line that names the
     file, for one that is missing, broken or of another kind.
     """
     suffix = Path(path).suffix.lower()
@@ -153,10 +154,10 @@ def read_file(path: str | os.PathLike, to: str) -> Any:
     if suffix == ".txt":
         return read_script(path) if to == "speech" else read_text(path).rstrip("\n")
     if suffix:
-        raise ValueError(f"{path}: files of this kind are not read, only {', '.join(readable())}")
+        raise UserError(f"{path}: files of this kind are not read, only {', '.join(readable())}")
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file")
-    raise ValueError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(readable())})")
+        raise UserError(f"{path}: no such file")
+    raise UserError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(readable())})")
 
 
 def readable() -> list[str]:

@@ -14,6 +14,7 @@ from ..config import SamplingConfig
 from ..config.base import did_you_mean
 from ..config.modalities import modality_names
 from ..diffusion import SOLVERS
+from ..errors import UserError
 from ..tokenizers.text import TextTokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Request:
     solver: str | None = None
 
 
-def settled(request: Request, own: SamplingConfig) -> Request:
+def with_defaults(request: Request, own: SamplingConfig) -> Request:
     """`request` with the model's own sampling where it says nothing."""
     guidance = 1.0 if request.to == "text" else own.guidance
     return replace(
@@ -58,30 +59,28 @@ def settled(request: Request, own: SamplingConfig) -> Request:
 
 
 def check_solver(name: str) -> None:
-    """ValueError, one line, for a solver that there is not."""
+    """UserError, one line, for a solver that there is not."""
     if name not in SOLVERS:
-        raise ValueError(f"solver {name!r} is unknown{did_you_mean(name, SOLVERS)}")
+        raise UserError(f"solver {name!r} is unknown{did_you_mean(name, SOLVERS)}")
 
 
 def check(request: Request, modalities: Collection[str], text: TextTokenizer) -> None:
-    """ValueError, one line, for what a model of these modalities cannot do with a settled request."""
+    """UserError, one line, for what a model of these modalities cannot do with a settled request."""
     if request.to not in TARGETS:
-        raise ValueError(f"unknown target {request.to!r}{did_you_mean(request.to, TARGETS)}")
+        raise UserError(f"unknown target {request.to!r}{did_you_mean(request.to, TARGETS)}")
     if request.to not in ("text", "auto") and request.to not in modalities:
-        raise ValueError(f"this model has no {request.to}; it has {', '.join(('text', *modalities))}")
+        raise UserError(f"this model has no {request.to}; it has {', '.join(('text', *modalities))}")
     if request.to in ("text", "auto") and text.is_classes:
-        raise ValueError(f"this model makes pictures of classes; it writes no text (--to {request.to})")
+        raise UserError(f"this model makes pictures of classes; it writes no text (--to {request.to})")
     for name in ("steps", "max_tokens", "max_latents"):
         if getattr(request, name) is not None and getattr(request, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(request, name)}")
+            raise UserError(f"{name} must be at least 1, got {getattr(request, name)}")
     check_solver(request.solver)
     if not -(2**63) <= request.seed < 2**64:
-        raise ValueError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
+        raise UserError(f"seed must be at least -2**63 and below 2**64, got {request.seed}")
     if not 0 <= request.guidance < math.inf:
-        raise ValueError(f"guidance must be a number from 0 on, got {request.guidance}")
+        raise UserError(f"guidance must be a number from 0 on, got {request.guidance}")
     if request.to == "text" and request.guidance != 1.0:
-        raise ValueError(
-            f"guidance {request.guidance} has no meaning for text; it is for {', '.join(modality_names())}"
-        )
+        raise UserError(f"guidance {request.guidance} has no meaning for text; it is for {', '.join(modality_names())}")
     if not 0 <= request.temperature < math.inf:
-        raise ValueError(f"temperature must be a number from 0 on, got {request.temperature}")
+        raise UserError(f"temperature must be a number from 0 on, got {request.temperature}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.packing import EncodedDocument
+from ..errors import UserError
 from ..model.latentlm import ModalitySpec
 from ..tokenizers.streaming import FeatureStream
 
@@ -21,7 +22,7 @@ GROWTH = 128
 
 
 @dataclass(frozen=True)
-class Heard:
+class LatentInput:
     """A latent (C,) as the next input, and the features (F,) of its sound where there is a second tokenizer."""
 
     modality: str
@@ -51,7 +52,7 @@ class Task:
     null_row: int | None = None  # cache row of the guidance branch
     inputs: Tensor | None = None  # (L - 1, D), the embedded prompt but its last token, until it is in the cache
     mode: str = "text"
-    pending: int | Heard = 0  # the next input: a token or a latent
+    pending: int | LatentInput = 0  # the next input: a token or a latent
     is_open: bool = False  # inside a span
     span_length: int = 0  # latents of the open span
     stream: FeatureStream | None = None  # of the open span
@@ -111,11 +112,11 @@ def expected_length(task: Task, spec: ModalitySpec | None) -> int:
 
 
 def check_length(task: Task, limit: int, spec: ModalitySpec | None) -> None:
-    """ValueError for a prompt past the context, or one that leaves no room for a whole image."""
+    """UserError for a prompt past the context, or one that leaves no room for a whole image."""
     prompt = len(task.prompt)
     if prompt > limit:
-        raise ValueError(f"the prompt has {prompt} positions, the context is {limit}")
+        raise UserError(f"the prompt has {prompt} positions, the context is {limit}")
     if spec is not None and spec.num_latents and prompt + spec.num_latents - 1 > limit:
-        raise ValueError(
+        raise UserError(
             f"the prompt has {prompt} positions and the {task.to} {spec.num_latents}, the context is {limit}"
         )

@@ -90,24 +90,24 @@ class TokenChooser:
         return self._span_tokens(task)[pick_token(logits, task.temperature, task.generator)]
 
     def _span_tokens(self, task: Task) -> tuple[int, ...]:
-        """What a position of a span chooses from: going on or <EOD>; in an answer that lasts, <BOD> and <EOS> too."""
+        """The tokens that may follow a latent: going on or <EOD>; also <BOD> and <EOS> in an answer that <EOS> ends."""
         special = self.special
         ends = (special.proceed, special.eod)
-        return (*ends, special.bod[task.mode], special.eos) if self.lasts(task) else ends
+        return (*ends, special.bod[task.mode], special.eos) if self.goes_on_until_eos(task) else ends
 
     def _fixed(self, task: Task) -> int | None:
         return self.model.modalities[task.mode].num_latents
 
     def is_full(self, task: Task) -> bool:
-        """Whether the open span of variable length, or the answer that lasts, has as many latents as it may have."""
+        """Whether the open span of variable length (or the answer that <EOS> ends) has `max_latents` latents."""
         if self._fixed(task) is not None or task.max_latents is None:
             return False
-        length = task.num_latents + task.num_tokens if self.lasts(task) else task.span_length
+        length = task.num_latents + task.num_tokens if self.goes_on_until_eos(task) else task.span_length
         return length >= task.max_latents
 
-    def lasts(self, task: Task) -> bool:
+    def goes_on_until_eos(self, task: Task) -> bool:
         """Whether the answer goes on after its span, until <EOS>."""
-        return self.model.config.answer == "document" and task.to == task.mode
+        return self.model.config.stop_at == "eos" and task.to == task.mode
 
 
 def forbidden_tokens(special: SpecialTokens, opens: Collection[str] = ()) -> list[int]:

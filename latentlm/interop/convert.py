@@ -20,6 +20,7 @@ import torch
 
 from ..checkpoint import write_config
 from ..config import SourceConfig
+from ..errors import UserError
 from ..weights import save_weights
 from .mapping import SHARD_SIZE
 from .source import Source, locate
@@ -54,15 +55,15 @@ OPTIONS = {"image_size": ("diffusers-vae",), "calibrate": ("diffusers-vae",), "t
 def convert(what: Conversion, target: str | Path, format: str, to: str = "latentlm") -> None:
     """Write what `format` reads from `what.source` into the new folder `target`, as `to` ("latentlm" or "hf-llm").
 
-    Raises ValueError, one line, for a target that exists, formats that do not go together, options that the format does
+    Raises UserError, one line, for a target that exists, formats that do not go together, options that the format does
     not have, and everything that the importer refuses. Then there is no target.
     """
     if (format, to) not in CONVERSIONS:
         pairs = ", ".join(f"{a} to {b}" for a, b in CONVERSIONS)
-        raise ValueError(f"--from {format} --to {to} is not possible; known: {pairs}")
+        raise UserError(f"--from {format} --to {to} is not possible; known: {pairs}")
     for name, formats in OPTIONS.items():
         if getattr(what, name) is not None and format not in formats:
-            raise ValueError(f"--{name.replace('_', '-')} is for --from {formats[0]}, not for {format}")
+            raise UserError(f"--{name.replace('_', '-')} is for --from {formats[0]}, not for {format}")
     with _new_folder(Path(target)) as folder:
         CONVERSIONS[format, to](what, folder)
 
@@ -71,7 +72,7 @@ def convert(what: Conversion, target: str | Path, format: str, to: str = "latent
 def _new_folder(target: Path) -> Iterator[Path]:
     """A folder that becomes `target` when all went well, and is gone when not."""
     if target.exists():
-        raise ValueError(f"{target}: exists already; name a new folder")
+        raise UserError(f"{target}: exists already; name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

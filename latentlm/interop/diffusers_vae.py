@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from ..config import ConvImageTokenizerConfig, describe
+from ..errors import UserError
 from ..tokenizers.conv_image import ConvImageTokenizer
 from .mapping import Rule, fill
 from .source import Source, locate
@@ -85,12 +86,12 @@ DEFAULTS = {
 def read_config(fields: dict, image_size: int | None = None) -> ConvImageTokenizerConfig:
     """Our config of an `AutoencoderKL`'s; image_size: of the pictures, its own `sample_size` unless given.
 
-    Raises ValueError naming the field, and its value, that we do not support.
+    Raises UserError naming the field, and its value, that we do not support.
     """
     given = {name: value for name, value in fields.items() if not name.startswith("_")}
     unknown = sorted(given.keys() - DEFAULTS.keys() - SUPPORTED.keys() - UNUSED)
     if unknown:
-        raise ValueError(f"AutoencoderKL config: unknown field {unknown[0]!r} ({given[unknown[0]]!r})")
+        raise UserError(f"AutoencoderKL config: unknown field {unknown[0]!r} ({given[unknown[0]]!r})")
     for name, value in SUPPORTED.items():
         _require(name, given.get(name, value), value)
     theirs = DEFAULTS | given
@@ -116,7 +117,7 @@ def _config(**fields) -> ConvImageTokenizerConfig:
     try:
         return ConvImageTokenizerConfig(**fields)
     except ValidationError as error:
-        raise ValueError(describe(error, ConvImageTokenizerConfig)) from None
+        raise UserError(describe(error, ConvImageTokenizerConfig)) from None
 
 
 def original_config(source: Source, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
@@ -128,7 +129,7 @@ def original_config(source: Source, image_size: int, norm_groups: int = 32) -> C
 
     stages, blocks = count(r"encoder\.down\.(\d+)\."), count(r"encoder\.down\.0\.block\.(\d+)\.")
     if not stages or not blocks or "post_quant_conv.weight" not in source.names:
-        raise ValueError(f"{source.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
+        raise UserError(f"{source.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
                          "post_quant_conv)")  # fmt: skip
     deepest = f"encoder.down.{stages - 1}.attn.0.norm.weight"
     return _config(
@@ -175,7 +176,7 @@ def load(path: str | Path, image_size: int | None = None) -> ConvImageTokenizer:
     """The tokenizer in a diffusers folder, the repository of a pipeline (its folder vae), or a latent diffusion file.
 
     path: a folder, a file or a hub id. image_size: of the pictures; required where no config.json names one. Raises
-    ValueError, one line, for files that are missing, that do not fit, or that hold what we do not support.
+    UserError, one line, for files that are missing, that do not fit, or that hold what we do not support.
     """
     path = locate(path)
     if (path / "vae").is_dir() and not (path / "config.json").is_file():
@@ -189,7 +190,7 @@ def from_source(source: Source, image_size: int | None = None) -> ConvImageToken
     if source.config:
         config, layout = read_config(source.config, image_size), "diffusers"
     elif image_size is None:
-        raise ValueError(f"{source.path}: no config.json says how large the pictures are; give an image size")
+        raise UserError(f"{source.path}: no config.json says how large the pictures are; give an image size")
     else:
         config, layout = original_config(seen, image_size), "original"
     tokenizer = ConvImageTokenizer(config)
@@ -208,4 +209,4 @@ def _theirs(name: str, config: ConvImageTokenizerConfig, layout: str) -> str:
 
 def _require(name: str, value: object, supported: object) -> None:
     if value != supported:
-        raise ValueError(f"AutoencoderKL config: {name} {value!r} is not supported, only {supported!r}")
+        raise UserError(f"AutoencoderKL config: {name} {value!r} is not supported, only {supported!r}")

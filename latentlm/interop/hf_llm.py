@@ -23,6 +23,7 @@ import torch
 from pydantic import ValidationError
 
 from ..config import SPECIAL_OFFSET, ModelConfig, RopeScalingConfig, TransformerConfig, describe
+from ..errors import UserError
 from ..generation.pipeline import Pipeline
 from ..model.latentlm import LatentLM
 from ..model.layers import ffn_width
@@ -98,20 +99,20 @@ class Backbone:
 
     @classmethod
     def open(cls, name: str | Path) -> Backbone:
-        """A folder of `transformers` with tokenizer.json, or a hub id. ValueError, one line, says what is wrong."""
+        """A folder of `transformers` with tokenizer.json, or a hub id. UserError, one line, says what is wrong."""
         source = Source.open(locate(name))
         try:
             transformer = read_config(source.config)
             vocab_size, special = _count(source.config, "vocab_size"), special_tokens(source.config)
-        except ValueError as error:
-            raise ValueError(f"{source.path}: config.json: {error}") from None
+        except UserError as error:
+            raise UserError(f"{source.path}: config.json: {error}") from None
         text = TextTokenizer.from_backbone(source.folder / "tokenizer.json", vocab_size, special)
         return cls(source, transformer, text)
 
     def fill(self, model: LatentLM) -> None:
         """Copy the weights into `model`, and give its own special tokens their rows. Latent maps and heads stay.
 
-        Raises ValueError, one line, for weights that are missing, extra or misshaped.
+        Raises UserError, one line, for weights that are missing, extra or misshaped.
         """
         rows = self.text.base_size
         ignore = IGNORE
@@ -125,7 +126,7 @@ class Backbone:
 
 
 def load(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A language model as a LatentLM with no modality but text. ValueError, one line, says what does not fit."""
+    """A language model as a LatentLM with no modality but text. UserError, one line, says what does not fit."""
     backbone = Backbone.open(path)
     config = ModelConfig(transformer=backbone.transformer, special_offset=SPECIAL_OFFSET)
     with torch.device("meta"):
@@ -138,7 +139,7 @@ def save(pipeline: Pipeline, folder: str | Path, *, shard_size: int = SHARD_SIZE
     """The text side of `pipeline` as a folder of `transformers`: config.json, weights, tokenizer.json.
 
     Latent maps, diffusion heads and the special tokens of latent spans have no place there and are left out. Raises
-    ValueError for a configuration that no class of `transformers` has.
+    UserError for a configuration that no class of `transformers` has.
     """
     model, text = pipeline.model, pipeline.tokenizers["text"]
     rows = text.text_size
@@ -155,19 +156,19 @@ def save(pipeline: Pipeline, folder: str | Path, *, shard_size: int = SHARD_SIZE
 def read_config(fields: Mapping) -> TransformerConfig:
     """Our configuration out of the fields of a config.json of `transformers`, 4.x or 5.x.
 
-    Raises ValueError, one line, naming the first field that is missing, or that we do not support, and its value.
+    Raises UserError, one line, naming the first field that is missing, or that we do not support, and its value.
     """
     family = FAMILIES.get(fields.get("model_type"))
     if family is None:
-        raise ValueError(f"model_type {fields.get('model_type')!r} is not supported (known: {', '.join(FAMILIES)})")
+        raise UserError(f"model_type {fields.get('model_type')!r} is not supported (known: {', '.join(FAMILIES)})")
     fields = {**DEFAULTS, **family.defaults, **fields}
     for name, only in ONLY.items():
         if fields.get(name, only) != only:
-            raise ValueError(f"{name} {fields[name]!r} is not supported, only {only!r} is")
+            raise UserError(f"{name} {fields[name]!r} is not supported, only {only!r} is")
     if fields["model_type"] == "mistral" and fields["sliding_window"] is not None:
-        raise ValueError(f"sliding_window {fields['sliding_window']} is not supported, only None is")
+        raise UserError(f"sliding_window {fields['sliding_window']} is not supported, only None is")
     if set(fields.get("layer_types") or ()) - {"full_attention"}:
-        raise ValueError(f"layer_types {fields['layer_types']} are not supported, only 'full_attention' is")
+        raise UserError(f"layer_types {fields['layer_types']} are not supported, only 'full_attention' is")
     width, num_heads = _count(fields, "hidden_size"), _count(fields, "num_attention_heads")
     try:
         base, scaling = _rope(fields)
@@ -188,18 +189,18 @@ def read_config(fields: Mapping) -> TransformerConfig:
             dropout=fields["attention_dropout"],
         )
     except ValidationError as error:
-        raise ValueError(describe(error, TransformerConfig)) from None
+        raise UserError(describe(error, TransformerConfig)) from None
 
 
 def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
-    """The config.json of the class that has `config`'s layers. ValueError names an option that none of them has."""
+    """The config.json of the class that has `config`'s layers. UserError names an option that none of them has."""
     for name, option in TransformerConfig.model_fields.items():
         if name not in WRITTEN and getattr(config, name) != option.default:
-            raise ValueError(f"transformer.{name} {getattr(config, name)} has no counterpart in transformers")
+            raise UserError(f"transformer.{name} {getattr(config, name)} has no counterpart in transformers")
     layers = (config.qkv_bias, config.qk_norm)
     kinds = [name for name, f in FAMILIES.items() if (f.qkv_bias, f.qk_norm) == layers]
     if not kinds:
-        raise ValueError("transformer.qkv_bias and transformer.qk_norm together have no counterpart in transformers")
+        raise UserError("transformer.qkv_bias and transformer.qk_norm together have no counterpart in transformers")
     rope = {"rope_type": "default", "rope_theta": config.rope_base}
     if config.rope_scaling is not None:
         rope = {
@@ -268,9 +269,9 @@ def special_tokens(fields: Mapping) -> dict[str, int]:
 
 
 def check_tied(source: Source, embedding: str = "model.embed_tokens.weight") -> None:
-    """ValueError where a checkpoint whose head is its embedding holds another head as well."""
+    """UserError where a checkpoint whose head is its embedding holds another head as well."""
     if {HEAD, embedding} <= source.names and not torch.equal(source.read(HEAD), source.read(embedding)):
-        raise ValueError(f"{source.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
+        raise UserError(f"{source.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
 
 
 def _first(value: int | list[int] | None) -> int | None:
@@ -279,14 +280,14 @@ def _first(value: int | list[int] | None) -> int | None:
 
 def _need(fields: Mapping, name: str):
     if name not in fields:
-        raise ValueError(f"{name} is missing")
+        raise UserError(f"{name} is missing")
     return fields[name]
 
 
 def _count(fields: Mapping, name: str) -> int:
     value = _need(fields, name)
     if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} {value!r} is not a positive number")
+        raise UserError(f"{name} {value!r} is not a positive number")
     return value
 
 
@@ -296,11 +297,11 @@ def _rope(fields: Mapping) -> tuple[float, RopeScalingConfig | None]:
     base = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported, only 1.0 is")
+        raise UserError(f"partial_rotary_factor {rope['partial_rotary_factor']} is not supported, only 1.0 is")
     if kind == "default":
         return base, None
     if kind != "llama3":
-        raise ValueError(f"rope_type {kind!r} is not supported (known: default, llama3)")
+        raise UserError(f"rope_type {kind!r} is not supported (known: default, llama3)")
     scaling = RopeScalingConfig(
         factor=_need(rope, "factor"),
         low_frequency=_need(rope, "low_freq_factor"),

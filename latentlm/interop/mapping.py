@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..weights import misfits, save_weights, write_text
+from ..errors import UserError
+from ..weights import save_weights, shape_mismatches, write_text
 from .source import Source
 
 SHARD_SIZE = 5_000_000_000
@@ -62,7 +63,7 @@ def fill(
 
     Parameters on the meta device are made on the CPU first. ignore: patterns of source names that nothing reads. keep:
     patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
-    Raises ValueError as `check` does; the module is then as it was.
+    Raises UserError as `check` does; the module is then as it was.
     """
     check(module, source, rules, ignore=ignore, keep=keep)
     left = [name for name, tensor in _unfilled(module, rules).items() if tensor.is_meta]
@@ -85,7 +86,7 @@ def check(
 ) -> None:
     """Names and shapes alone, as `fill` would have them; the module may be on the meta device.
 
-    Raises ValueError, one line, with the first ten missing, extra and misshaped names of each kind and their counts.
+    Raises UserError, one line, with the first ten missing, extra and misshaped names of each kind and their counts.
     """
     _check_cover(module, rules, tuple(keep))
     ours, ignore = _tensors(module), tuple(ignore)
@@ -94,8 +95,8 @@ def check(
     }
     read = sorted(name for name in source.names if name in wanted or not _matches(name, ignore))
     expected = {name: tuple(part.shape) for name, part in wanted.items()}
-    if problems := misfits({name: source.shape(name) for name in read}, expected):
-        raise ValueError(f"{source.path}: weights do not fit this model; {problems}")
+    if problems := shape_mismatches({name: source.shape(name) for name in read}, expected):
+        raise UserError(f"{source.path}: weights do not fit this model; {problems}")
 
 
 def export(

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..config import read_json
+from ..errors import UserError
 from ..hub import from_hub, is_hub_id
 
 STEMS = ("model", "diffusion_pytorch_model")
@@ -33,14 +34,14 @@ log = logging.getLogger("latentlm")
 def locate(name: str | Path) -> Path:
     """A folder or file here, or the folder with the files of a hub id ("owner/name").
 
-    Of a hub repository pickled weights are fetched only where it has no safetensors. Raises ValueError, one line, that
+    Of a hub repository pickled weights are fetched only where it has no safetensors. Raises UserError, one line, that
     says what to put where.
     """
     path = Path(name)
     if path.exists():
         return path
     if not is_hub_id(name):
-        raise ValueError(f"{name}: no such file or folder, and not a hub id (owner/name)")
+        raise UserError(f"{name}: no such file or folder, and not a hub id (owner/name)")
     folder = from_hub(str(name), READABLE)
     if any(folder.rglob("*.safetensors")):
         return folder
@@ -60,7 +61,7 @@ class Source:
 
     @classmethod
     def open(cls, path: str | Path) -> Source:
-        """A file, or a folder as `transformers` and `diffusers` write it. ValueError, one line, names what is wrong."""
+        """A file, or a folder as `transformers` and `diffusers` write it. UserError, one line, names what is wrong."""
         path = Path(path)
         folder = path if path.is_dir() else path.parent
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -96,7 +97,7 @@ class _SafetensorsSource(Source):
             with _open_safetensors(file) as shard:
                 for name in shard.keys():  # noqa: SIM118 — not a dict
                     if name in self._where:
-                        raise ValueError(f"{file}: {name} is in {self._where[name].name} as well")
+                        raise UserError(f"{file}: {name} is in {self._where[name].name} as well")
                     self._where[name] = file
                     shapes[name] = tuple(shard.get_slice(name).get_shape())
         self._shard: tuple[Path, safe_open] | None = None
@@ -129,10 +130,10 @@ def _files_of(path: Path) -> list[Path]:
     """The weight files that `path` means, safetensors before pickled ones."""
     if path.is_file():
         if path.suffix not in (".safetensors", *PICKLED):
-            raise ValueError(f"{path}: not a weights file (known: .safetensors, {', '.join(PICKLED)})")
+            raise UserError(f"{path}: not a weights file (known: .safetensors, {', '.join(PICKLED)})")
         return [path]
     if not path.is_dir():
-        raise ValueError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder")
     for name in (*(f"{stem}.safetensors" for stem in STEMS), "pytorch_model.bin", "diffusion_pytorch_model.bin"):
         index, stem = path / f"{name}.index.json", Path(name)
         if index.is_file():
@@ -144,17 +145,17 @@ def _files_of(path: Path) -> list[Path]:
     if len(others) == 1:
         return others
     listed = ", ".join(p.name for p in others[:10]) or "none"
-    raise ValueError(f"{path}: expected model.safetensors or its shards (weights here: {listed}); pass the file itself")
+    raise UserError(f"{path}: expected model.safetensors or its shards (weights here: {listed}); pass the file itself")
 
 
 def _indexed(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: has no weight_map")
+        raise UserError(f"{index}: has no weight_map")
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise ValueError(f"{index}: {len(absent)} of {len(files)} shards are not here: {', '.join(absent[:10])}")
+        raise UserError(f"{index}: {len(absent)} of {len(files)} shards are not here: {', '.join(absent[:10])}")
     return files
 
 
@@ -162,11 +163,11 @@ def _open_safetensors(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
 
 
 def unpickle(file: Path) -> Mapping:
-    """The dictionary in a pickled file, by `weights_only`. ValueError names a file that holds anything else."""
+    """The dictionary in a pickled file, by `weights_only`. UserError names a file that holds anything else."""
     log.warning("%s: pickled weights, read with weights_only (tensors and plain containers, no code)", file)
     # Training scripts of the MAE family keep their argument list beside the weights. A Namespace is plain data.
     with torch.serialization.safe_globals([Namespace]):
@@ -175,9 +176,9 @@ def unpickle(file: Path) -> Mapping:
         except (UnpicklingError, RuntimeError, EOFError) as error:
             # torch goes on to say how its check is switched off; what it found comes last
             reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())[:200]
-            raise ValueError(f"{file}: cannot be read with weights_only ({reason})") from None
+            raise UserError(f"{file}: cannot be read with weights_only ({reason})") from None
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{file}: holds a {type(loaded).__name__}, expected a dictionary of tensors")
+        raise UserError(f"{file}: holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return loaded
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..checkpoint import modality_specs
 from ..config import Config, DiffusionConfig, DiffusionHeadConfig, ModelConfig, TransformerConfig, describe, read_json
+from ..errors import UserError
 from ..generation.pipeline import Pipeline
 from ..model.latentlm import LatentLM
 from ..tokenizers.image import PictureTokenizer
@@ -70,20 +71,20 @@ class Run(Config):
     @model_validator(mode="after")
     def _sized(self):
         if self.model is None and None in (self.hidden_size, self.depth, self.num_heads):
-            raise ValueError(f"give model (one of {', '.join(SIZES)}) or hidden_size, depth and num_heads")
+            raise UserError(f"give model (one of {', '.join(SIZES)}) or hidden_size, depth and num_heads")
         return self
 
 
 def read_run(fields: dict) -> Run:
-    """ValueError names a field that is unknown, missing or not supported."""
+    """UserError names a field that is unknown, missing or not supported."""
     try:
         return Run.model_validate(fields)
     except ValidationError as error:
-        raise ValueError(f"LatentLM config.json: {describe(error, Run)}; an example: {EXAMPLE}") from None
+        raise UserError(f"LatentLM config.json: {describe(error, Run)}; an example: {EXAMPLE}") from None
 
 
 def read_config(fields: dict, num_latents: int) -> ModelConfig:
-    """Our config of a `Run`'s fields, for pictures of `num_latents`. ValueError as `read_run`."""
+    """Our config of a `Run`'s fields, for pictures of `num_latents`. UserError as `read_run`."""
     run = read_run(fields)
     ours = (run.hidden_size, run.depth, run.num_heads, run.diffusion_depth, run.mlp_ratio)
     width, layers, heads, head_layers, ratio = SIZES[run.model] if run.model else ours
@@ -161,10 +162,10 @@ def view(source: Source) -> View:
 def load(path: str | Path, weights: str = "ema") -> Pipeline:
     """The model of a checkpoint folder or hub id with its tokenizer; `weights`: "ema" (where there is one) or "raw".
 
-    Raises ValueError, one line, for files that are missing, that do not fit, or that hold what we do not support.
+    Raises UserError, one line, for files that are missing, that do not fit, or that hold what we do not support.
     """
     if weights not in ("ema", "raw"):
-        raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+        raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}")
     folder = locate(path)
     fields = _fields(folder)
     run, state = read_run(fields), _other_state(folder)
@@ -187,20 +188,20 @@ def has_average(path: str | Path) -> bool:
 def _fields(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
+        raise UserError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
     return read_json(path)
 
 
 def _other_state(folder: Path) -> dict:
     path = folder / "other_state.pth"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; their training keeps the scale of the latents and the average there")
+        raise UserError(f"{path}: no such file; their training keeps the scale of the latents and the average there")
     state = unpickle(path)
     for name in ("scaling_factor", "bias_factor"):
         if not isinstance(state.get(name), float):
-            raise ValueError(f"{path}: {name} is {state.get(name)!r}, expected a number")
+            raise UserError(f"{path}: {name} is {state.get(name)!r}, expected a number")
     if not state["scaling_factor"] > 0:
-        raise ValueError(f"{path}: scaling_factor is {state['scaling_factor']}, which no latents have")
+        raise UserError(f"{path}: scaling_factor is {state['scaling_factor']}, which no latents have")
     return dict(state)
 
 
@@ -208,13 +209,13 @@ def _tokenizer(folder: Path, run: Run, std: float, mean: float) -> PictureTokeni
     """KL-16, or a σ-VAE where the file brings a config; with the normalisation that the model was trained with."""
     path = folder / run.vae
     if not path.is_file():
-        raise ValueError(f"{path}: no such tokenizer file (config.json: vae {run.vae!r})")
+        raise UserError(f"{path}: no such tokenizer file (config.json: vae {run.vae!r})")
     loaded = unpickle(path)
     source = TensorSource.of(path, loaded.get("model", loaded))
     if "config" in loaded:
         config = unilm_vae.read_config(loaded["config"], 1 / std)
         if config.image_size != run.image_size:
-            raise ValueError(f"{path}: its pictures have {config.image_size} pixels, config.json says {run.image_size}")
+            raise UserError(f"{path}: its pictures have {config.image_size} pixels, config.json says {run.image_size}")
         tokenizer: PictureTokenizer = unilm_vae.load_sigma_vae(source, config)
     else:
         tokenizer = diffusers_vae.from_source(source, run.image_size)
@@ -236,7 +237,7 @@ def _average(folder: Path, config: ModelConfig, state: dict) -> Source | None:
     values = state["ema"]["shadow_params"]
     names = [name for rule in rules(config) for name in rule.sources if name != NO_HEAD]
     if len(values) != len(names):
-        raise ValueError(f"{folder / 'other_state.pth'}: {len(values)} averaged tensors, this model has {len(names)}")
+        raise UserError(f"{folder / 'other_state.pth'}: {len(values)} averaged tensors, this model has {len(names)}")
     return TensorSource.of(folder / "other_state.pth", dict(zip(names, values, strict=True)))
 
 

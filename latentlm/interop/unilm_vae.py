@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from ..config import ImageTokenizerConfig, PosteriorConfig
+from ..errors import UserError
 from ..tokenizers.image import ImageTokenizer
 from .mapping import Rule, fill
 from .source import Source
@@ -46,14 +47,14 @@ def read_config(fields: dict, scale: float) -> ImageTokenizerConfig:
     """Our config of the "config" in a tokenizer file; `scale` is the scaling factor that the image model stored.
 
     Their noise is N(0, (std/0.8)²) in raw units; ours is relative to the std of the latents. Other fields than those
-    read here have no effect in their code. ValueError names a field that we do not support.
+    read here have no effect in their code. UserError names a field that we do not support.
     """
     for name, known, default in (("encoder_arch", ENCODERS, ENCODERS[0]), ("decoder_arch", DECODERS, DECODERS[0])):
         if fields.get(name, default) not in known:
-            raise ValueError(f"σ-VAE config: {name} {fields[name]!r} is not supported, only {', '.join(known)}")
+            raise UserError(f"σ-VAE config: {name} {fields[name]!r} is not supported, only {', '.join(known)}")
     for name in ("latent_size", "std"):
         if name not in fields:
-            raise ValueError(f"σ-VAE config: {name} is missing")
+            raise UserError(f"σ-VAE config: {name} is missing")
     return ImageTokenizerConfig(
         image_size=fields.get("img_size", 256),
         patch_size=fields.get("patch_size", 16),
@@ -109,7 +110,7 @@ def view(source: Source, config: ImageTokenizerConfig) -> View:
 
 
 def load_sigma_vae(source: Source, config: ImageTokenizerConfig) -> ImageTokenizer:
-    """The tokenizer, not yet calibrated. ValueError lists the names that do not fit."""
+    """The tokenizer, not yet calibrated. UserError lists the names that do not fit."""
     tokenizer = ImageTokenizer(config)
     fill(tokenizer, view(source, config), rules(config), ignore=IGNORE, keep=KEEP)
     return tokenizer.eval()

@@ -8,17 +8,18 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from ..errors import UserError
 from ..weights import replacing
 
-BROKEN = (OSError, ValueError, MemoryError)
+BROKEN = (OSError, UserError, MemoryError)
 """What broken files raise beside a library's own errors; a corrupt header may ask for more memory than there is."""
 
 
 def existing(path: str | Path) -> Path:
-    """`path` as a Path. ValueError names it where it is no file."""
+    """`path` as a Path. UserError names it where it is no file."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     return path
 
 

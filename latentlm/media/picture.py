@@ -1,7 +1,7 @@
 """Pictures: files and PIL images ↔ tensors, through Pillow.
 
 Place in the flow: before 1; what the tokenizers and the data room use to read, write and resize. Pillow is imported
-when a function is called. A file that is missing or cannot be read gives a ValueError of one line that names it.
+when a function is called. A file that is missing or cannot be read gives a UserError of one line that names it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .files import BROKEN, existing, one_line, target
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def load_image(path: str | Path) -> PILImage:
-    """A picture as it is shown (EXIF orientation applied), in its own mode. ValueError names the path."""
+    """A picture as it is shown (EXIF orientation applied), in its own mode. UserError names the path."""
     return _decoded(existing(path), f"{path}: ")
 
 
 def decode_image(data: bytes, name: str = "") -> PILImage:
-    """The picture in an image file's bytes, as `load_image`. ValueError, beginning with `name` where one is given."""
+    """The picture in an image file's bytes, as `load_image`. UserError, beginning with `name` where one is given."""
     return _decoded(BytesIO(data), f"{name}: " if name else "")
 
 
@@ -39,27 +40,27 @@ def _decoded(source: Path | BytesIO, prefix: str) -> PILImage:
             return ImageOps.exif_transpose(image.copy())
     except UnidentifiedImageError as error:
         said = one_line(error) if isinstance(source, Path) else "of no known format"
-        raise ValueError(f"{prefix}not a readable image ({said})") from None
+        raise UserError(f"{prefix}not a readable image ({said})") from None
     except (Image.DecompressionBombError, *BROKEN, SyntaxError) as error:
-        raise ValueError(f"{prefix}not a readable image ({one_line(error)})") from None
+        raise UserError(f"{prefix}not a readable image ({one_line(error)})") from None
 
 
 def save_image(image: PILImage, path: str | Path) -> None:
     """Write a picture, whole or not at all; the suffix names the format.
 
-    ValueError for a suffix that Pillow does not know and for a path that cannot be written.
+    UserError for a suffix that Pillow does not know and for a path that cannot be written.
     """
     try:
         with target(path) as place:
             image.save(place)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot write the image ({one_line(error)})") from None
+        raise UserError(f"{path}: cannot write the image ({one_line(error)})") from None
 
 
 def image_to_rgb(image: PILImage) -> PILImage:
     """Any mode to RGB: transparency is laid over white, 16-bit grey is scaled to 8.
 
-    ValueError for floating-point pixels, of which nothing says what is white.
+    UserError for floating-point pixels, of which nothing says what is white.
     """
     from PIL import Image
 
@@ -103,4 +104,4 @@ def tensor_to_image(pixels: Tensor) -> PILImage:
 
 def _check_scale(image: PILImage) -> None:
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers without a scale; save it with 8 or 16 bits")
+        raise UserError("its pixels are floating-point numbers without a scale; save it with 8 or 16 bits")

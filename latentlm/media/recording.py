@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
 from .files import one_line
 from .sound import Audio
 from .sound_file import SoundFileWriter
@@ -38,7 +39,7 @@ class Recording:
         return self.num_samples / self.sample_rate
 
     def append(self, audio: Audio) -> None:
-        """The next piece, clipped to [-1, 1]. ValueError where the file cannot be written or would be too long."""
+        """The next piece, clipped to [-1, 1]. UserError where the file cannot be written or would be too long."""
         if len(audio.samples) == 0:
             return
         samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
@@ -48,16 +49,16 @@ class Recording:
                 self._file, self.sample_rate = open_file(self.path, audio.sample_rate), audio.sample_rate
             self._file.write(samples)
         except (OSError, RuntimeError, TypeError, ValueError) as error:  # libsndfile's are RuntimeErrors
-            raise ValueError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
+            raise UserError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
         self.num_samples += len(audio.samples)
 
     def close(self) -> None:
-        """Complete the file. ValueError where it cannot be written."""
+        """Complete the file. UserError where it cannot be written."""
         try:
             if self._file is not None:
                 self._file.close()
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
+            raise UserError(f"{self.path}: cannot write the sound ({one_line(error)})") from None
 
     def __enter__(self) -> Recording:
         return self
@@ -85,7 +86,7 @@ class _WavFile:
     def write(self, samples: np.ndarray) -> None:
         data = (samples * 32768).round().clip(-32768, 32767).astype("<i2").tobytes()
         if self.size + len(data) > LARGEST:
-            raise ValueError("a WAV file holds at most 4 GiB; write .flac instead")
+            raise UserError("a WAV file holds at most 4 GiB; write .flac instead")
         self._put(HEADER.size + self.size, data)
         self.size += len(data)
         self._put(0, self._header())

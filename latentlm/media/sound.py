@@ -1,7 +1,7 @@
 """Sound: the record `Audio`, files ↔ mono samples through soundfile, rates through soxr.
 
 Place in the flow: before 1; what the tokenizers and the data room use to read, write and resample. Those libraries are
-imported when a function is called. A file that is missing or cannot be read gives a ValueError of one line that names
+imported when a function is called. A file that is missing or cannot be read gives a UserError of one line that names
 it. Sound that is mixed down, or resampled for its reader, is said in the log `latentlm`, on stderr unless the program
 takes its logs elsewhere.
 """
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .files import BROKEN, existing, one_line, target
 from .sound_file import SoundFileWriter, read_sound
 
@@ -34,7 +35,7 @@ class Audio:
     """Mono sound: `samples` (N,) float32 in [-1, 1], on the CPU, at `sample_rate` Hz; `name` of the file it is from.
 
     samples may be given as a numpy array too, on any device and in any type of number: integers are divided by the
-    largest that their type has, as sound files mean them. Raises ValueError for another shape or kind, and for a rate
+    largest that their type has, as sound files mean them. Raises UserError for another shape or kind, and for a rate
     that is no whole number.
     """
 
@@ -46,8 +47,8 @@ class Audio:
         try:
             object.__setattr__(self, "samples", _mono(self.samples))
             object.__setattr__(self, "sample_rate", _whole_rate(self.sample_rate))
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}" if self.name else str(error)) from None
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}" if self.name else str(error)) from None
 
     @property
     def seconds(self) -> float:
@@ -55,25 +56,25 @@ class Audio:
 
     @classmethod
     def load(cls, path: str | Path, sample_rate: int | None = None) -> Audio:
-        """A sound file, mixed down to mono, at `sample_rate` Hz where that is given. ValueError names the path."""
+        """A sound file, mixed down to mono, at `sample_rate` Hz where that is given. UserError names the path."""
         return load_audio(path, sample_rate)
 
     def save(self, path: str | Path) -> None:
-        """Write a sound file, clipped to [-1, 1]; the suffix names the format. ValueError names the path."""
+        """Write a sound file, clipped to [-1, 1]; the suffix names the format. UserError names the path."""
         save_audio(self, path)
 
 
 def _mono(samples: Tensor | np.ndarray) -> Tensor:
     """samples (N,) of any number type -> float32, integers scaled to [-1, 1]; copied only where it has to be."""
     if not isinstance(samples, Tensor | np.ndarray):
-        raise ValueError(f"Audio takes a numpy array or a tensor of samples, shape (N,), not {type(samples).__name__}")
+        raise UserError(f"Audio takes a numpy array or a tensor of samples, shape (N,), not {type(samples).__name__}")
     if samples.ndim != 1:
-        raise ValueError(f"samples have shape {tuple(samples.shape)}; expected mono, shape (N,)")
+        raise UserError(f"samples have shape {tuple(samples.shape)}; expected mono, shape (N,)")
     if isinstance(samples, Tensor) and samples.is_floating_point():
         return samples.float().cpu()
     values = np.asarray(samples.cpu() if isinstance(samples, Tensor) else samples)
     if values.dtype.kind not in "iuf":
-        raise ValueError(f"samples are of type {values.dtype}; expected floats in [-1, 1] or integers")
+        raise UserError(f"samples are of type {values.dtype}; expected floats in [-1, 1] or integers")
     if values.dtype.kind in "iu":
         middle = 2.0 ** (8 * values.dtype.itemsize - 1)  # silence where there is no sign
         values = (values.astype(np.float64) - middle * (values.dtype.kind == "u")) / middle
@@ -86,12 +87,12 @@ def _whole_rate(rate: float) -> int:
     except (TypeError, ValueError, OverflowError):
         whole = 0
     if not whole or whole != rate:
-        raise ValueError(f"sample_rate must be a whole number of Hz from 1 on, got {rate!r}")
+        raise UserError(f"sample_rate must be a whole number of Hz from 1 on, got {rate!r}")
     return whole
 
 
 def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
-    """A sound file as mono float32, brought to `sample_rate` where one is given. ValueError names the path.
+    """A sound file as mono float32, brought to `sample_rate` where one is given. UserError names the path.
 
     A float file may hold NaN and infinities, which are refused: one of them would spoil all latents of its clip.
     """
@@ -100,7 +101,7 @@ def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
 
 
 def decode_audio(data: bytes, name: str = "") -> Audio:
-    """The sound of a sound file's bytes, as `load_audio`. ValueError, which begins with `name` where one is given."""
+    """The sound of a sound file's bytes, as `load_audio`. UserError, which begins with `name` where one is given."""
     return _decoded(data, name)
 
 
@@ -110,9 +111,9 @@ def _decoded(source: Path | bytes, name: str) -> Audio:
         samples, rate = read_sound(source)  # (N, channels)
     except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
         said = one_line(error) if isinstance(source, Path) else _without_object(error)
-        raise ValueError(f"{prefix}not a readable sound file ({said})") from None
+        raise UserError(f"{prefix}not a readable sound file ({said})") from None
     if not np.isfinite(samples).all():
-        raise ValueError(f"{prefix}holds samples that are not finite numbers")
+        raise UserError(f"{prefix}holds samples that are not finite numbers")
     audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, name)
     if samples.shape[1] > 1:
         _say(audio, f"{samples.shape[1]} channels mixed down to one")
@@ -127,14 +128,14 @@ def _without_object(error: Exception) -> str:
 def save_audio(audio: Audio, path: str | Path) -> None:
     """Write a sound file, clipped to [-1, 1], whole or not at all; the suffix names the format.
 
-    ValueError for a suffix that libsndfile lacks and for a path that cannot be written.
+    UserError for a suffix that libsndfile lacks and for a path that cannot be written.
     """
     samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
     try:
         with target(path) as place, SoundFileWriter(place, audio.sample_rate) as file:
             file.write(samples)
     except (RuntimeError, TypeError, ValueError, OSError) as error:  # libsndfile's are RuntimeErrors
-        raise ValueError(f"{path}: cannot write the sound ({one_line(error)})") from None
+        raise UserError(f"{path}: cannot write the sound ({one_line(error)})") from None
 
 
 def at_rate(audio: Audio, sample_rate: int) -> Audio:

@@ -15,6 +15,8 @@ from typing import IO
 
 import numpy as np
 
+from ..errors import UserError
+
 OPEN_END = 0x7FFF0000
 """A size from here on stands in a WAV that was written without knowing its own."""
 OGG_PAGE = struct.Struct("<4sBBqIIIB")
@@ -26,20 +28,20 @@ MOST_OF_A_PAGE = OGG_PAGE.size + 255 + 255 * 255
 def read_sound(source: Path | bytes) -> tuple[np.ndarray, int]:
     """All samples (N, channels) float32 and their rate, of a file or of a file's bytes.
 
-    Raises ValueError for a file that is cut off or broken in the middle, and what libsndfile raises for others.
+    Raises UserError for a file that is cut off or broken in the middle, and what libsndfile raises for others.
     """
     import soundfile
 
     with soundfile.SoundFile(str(source) if isinstance(source, Path) else BytesIO(source)) as file:
         samples = file.read(dtype="float32", always_2d=True)
         if len(samples) < file.frames and file.format != "MP3":  # whose length may be a guess
-            raise ValueError(f"{len(samples)} of {file.frames} samples can be read")
+            raise UserError(f"{len(samples)} of {file.frames} samples can be read")
         kind, rate = file.format, file.samplerate
     is_cut_off = {"WAV": _wav_is_cut_off, "WAVEX": _wav_is_cut_off, "OGG": _ogg_is_cut_off}.get(kind)
     if is_cut_off is not None:
         with open(source, "rb") if isinstance(source, Path) else BytesIO(source) as file:
             if is_cut_off(file, file.seek(0, SEEK_END)):
-                raise ValueError("cut off: its end is missing")
+                raise UserError("cut off: its end is missing")
     return samples, rate
 
 
@@ -67,7 +69,7 @@ def _ogg_is_cut_off(file: IO[bytes], size: int) -> bool:
 
 
 class SoundFileWriter:
-    """`path`, whose suffix names the format; a context manager. Raises OSError for what the system refuses, ValueError
+    """`path`, whose suffix names the format; a context manager. Raises OSError for what the system refuses, UserError
     for a suffix that libsndfile does not know, and libsndfile's own RuntimeError."""
 
     def __init__(self, path: str | Path, sample_rate: int):
@@ -76,7 +78,7 @@ class SoundFileWriter:
         path = Path(path)
         kind = path.suffix.removeprefix(".").upper()
         if kind not in soundfile.available_formats():
-            raise ValueError(f"no sound format is named {path.suffix or 'by a name without a suffix'}")
+            raise UserError(f"no sound format is named {path.suffix or 'by a name without a suffix'}")
         self._target = _Target(path)
         try:
             with self._target:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig
+from ..errors import UserError
 from ..media.picture import decode_image, image_to_rgb, load_image, save_image
 from ..tokenizers.conv_image import ConvImageTokenizer
 from ..tokenizers.image import ImageTokenizer
@@ -28,16 +29,16 @@ class Image(Segment):
 
 
 def load(path: str | Path) -> PILImage:
-    """The picture in a file, in RGB, turned as its EXIF says. ValueError names the path."""
+    """The picture in a file, in RGB, turned as its EXIF says. UserError names the path."""
     try:
         return image_to_rgb(load_image(path))
-    except ValueError as error:
+    except UserError as error:
         said = str(error)
-        raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from None
+        raise UserError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 
 
 def decode(data: bytes, name: str = "") -> PILImage:
-    """The picture in a file's bytes, as `load`. ValueError begins with `name` where one is given."""
+    """The picture in a file's bytes, as `load`. UserError begins with `name` where one is given."""
     return image_to_rgb(decode_image(data, name))
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import SpeechTokenizerConfig
+from ..errors import UserError
 from ..media.sound import Audio, decode_audio, load_audio, save_audio
 from ..tokenizers.speech import SpeechTokenizer
 from ..types import Latents, Modality, Segment
@@ -24,10 +25,10 @@ class Speech(Segment):
 
 
 def decode(data: bytes, name: str = "") -> Audio:
-    """The sound in a file's bytes. ValueError, beginning with `name` where one is given, also where it holds none."""
+    """The sound in a file's bytes. UserError, beginning with `name` where one is given, also where it holds none."""
     audio = decode_audio(data, name)
     if audio.samples.numel() == 0:
-        raise ValueError(f"{name}: holds no sound" if name else "holds no sound")
+        raise UserError(f"{name}: holds no sound" if name else "holds no sound")
     return audio
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..config import PosteriorConfig
 from ..config.base import Config, Count
+from ..errors import UserError
 from ..media.files import existing, target
 from ..tokenizers.base import Tokenizer
 from ..types import Latents, MediaBatch, Modality, Segment
@@ -41,7 +42,7 @@ MOST_LINES = len(COLOURS)
 
 @dataclass(frozen=True)
 class Vectors(Segment):
-    """A sequence of vectors (N, C), or its latents. ValueError for another shape, another type, or NaN."""
+    """A sequence of vectors (N, C), or its latents. UserError for another shape, another type, or NaN."""
 
     content: np.ndarray | Latents
     modality = "vectors"
@@ -52,15 +53,15 @@ class Vectors(Segment):
 
 
 def checked(values: np.ndarray | Tensor, name: str = "") -> np.ndarray:
-    """`values` as float32 (N, C). ValueError, naming the file, for what is no sequence of finite vectors."""
+    """`values` as float32 (N, C). UserError, naming the file, for what is no sequence of finite vectors."""
     origin = name or "vectors"
     if not isinstance(values, np.ndarray | Tensor):
-        raise ValueError(f"{origin}: expected an array or a tensor (N, C), not {type(values).__name__}")
+        raise UserError(f"{origin}: expected an array or a tensor (N, C), not {type(values).__name__}")
     array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
     if array.dtype.kind not in "iuf" or array.ndim != 2 or not array.shape[1]:
-        raise ValueError(f"{origin}: {array.dtype} of shape {array.shape}; expected numbers of shape (N, C)")
+        raise UserError(f"{origin}: {array.dtype} of shape {array.shape}; expected numbers of shape (N, C)")
     if not np.isfinite(array).all():
-        raise ValueError(f"{origin}: holds values that are not finite numbers")
+        raise UserError(f"{origin}: holds values that are not finite numbers")
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
@@ -68,26 +69,26 @@ def checked(values: np.ndarray | Tensor, name: str = "") -> np.ndarray:
 
 
 def load(path: str | Path) -> np.ndarray:
-    """The array (N, C), float32, in a .npy or .safetensors file. ValueError names the path."""
+    """The array (N, C), float32, in a .npy or .safetensors file. UserError names the path."""
     return decode(existing(path).read_bytes(), str(path))
 
 
 def decode(data: bytes, name: str = "") -> np.ndarray:
-    """The array (N, C), float32, in the bytes of such a file. ValueError begins with `name` where one is given."""
+    """The array (N, C), float32, in the bytes of such a file. UserError begins with `name` where one is given."""
     prefix = f"{name}: " if name else ""
     if data.startswith(NPY):
         try:
             return checked(np.load(BytesIO(data), allow_pickle=False), name)
         except (OSError, EOFError, ValueError) as error:
             said = str(error).removeprefix(prefix)
-            raise ValueError(f"{prefix}not readable as an array of vectors ({said})") from None
+            raise UserError(f"{prefix}not readable as an array of vectors ({said})") from None
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{prefix}neither .npy nor .safetensors ({error})") from None
+        raise UserError(f"{prefix}neither .npy nor .safetensors ({error})") from None
     if len(tensors) != 1 and "vectors" not in tensors:
         names = ", ".join(sorted(tensors)[:10])
-        raise ValueError(f"{prefix}holds {len(tensors)} tensors ({names}); expected one, or one called 'vectors'")
+        raise UserError(f"{prefix}holds {len(tensors)} tensors ({names}); expected one, or one called 'vectors'")
     return checked(tensors["vectors"] if "vectors" in tensors else next(iter(tensors.values())), name)
 
 
@@ -95,7 +96,7 @@ def save(vectors: np.ndarray, path: str | Path) -> None:
     """Write an array (N, C), whole or not at all; the suffix, .npy or .safetensors, names the format."""
     suffix = Path(path).suffix.lower()
     if suffix not in MODALITY.written:
-        raise ValueError(f"{path}: vectors are written to {' or '.join(MODALITY.written)}")
+        raise UserError(f"{path}: vectors are written to {' or '.join(MODALITY.written)}")
     if suffix == ".safetensors":
         save_weights(path, {"vectors": torch.from_numpy(vectors)})
         return
@@ -121,19 +122,19 @@ class VectorTokenizer(Tokenizer):
     modality = "vectors"
 
     def batch(self, media: list[np.ndarray]) -> MediaBatch:
-        """Arrays (N, C) of any length -> (B, N, C), padded with zeros. ValueError for another width."""
+        """Arrays (N, C) of any length -> (B, N, C), padded with zeros. UserError for another width."""
         for array in media:
             if array.shape[1] != self.latent_dim:
-                raise ValueError(f"vectors of width {array.shape[1]}; this model reads width {self.latent_dim}")
+                raise UserError(f"vectors of width {array.shape[1]}; this model reads width {self.latent_dim}")
         lengths = torch.tensor([len(array) for array in media])
         padded = nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in media], batch_first=True)
         return MediaBatch(padded, lengths).to(self.latent_mean.device)
 
-    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, C) -> the same, and which are valid (B, N)."""
         return media, torch.arange(media.shape[1], device=media.device) < lengths[:, None]
 
-    def synthesise(self, latents: Tensor) -> Tensor:
+    def decode_batch(self, latents: Tensor) -> Tensor:
         return latents
 
     def unbatch(self, media: Tensor, counts: list[int]) -> list[np.ndarray]:
@@ -166,7 +167,7 @@ class VectorStream:
 def from_data(media: Sequence[np.ndarray]) -> VectorTokenizer:
     """A tokenizer of the width of the first of `media`, calibrated on all of them.
 
-    Raises ValueError where they differ in width, and where a channel does not vary.
+    Raises UserError where they differ in width, and where a channel does not vary.
     """
     tokenizer = VectorTokenizer(VectorTokenizerConfig(latent_dim=media[0].shape[1])).eval()
     tokenizer.calibrate(tokenizer.batch([array]) for array in media)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from ..weights import fingerprint, misfits, read_note, read_weights, save_weights, write_text
+from ..errors import UserError
+from ..weights import fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,20 +39,20 @@ CHANGES_THE_SUM = ("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alph
 def named(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
     """Those of the dotted `names` in which a pattern occurs between dots; `*` stands for anything.
 
-    ValueError naming `key` for a pattern that occurs nowhere.
+    UserError naming `key` for a pattern that occurs nowhere.
     """
     names, found = list(names), set()
     for pattern in patterns:
         matched = {name for name in names if fnmatchcase(f".{name}.", f"*.{pattern}.*")}
         if not matched:
             parts = dict.fromkeys(name.split(".")[0] for name in names)
-            raise ValueError(f"{key}: {pattern!r} names nothing in this model, which has {', '.join(parts)}")
+            raise UserError(f"{key}: {pattern!r} names nothing in this model, which has {', '.join(parts)}")
         found |= matched
     return found
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Take the weights that `patterns` name out of training. Raises ValueError as `named`."""
+    """Take the weights that `patterns` name out of training. Raises UserError as `named`."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name in named(patterns, weights, "training.freeze"):
         weights[name].requires_grad_(False)
@@ -60,11 +61,11 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
     """Put a new adapter into `model`, in place; afterwards only it and the modules of `config.full` train.
 
-    base: the name of the model, for the record. Needs peft. Raises ValueError for targets that are no linear layers,
+    base: the name of the model, for the record. Needs peft. Raises UserError for targets that are no linear layers,
     that train whole as well, or that the model uses as a table.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ValueError("training.adapter needs peft: pip install 'latentlm[finetune]'")
+        raise UserError("training.adapter needs peft: pip install 'latentlm[finetune]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -76,9 +77,9 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
     full = sorted(named(wanted, owners, "training.adapter.full"))
     for name in targets:
         if name in full:
-            raise ValueError(f"training.adapter: {name} is both in targets and in full")
+            raise UserError(f"training.adapter: {name} is both in targets and in full")
         if name == "text_head":  # the end of a span is read from two of its rows
-            raise ValueError("training.adapter.targets: text_head cannot be adapted; name it in full")
+            raise UserError("training.adapter.targets: text_head cannot be adapted; name it in full")
     layers = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -96,7 +97,7 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
 def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors`, all of the state of an adapted `model`, as the state of the model before `insert`, adapter merged.
 
-    Raises ValueError where that changes no weight.
+    Raises UserError where that changes no weight.
     """
     config = model.peft_config["default"]
     plain, changed = {}, False
@@ -110,7 +111,7 @@ def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif ".lora_" not in name:
             plain[f"{layer}.{kind}" if adapted else name] = value
     if not changed:
-        raise ValueError("the adapter changes nothing: training left no adapted weight different from the start")
+        raise UserError("the adapter changes nothing: training left no adapted weight different from the start")
     return plain
 
 
@@ -140,7 +141,7 @@ def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, st
 def apply(model: LatentLM, folder: str | Path) -> None:
     """Merge the adapter in `folder` (or in the folder of the run that trained it) into `model`, in place.
 
-    Raises ValueError for a kind of adapter that is not LoRA, for tensors that do not fit the model (the first ten of
+    Raises UserError for a kind of adapter that is not LoRA, for tensors that do not fit the model (the first ten of
     each kind and their count), for another model than the one that it was trained on, where the file says which (ours
     do), and where the model then answers as it did before.
     """
@@ -160,13 +161,13 @@ def apply(model: LatentLM, folder: str | Path) -> None:
             expected |= {f"{layer}.lora_A.weight": (R, E), f"{layer}.lora_B.weight": (D, R)}
             layers.append(layer)
     found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if problems := misfits(found, expected):
-        raise ValueError(f"{path}: this adapter does not fit the model; {problems}")
+    if problems := shape_mismatches(found, expected):
+        raise UserError(f"{path}: this adapter does not fit the model; {problems}")
     if not layers:
-        raise ValueError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+        raise UserError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
     start = start_of(model)
     if read_note(path) not in (None, start):
-        raise ValueError(
+        raise UserError(
             f"{path}: this adapter was trained on {base}, these are other weights; "
             "where it is merged already, as in the model of its own run, leave it out"
         )
@@ -178,7 +179,7 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         for name in tensors.keys() & weights.keys():
             weights[name].copy_(tensors[name])
     if all(torch.equal(a, b) for a, b in zip(before, _answers(model), strict=True)):
-        raise ValueError(f"{path}: the adapter changes nothing, the model answers with it as without it")
+        raise UserError(f"{path}: the adapter changes nothing, the model answers with it as without it")
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -187,19 +188,19 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _read_config(path: Path) -> tuple[float, str]:
-    """s = alpha / rank of a kept adapter, and the name of what it adapts; ValueError for one of another kind."""
+    """s = alpha / rank of a kept adapter, and the name of what it adapts; UserError for one of another kind."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
+        raise UserError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         kind, scale = fields["peft_type"], fields["lora_alpha"] / fields["r"]
     except (json.JSONDecodeError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from None
+        raise UserError(f"{path}: not the configuration of a LoRA adapter ({error!r})") from None
     for field in CHANGES_THE_SUM:
         if fields.get(field):
-            raise ValueError(f"{path}: {field} {fields[field]!r} is not supported")
+            raise UserError(f"{path}: {field} {fields[field]!r} is not supported")
     if kind != "LORA":
-        raise ValueError(f"{path}: peft_type {kind!r} is not supported, only LORA")
+        raise UserError(f"{path}: peft_type {kind!r} is not supported, only LORA")
     return scale, fields.get("base_model_name_or_path") or "a model without a name"
 
 

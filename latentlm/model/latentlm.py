@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..errors import UserError
 from ..tokenizers.text import SpecialTokens
 from ..types import IGNORE, LatentSpans, PackedBatch
 from .heads import build_head
-from .layers import Connector, draw_linear, in_tiles
+from .layers import Connector, draw_linear, pad_rows
 from .transformer import Transformer
 
 
@@ -62,7 +63,7 @@ class LatentLM(nn.Module):
             self.text_head.weight = self.embed_tokens.weight
         for name in config.heads:
             if name not in modalities:
-                raise ValueError(f"model.heads.{name}: the model has no such modality (it has {', '.join(modalities)})")
+                raise UserError(f"model.heads.{name}: the model has no such modality (it has {', '.join(modalities)})")
         self.heads = nn.ModuleDict(
             {
                 name: build_head(width, m.latent_dim, config.heads.get(name, config.head), config.diffusion)
@@ -89,7 +90,7 @@ class LatentLM(nn.Module):
         """Hidden states (B, T, D) of a packed batch."""
         x = self.embed_tokens(batch.ids)  # (B, T, D)
         for name, span in batch.latents.items():
-            embedded = self.embed_latents[name](in_tiles(span.values.to(x.dtype)))[: len(span.values)]  # (N, D)
+            embedded = self.embed_latents[name](pad_rows(span.values.to(x.dtype)))[: len(span.values)]  # (N, D)
             x = x.flatten(0, 1).index_copy(0, span.index, embedded.to(x.dtype)).view_as(x)
             if span.features is not None:
                 added = self.embed_features[name](span.features.to(x.dtype))  # (M, D)
@@ -112,17 +113,17 @@ class LatentLM(nn.Module):
 
     def _text_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         keep = (targets != IGNORE).nonzero()[:, 0]
-        logits = self.text_logits(in_tiles(hidden[keep]))[: len(keep)]
+        logits = self.text_logits(pad_rows(hidden[keep]))[: len(keep)]
         return F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def _end_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Over what generation chooses from: in answers that last until <EOS>, a new start and <EOS> as well."""
         special, keep = self.special, (targets != IGNORE).nonzero()[:, 0]
         tokens = [special.proceed, special.eod]
-        if self.config.answer == "document":
+        if self.config.stop_at == "eos":
             tokens += [special.bod[name] for name, spec in self.modalities.items() if spec.num_latents is None]
             tokens.append(special.eos)
-        logits = self.end_logits(in_tiles(hidden[keep]), tokens)[: len(keep)]
+        logits = self.end_logits(pad_rows(hidden[keep]), tokens)[: len(keep)]
         return F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def _latent_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:

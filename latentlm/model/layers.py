@@ -19,7 +19,7 @@ from .cache import LayerCache
 
 CONNECTOR_EPS = 1e-6
 TILE = 32
-"""What the numbers of latents and of text targets are rounded up to where they meet a matrix; see `in_tiles`."""
+"""What the numbers of latents and of text targets are rounded up to where they meet a matrix; see `pad_rows`."""
 
 
 class RMSNorm(nn.Module):
@@ -91,7 +91,7 @@ class Connector(nn.Module):
         return self.out(self.norm(self.up(x)))
 
 
-def in_tiles(x: Tensor) -> Tensor:
+def pad_rows(x: Tensor) -> Tensor:
     """x (N, ...) with rows of zeros up to a multiple of TILE.
 
     How many latents and targets a batch has differs from batch to batch. oneDNN compiles and keeps a kernel for each

@@ -15,16 +15,16 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from ..hardware import mkl_is_at_home, multiplies_bf16
+from ..hardware import multiplies_bf16, prefers_mkl
 
 FEWEST_ROWS = 4
 """Below, a product is a read through the weight, in whatever order it lies."""
 MOST_BYTES = 256 * 2**20
-"""What the layouts of a `Packing` may take in all. A module with larger matrices stays as it is."""
+"""What the layouts of a `Prepacker` may take in all. A module with larger matrices stays as it is."""
 PATIENCE = 8
-"""Steps with one number of rows before `Packing` lays matrices out for it, which takes about as long as one step."""
+"""Steps with one number of rows before `Prepacker` lays matrices out for it, which takes about as long as one step."""
 MOST_LAYOUTS = 4
-"""Numbers of rows that a `Packing` keeps layouts for: as requests come and go, the same few numbers return."""
+"""Numbers of rows that a `Prepacker` keeps layouts for: as requests come and go, the same few numbers return."""
 
 
 class PackedLinear(nn.Module):
@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
         self.rows = rows
         self.weight = linear.weight.detach()
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.by_mkl = self.weight.dtype == torch.float32 and mkl_is_at_home()
+        self.by_mkl = self.weight.dtype == torch.float32 and prefers_mkl()
         reorder = torch.ops.mkl._mkl_reorder_linear_weight if self.by_mkl else torch.ops.mkldnn._reorder_linear_weight
         self.packed = reorder(self.weight, rows)
 
@@ -59,7 +59,7 @@ def can_pack(weight: Tensor, rows: int) -> bool:
     return weight.dtype == torch.float32 and torch.backends.mkl.is_available()
 
 
-class Packing:
+class Prepacker:
     """Runs a module for inference in steps of any number of rows, by packed copies for the numbers that recur.
 
     Copies are kept for at most MOST_LAYOUTS numbers of rows and MOST_BYTES in all; the one unused for longest makes
@@ -84,13 +84,13 @@ class Packing:
             if len(self.twins) == self.most:
                 del self.twins[next(iter(self.twins))]
             self.steps.clear()
-            twin = packed_twin(self.module, rows)
+            twin = prepack(self.module, rows)
         self.twins[rows] = twin
         return twin
 
 
-def packed_twin(module: nn.Module, rows: int) -> nn.Module:
+def prepack(module: nn.Module, rows: int) -> nn.Module:
     """A module with the same parameters whose linear layers are packed; all else is shared."""
     twin = copy.copy(module)
-    twin._modules = {name: packed_twin(packed(child, rows), rows) for name, child in module._modules.items()}
+    twin._modules = {name: prepack(packed(child, rows), rows) for name, child in module._modules.items()}
     return twin

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FORMAT_VERSION, PosteriorConfig
+from ..errors import UserError
 from ..types import Latents, MediaBatch
 from ..weights import fingerprint, load_weights, save_weights, write_text
 from .sigma_vae import Posterior, RunningMoments
@@ -28,7 +29,7 @@ MEDIA_PER_CALL = 32
 """`encode` and `decode` cut longer lists into calls of so many, which bounds their memory."""
 
 
-YOUNGER = {"parts", "loudness", "class_token", "encoder_sub_norm"}
+FINGERPRINT_OPTIONAL = {"parts", "loudness", "class_token", "encoder_sub_norm"}
 """Options that came after the first latent caches: at their defaults a fingerprint is what it was without them."""
 
 
@@ -91,11 +92,11 @@ class Tokenizer(nn.Module):
         """Media of any size or rate as one batch of what this tokenizer reads."""
         raise NotImplementedError
 
-    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """media -> posterior parameters (B, N, P) in raw latent units, and which are valid (B, N) bool."""
         raise NotImplementedError
 
-    def synthesise(self, latents: Tensor) -> Tensor:
+    def decode_batch(self, latents: Tensor) -> Tensor:
         """raw latents (B, N, C) -> media."""
         raise NotImplementedError
 
@@ -121,13 +122,13 @@ class Tokenizer(nn.Module):
     def encode(self, media: list[Any]) -> list[Latents]:
         """Normalised posterior of each item, mean (N, C). A batch gives what each item alone gives.
 
-        Raises ValueError before `calibrate`.
+        Raises UserError before `calibrate`.
         """
         self._require_calibrated()
         result: list[Latents] = []
         for start in range(0, len(media), MEDIA_PER_CALL):
             batch = self.batch(media[start : start + MEDIA_PER_CALL])
-            parameters, valid = self.analyse(batch.media, batch.lengths)
+            parameters, valid = self.encode_batch(batch.media, batch.lengths)
             mean, std = self.posterior.split(parameters.float())
             mean = (mean - self.latent_mean) / self.latent_std
             std = None if std is None else std / self.latent_std
@@ -140,7 +141,7 @@ class Tokenizer(nn.Module):
     def decode(self, latents: list[Tensor]) -> list[Any]:
         """Media of normalised latents (N, C) each.
 
-        Raises ValueError before `calibrate` and for latents of another width.
+        Raises UserError before `calibrate` and for latents of another width.
         """
         self._require_calibrated()
         result: list[Any] = []
@@ -150,19 +151,19 @@ class Tokenizer(nn.Module):
             padded = nn.utils.rnn.pad_sequence(raw, batch_first=True)  # (B, N, C)
             if padded.shape[1] == 0:  # a span that ended at once; the networks want one latent at least
                 padded = padded.new_zeros(len(raw), 1, self.latent_dim)
-            media = self.synthesise(padded)
+            media = self.decode_batch(padded)
             result.extend(self.unbatch(media, [len(z) for z in part]))
         return result
 
     def denormalise(self, latents: Tensor) -> Tensor:
         """Model space to raw latent units: z'·std + mean, (N, C)."""
         if latents.dim() != 2 or latents.shape[1] != self.latent_dim:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; this tokenizer reads (N, {self.latent_dim})")
+            raise UserError(f"latents have shape {tuple(latents.shape)}; this tokenizer reads (N, {self.latent_dim})")
         return latents.to(self.latent_std) * self.latent_std + self.latent_mean
 
     def _require_calibrated(self) -> None:
         if bool(torch.isnan(self.latent_std).any()):
-            raise ValueError(
+            raise UserError(
                 f"this {self.modality} tokenizer is not calibrated: its latent mean and std are NaN; "
                 "run `calibrate` on training media first"
             )
@@ -175,9 +176,9 @@ class Tokenizer(nn.Module):
         "prior" is the mean (not the sum) of μ² over latents and channels, the authors' surrogate of the KL term (PAPER
         §1.7), or the KL divergence itself when σ is learned, reduced in the same way.
         """
-        parameters, valid = self.analyse(batch.media, batch.lengths)
+        parameters, valid = self.encode_batch(batch.media, batch.lengths)
         z, prior = self.posterior(parameters.float(), valid, generator)
-        output = self.synthesise(z)
+        output = self.decode_batch(z)
         with torch.autocast(output.device.type, enabled=False):  # the mel filters are a matrix product: keep it fp32
             losses = self.reconstruction(output.float(), batch.media.float(), batch.lengths)
         if self.config.posterior.weight > 0:
@@ -188,19 +189,17 @@ class Tokenizer(nn.Module):
     def calibrate(self, batches: Iterable[MediaBatch]) -> Calibration:
         """Fit `latent_mean` and `latent_std` to μ over the valid latents of `batches`, in fp64.
 
-        Raises ValueError when there are none, or when μ does not vary.
+        Raises UserError when there are none, or when μ does not vary.
         """
         moments = RunningMoments(self.config.per_channel)
         for batch in batches:
             batch = batch.to(self.latent_mean.device)
-            parameters, valid = self.analyse(batch.media, batch.lengths)
+            parameters, valid = self.encode_batch(batch.media, batch.lengths)
             mean, _ = self.posterior.split(parameters)
             moments.update(mean[valid])
         mean, std = moments.result()
         if not bool((std > 0).all()):
-            raise ValueError(
-                f"the latents do not vary over the {moments.count} calibration latents: std {std.tolist()}"
-            )
+            raise UserError(f"the latents do not vary over the {moments.count} calibration latents: std {std.tolist()}")
         self.latent_mean.copy_(mean)
         self.latent_std.copy_(std)
         c_sigma = self.config.posterior.c_sigma if self.config.posterior.kind == "sigma" else None
@@ -212,7 +211,7 @@ class Tokenizer(nn.Module):
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 over config, weights and buffers; a latent cache records it."""
         fields, declared = self.config.model_dump(mode="json"), type(self.config).model_fields
-        unset = {name for name in YOUNGER & fields.keys() if fields[name] == declared[name].default}
+        unset = {name for name in FINGERPRINT_OPTIONAL & fields.keys() if fields[name] == declared[name].default}
         return fingerprint({name: value for name, value in fields.items() if name not in unset}, self.state_dict())
 
     def save(self, folder: str | Path) -> None:
@@ -224,5 +223,5 @@ class Tokenizer(nn.Module):
         save_weights(folder / "model.safetensors", self.state_dict())
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read model.safetensors of `folder`; ValueError where keys or shapes differ."""
+        """Read model.safetensors of `folder`; UserError where keys or shapes differ."""
         load_weights(Path(folder) / "model.safetensors", self)

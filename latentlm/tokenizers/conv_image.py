@@ -145,12 +145,12 @@ class ConvImageTokenizer(PictureTokenizer):
         self.to_latent = nn.Conv2d(P, P, 1) if config.latent_conv else nn.Identity()
         self.from_latent = nn.Conv2d(C, C, 1) if config.latent_conv else nn.Identity()
 
-    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, H, W) -> posterior parameters (B, N, P), all valid."""
         self.check_pixels(media)
         parameters = self.to_latent(self.encoder(media)).flatten(2).transpose(1, 2)  # (B, N, P)
         return parameters, torch.ones(parameters.shape[:2], dtype=torch.bool, device=media.device)
 
-    def synthesise(self, latents: Tensor) -> Tensor:
+    def decode_batch(self, latents: Tensor) -> Tensor:
         """raw latents (B, N, C) -> pixels (B, 3, H, W), not clipped."""
         return self.decoder(self.from_latent(latents.transpose(1, 2).unflatten(2, self.grid)))

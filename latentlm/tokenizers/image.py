@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ConvImageTokenizerConfig, ImageReconstructionConfig, ImageTokenizerConfig
+from ..errors import UserError
 from ..media.picture import image_to_tensor, tensor_to_image
 from ..types import MediaBatch
 from .base import Tokenizer
@@ -108,17 +109,17 @@ class PictureTokenizer(Tokenizer):
         self.num_latents = side * side
 
     def check_pixels(self, media: Tensor) -> None:
-        """ValueError unless media is (B, 3, image_size, image_size)."""
+        """UserError unless media is (B, 3, image_size, image_size)."""
         size = self.config.image_size
         if media.shape[1:] != (3, size, size):
-            raise ValueError(f"images of shape {tuple(media.shape[1:])}; this tokenizer reads {(3, size, size)}")
+            raise UserError(f"images of shape {tuple(media.shape[1:])}; this tokenizer reads {(3, size, size)}")
 
     def reconstruction(self, output: Tensor, target: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         return image_reconstruction(output, target, self.losses)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         if len(latents) != self.num_latents:
-            raise ValueError(f"an image of this tokenizer has {self.num_latents} latents, got {len(latents)}")
+            raise UserError(f"an image of this tokenizer has {self.num_latents} latents, got {len(latents)}")
         return super().denormalise(latents)
 
     def batch(self, media: list[PILImage]) -> MediaBatch:
@@ -147,7 +148,7 @@ class ImageTokenizer(PictureTokenizer):
         self.patch_out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, patch_dim))
         self.apply(_initialise)
 
-    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, H, W) -> posterior parameters (B, N, P), all valid."""
         self.check_pixels(media)
         x = F.pixel_unshuffle(media, self.config.patch_size)  # (B, 3·p·p, h, w)
@@ -155,7 +156,7 @@ class ImageTokenizer(PictureTokenizer):
         parameters = self.to_latent(self.encoder(x))
         return parameters, torch.ones(parameters.shape[:2], dtype=torch.bool, device=media.device)
 
-    def synthesise(self, latents: Tensor) -> Tensor:
+    def decode_batch(self, latents: Tensor) -> Tensor:
         """raw latents (B, N, C) -> pixels (B, 3, H, W), not clipped."""
         x = self.patch_out(self.decoder(self.from_latent(latents)))  # (B, N, 3·p·p)
         return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, self.grid), self.config.patch_size)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from ..config import describe
 from ..config.modalities import tokenizer_kinds
+from ..errors import UserError
 from .base import Tokenizer
 from .text import read_config
 
@@ -18,18 +19,18 @@ from .text import read_config
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The continuous tokenizer in `folder`, on the CPU and in eval mode.
 
-    Raises ValueError, one line, naming the file: missing, of another format version, or with weights that do not fit.
+    Raises UserError, one line, naming the file: missing, of another format version, or with weights that do not fit.
     """
     path = Path(folder) / "config.json"
     fields = read_config(path)
     kind, kinds = fields.get("kind"), tokenizer_kinds()
     if kind not in kinds:
-        raise ValueError(f"{path}: kind is {kind!r}, expected one of {', '.join(kinds)}")
+        raise UserError(f"{path}: kind is {kind!r}, expected one of {', '.join(kinds)}")
     config_class, tokenizer_class = kinds[kind]
     try:
         config = config_class.model_validate(fields)
     except ValidationError as error:
-        raise ValueError(f"{path}: {describe(error, config_class)}") from None
+        raise UserError(f"{path}: {describe(error, config_class)}") from None
     tokenizer = tokenizer_class(config)
     tokenizer.load_weights(folder)
     return tokenizer.eval()

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..config import PosteriorConfig
+from ..errors import UserError
 
 MOMENTUM = 0.1
 """Weight of the newest batch in the running mean and std of μ; 1/k in the first ten batches."""
@@ -138,8 +139,8 @@ class RunningMoments:
         self._weight = total
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """mean and (population) std, () or (C,), fp64. Raises ValueError where nothing was added."""
+        """mean and (population) std, () or (C,), fp64. Raises UserError where nothing was added."""
         if self._mean is None:
-            raise ValueError("calibration got no valid latents: the batches are empty")
+            raise UserError("calibration got no valid latents: the batches are empty")
         mean, std = self._mean, (self._squares / self._weight).sqrt()
         return (mean, std) if self.per_channel else (mean[0], std[0])

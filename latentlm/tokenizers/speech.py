@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import SpeechReconstructionConfig, SpeechTokenizerConfig
+from ..errors import UserError
 from ..media.sound import Audio, at_rate, normalise_loudness
 from ..types import MediaBatch
 from .base import Tokenizer
@@ -114,7 +115,7 @@ class SpeechTokenizer(Tokenizer):
         # The decoder runs this many zero latents past the end of a clip, to fill the last `delay` samples.
         self.num_tail = -(-self.decoder.delay // self.hop) if self.decoder else 0
 
-    def analyse(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveforms (B, 1, S), zero behind `lengths` (B,) -> posterior parameters (B, N, P) and validity (B, N)."""
         self._require("encoder")
         samples = media.squeeze(1)
@@ -124,7 +125,7 @@ class SpeechTokenizer(Tokenizer):
         valid = torch.arange(parameters.shape[1], device=media.device) < counts[:, None]
         return parameters, valid
 
-    def synthesise(self, latents: Tensor) -> Tensor:
+    def decode_batch(self, latents: Tensor) -> Tensor:
         """raw latents (B, N, C), zero where a row has ended -> samples (B, N·hop)."""
         self._require("decoder")
         num_samples = latents.shape[1] * self.hop
@@ -139,12 +140,12 @@ class SpeechTokenizer(Tokenizer):
     def waveform(self, audio: Audio) -> Tensor:
         """A clip as the encoder is given it: (S,) at this tokenizer's rate and loudness. That it was resampled is said.
 
-        ValueError, naming the file, for a clip that is empty or not mono.
+        UserError, naming the file, for a clip that is empty or not mono.
         """
         return prepare_clip(audio, self.sample_rate, self.config.loudness)
 
     def batch(self, media: list[Audio]) -> MediaBatch:
-        """Clips of any rate and length -> (B, 1, S); each as `waveform`, whose ValueError this raises too."""
+        """Clips of any rate and length -> (B, 1, S); each as `waveform`, whose UserError this raises too."""
         samples = [self.waveform(audio) for audio in media]
         lengths = torch.tensor([len(x) for x in samples])
         waveforms = nn.utils.rnn.pad_sequence(samples, batch_first=True)[:, None]
@@ -156,13 +157,13 @@ class SpeechTokenizer(Tokenizer):
         return [Audio(row[: count * self.hop].clone(), self.sample_rate) for row, count in rows]
 
     def stream_encoder(self) -> StreamEncoder:
-        """A new stream of samples ──▶ normalised latents; ValueError before `calibrate`."""
+        """A new stream of samples ──▶ normalised latents; UserError before `calibrate`."""
         self._require("encoder")
         self._require_calibrated()
         return StreamEncoder(self)
 
     def stream_decoder(self) -> StreamDecoder:
-        """A new stream of normalised latents ──▶ samples; ValueError before `calibrate`."""
+        """A new stream of normalised latents ──▶ samples; UserError before `calibrate`."""
         self._require("decoder")
         self._require_calibrated()
         return StreamDecoder(self)
@@ -173,14 +174,14 @@ class SpeechTokenizer(Tokenizer):
 
     def _require(self, part: str) -> None:
         if self.config.parts not in ("both", part):
-            raise ValueError(f"this speech tokenizer holds the {self.config.parts} alone; this needs the {part}")
+            raise UserError(f"this speech tokenizer holds the {self.config.parts} alone; this needs the {part}")
 
 
 def prepare_clip(audio: Audio, sample_rate: int, loudness: float | None) -> Tensor:
     """A clip (S,) at this rate and loudness, as an encoder is given it; see `SpeechTokenizer.waveform`."""
     if audio.samples.dim() != 1 or audio.samples.numel() == 0:
         shape, name = tuple(audio.samples.shape), audio.name or "sound without a file"
-        raise ValueError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
+        raise UserError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
     samples = at_rate(audio, sample_rate).samples.float().cpu()
     return samples if loudness is None else normalise_loudness(samples, loudness)
 
@@ -188,6 +189,6 @@ def prepare_clip(audio: Audio, sample_rate: int, loudness: float | None) -> Tens
 def _check_front(config: SpeechTokenizerConfig) -> None:
     window, hop = config.frame_window, config.frame_hop
     if config.front == "waveform" and hop != 1:
-        raise ValueError(f"frame_hop {hop}: the waveform front works on samples, frame_hop is 1 there")
+        raise UserError(f"frame_hop {hop}: the waveform front works on samples, frame_hop is 1 there")
     if config.front == "spectral" and (window % (2 * hop) or window < 2 * hop):
-        raise ValueError(f"frame_window {window} is not an even multiple of frame_hop {hop}")
+        raise UserError(f"frame_window {window} is not an even multiple of frame_hop {hop}")

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
 from .causal import Stream
 
 
@@ -114,17 +115,17 @@ class StreamDecoder:
 class FeatureStream:
     """What a model hears of its own answer: latents of one span in pieces -> their sound and its features (PAPER §6).
 
-    Raises ValueError where the two tokenizers do not run at one rate, or the sound comes later than its latents.
+    Raises UserError where the two tokenizers do not run at one rate, or the sound comes later than its latents.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer, second: SpeechTokenizer):
         if (second.hop, second.sample_rate) != (tokenizer.hop, tokenizer.sample_rate):
             rates = [f"{t.hop} samples at {t.sample_rate} Hz" for t in (tokenizer, second)]
-            raise ValueError(f"a latent is {rates[0]}, its features are of {rates[1]}")
+            raise UserError(f"a latent is {rates[0]}, its features are of {rates[1]}")
         self._decoder = tokenizer.stream_decoder()
         self._encoder = second.stream_encoder()
         if tokenizer.decoder.delay:
-            raise ValueError(f"features need sound at once; this decoder is {tokenizer.decoder.delay} samples late")
+            raise UserError(f"features need sound at once; this decoder is {tokenizer.decoder.delay} samples late")
 
     def push(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """latents (n, C) -> samples (n·hop,) and features (n, F)."""
@@ -134,6 +135,6 @@ class FeatureStream:
 
 def _require(is_open: bool, fits: bool, message: str) -> None:
     if not is_open:
-        raise ValueError("this stream was flushed; open another one")
+        raise UserError("this stream was flushed; open another one")
     if not fits:
-        raise ValueError(message)
+        raise UserError(message)

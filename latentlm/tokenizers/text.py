@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ..config import FORMAT_VERSION, TextTokenizerConfig, describe, read_json
+from ..errors import UserError
 from ..weights import write_text
 
 if TYPE_CHECKING:
@@ -59,33 +60,33 @@ class SpecialTokens:
     def after(cls, base_size: int, known: Mapping[str, int | None] | None = None) -> SpecialTokens:
         """Numbered from `base_size` on: bos, eos, eod, proceed, latent, then <BOD> of the FIRST_MODALITIES.
 
-        Those in `known` ("bos", "bod:image", …) have the id that it says, or none at all (bos and bod only). ValueError
+        Those in `known` ("bos", "bod:image", …) have the id that it says, or none at all (bos and bod only). UserError
         for a name that is none of ours.
         """
         names = (*PLAIN, *(f"bod:{modality}" for modality in FIRST_MODALITIES))
         unknown = set(known or {}) - set(names)
         if unknown:
-            raise ValueError(f"no special tokens are called {sorted(unknown)}; they are {', '.join(names)}")
+            raise UserError(f"no special tokens are called {sorted(unknown)}; they are {', '.join(names)}")
         free = count(base_size)
         return cls.of({name: known[name] if known and name in known else next(free) for name in names})
 
     @classmethod
     def of(cls, ids: Mapping[str, int | None]) -> SpecialTokens:
-        """The tokens with the `ids` of `to_ids`. ValueError for one that is missing, unknown, or the same as another.
+        """The tokens with the `ids` of `to_ids`. UserError for one that is missing, unknown, or the same as another.
 
         A backbone may have one token for both ends of a document, and one for <PROCEED> and the placeholder.
         """
         unknown = [name for name in ids if name not in PLAIN and not name.startswith("bod:")]
         if unknown:
-            raise ValueError(f"no special tokens are called {unknown}; they are {', '.join(PLAIN)}, bod:NAME")
+            raise UserError(f"no special tokens are called {unknown}; they are {', '.join(PLAIN)}, bod:NAME")
         needed = [name for name in ("eos", "eod", "proceed", "latent") if ids.get(name) is None]
         if needed:
-            raise ValueError(f"special tokens {needed} are needed")
+            raise UserError(f"special tokens {needed} are needed")
         owners: dict[int, str] = {}
         for name, i in ids.items():
             other = owners.setdefault(i, name) if i is not None else name
             if other != name and {name, other} not in MAY_BE_ONE:
-                raise ValueError(f"special tokens {other!r} and {name!r} have the same id {i}")
+                raise UserError(f"special tokens {other!r} and {name!r} have the same id {i}")
         plain = {name: i for name, i in ids.items() if not name.startswith("bod:")}
         bod = {name.removeprefix("bod:"): i for name, i in ids.items() if name.startswith("bod:") and i is not None}
         return cls(**{"bos": None} | plain, bod=bod)
@@ -109,14 +110,12 @@ class TextTokenizer:
         self.config = config or TextTokenizerConfig()
         if backend is None:
             if self.config.kind != "bytes":
-                raise ValueError(
-                    f"a text tokenizer of kind {self.config.kind!r} has to be trained: TextTokenizer.train"
-                )
+                raise UserError(f"a text tokenizer of kind {self.config.kind!r} has to be trained: TextTokenizer.train")
             backend = _byte_level(merges=[], vocab={piece: i for i, piece in enumerate(_byte_pieces())})
         self._backend = backend
         self.base_size = self.config.vocab_size if self.config.kind == "backbone" else backend.get_vocab_size()
         if backend.get_vocab_size() > self.base_size:
-            raise ValueError(
+            raise UserError(
                 f"a tokenizer of {backend.get_vocab_size()} entries for an embedding of {self.base_size} rows"
             )
         backend.encode_special_tokens = True  # what spells a special token is text
@@ -129,13 +128,13 @@ class TextTokenizer:
             self.config = self.config.model_copy(update={"ids": self.special.to_ids()})
 
     def _check_ids(self) -> None:
-        """ValueError unless special tokens follow the base vocabulary without a gap; a backbone's may be inside."""
+        """UserError unless special tokens follow the base vocabulary without a gap; a backbone's may be inside."""
         ids = set(self.special.names())
         own = sorted(i for i in ids if i >= self.base_size)
         inside = sorted(ids - set(own))
         first = 0 if self.config.kind == "backbone" else self.base_size
         if own != list(range(self.base_size, self.base_size + len(own))) or any(i < first for i in inside):
-            raise ValueError(
+            raise UserError(
                 f"ids {sorted(ids)} of special tokens do not follow the base vocabulary of {self.base_size}"
             )
 
@@ -150,11 +149,11 @@ class TextTokenizer:
         return max(self.base_size, (self.special.bos or 0) + 1, self.special.eos + 1)
 
     def encode(self, text: str) -> list[int]:
-        """Ids below `base_size`. Raises ValueError for a string that is not Unicode text (lone surrogates)."""
+        """Ids below `base_size`. Raises UserError for a string that is not Unicode text (lone surrogates)."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"text cannot be encoded as UTF-8: {error.reason} at character {error.start}") from None
+            raise UserError(f"text cannot be encoded as UTF-8: {error.reason} at character {error.start}") from None
         if self.is_classes:
             return [self._class_id(text)]
         return self._backend.encode(text, add_special_tokens=False).ids
@@ -170,14 +169,14 @@ class TextTokenizer:
             known = sorted(self._backend.get_vocab(), key=self._backend.token_to_id)
             close = difflib.get_close_matches(name, known, n=1)
             hint = f", did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"no class {name!r}{hint} (this model knows {len(known)}: {known[0]} … {known[-1]})")
+            raise UserError(f"no class {name!r}{hint} (this model knows {len(known)}: {known[0]} … {known[-1]})")
         return found
 
     def decode(self, ids: list[int]) -> str:
         """Special tokens are skipped; bytes that are not UTF-8 (a cut character) become U+FFFD."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
-                raise ValueError(f"id {i} is outside the vocabulary of {self.vocab_size}")
+                raise UserError(f"id {i} is outside the vocabulary of {self.vocab_size}")
         special = self.special.names()
         return self._backend.decode([i for i in ids if i not in special], skip_special_tokens=False)
 
@@ -189,7 +188,7 @@ class TextTokenizer:
         if config.kind == "classes":
             return cls.of_classes(sorted({text.strip() for text in texts}))
         if config.kind == "backbone":
-            raise ValueError("text.kind 'backbone' is a tokenizer that is read from a model, not trained")
+            raise UserError("text.kind 'backbone' is a tokenizer that is read from a model, not trained")
         from tokenizers import Regex, pre_tokenizers
         from tokenizers.trainers import BpeTrainer
 
@@ -214,7 +213,7 @@ class TextTokenizer:
     def from_backbone(cls, path: str | Path, vocab_size: int, special: Mapping[str, int | None]) -> TextTokenizer:
         """The tokenizer.json at `path` for an embedding of `vocab_size` rows, which may be more than it has entries.
 
-        special: ids of those of our special tokens that its vocabulary has. ValueError, one line, for another kind of
+        special: ids of those of our special tokens that its vocabulary has. UserError, one line, for another kind of
         file.
         """
         backend = _read_backend(Path(path))
@@ -249,18 +248,18 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
-        """Read what `save` wrote. ValueError, one line, names a file that is missing or not understood."""
+        """Read what `save` wrote. UserError, one line, names a file that is missing or not understood."""
         fields = read_config(Path(folder) / "config.json")
         try:
             config = TextTokenizerConfig.model_validate(fields)
         except ValidationError as error:
-            raise ValueError(f"{folder}/config.json: {describe(error, TextTokenizerConfig)}") from None
+            raise UserError(f"{folder}/config.json: {describe(error, TextTokenizerConfig)}") from None
         kind = "WordLevel" if config.kind == "classes" else "BPE"
         backend = _read_backend(Path(folder) / "tokenizer.json", kind)
         try:
             return cls(config, backend)
-        except ValueError as error:
-            raise ValueError(f"{folder}/config.json: {error}") from None
+        except UserError as error:
+            raise UserError(f"{folder}/config.json: {error}") from None
 
 
 def read_config(path: Path) -> dict:
@@ -268,7 +267,7 @@ def read_config(path: Path) -> dict:
     fields = read_json(path)
     version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
+        raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
     return fields
 
 
@@ -278,7 +277,7 @@ def _read_backend(path: Path, kind: str = "BPE") -> Backend:
     model = read_json(path).get("model")
     if not isinstance(model, dict) or model.get("type") != kind:
         what = {"BPE": "byte-level tokenizer", "WordLevel": "vocabulary of classes"}[kind]
-        raise ValueError(f"{path}: not a {what} file: model.type is not {kind!r}")
+        raise UserError(f"{path}: not a {what} file: model.type is not {kind!r}")
     return Backend.from_str(path.read_text(encoding="utf-8"))
 
 

@@ -28,7 +28,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..config import read_json
-from ..weights import misfits
+from ..errors import UserError
+from ..weights import shape_mismatches
 from .distributed import World
 from .ema import EMA, clean_name
 from .objective import PhaseTraining
@@ -96,13 +97,13 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def record(self, path: Path) -> dict[str, Any]:
-        """The trainer.json of a checkpoint. ValueError, one line, names it where it is missing or broken."""
+        """The trainer.json of a checkpoint. UserError, one line, names it where it is missing or broken."""
         return self.world.on_main(lambda: read_json(path / "trainer.json"))
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Copy the state of `path` into `tensors`, in place.
 
-        Raises ValueError, one line, that names a file which is not whole; or where the names or shapes differ the first
+        Raises UserError, one line, that names a file which is not whole; or where the names or shapes differ the first
         ten of each kind and their count.
         """
         self.world.on_main(lambda: _check_fit(path, tensors))
@@ -117,12 +118,12 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor]) -> None:
             with safe_open(file, framework="pt"):
                 pass  # the header is there, and as many bytes as it says
         except SafetensorError as error:
-            raise ValueError(f"{file}: this checkpoint's file is not whole ({error}); remove {path}") from None
+            raise UserError(f"{file}: this checkpoint's file is not whole ({error}); remove {path}") from None
     stored = dcp.HuggingFaceStorageReader(str(path / "state")).read_metadata().state_dict_metadata
     shapes = {name: tuple(entry.size) for name, entry in stored.items()}
     expected = {name: tuple(value.shape) for name, value in tensors.items()}
-    if problems := misfits(shapes, expected):
-        raise ValueError(f"{path}: this checkpoint is of another model or optimiser; {problems}")
+    if problems := shape_mismatches(shapes, expected):
+        raise UserError(f"{path}: this checkpoint is of another model or optimiser; {problems}")
 
 
 def _reason(error: OSError | dcp.CheckpointException) -> str:

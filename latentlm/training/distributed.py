@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import UserError
 from ..hardware import choose_device
 
 Result = TypeVar("Result")
@@ -66,7 +67,7 @@ class World:
         return values
 
     def on_main(self, action: Callable[[], Result]) -> Result:
-        """Run `action` on rank 0 and give its result to all; its OSError or ValueError is raised on every rank."""
+        """Run `action` on rank 0 and give its result to all; its OSError or UserError is raised on every rank."""
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]
@@ -85,12 +86,12 @@ def start(device: str | None = None) -> World:
     """Join the process group that torchrun describes in the environment, or be the only process.
 
     `device`: "cpu", "cuda" (each process takes the GPU of its local rank) or None, which picks CUDA where it is.
-    Raises ValueError where CUDA is asked for and this process has no GPU.
+    Raises UserError where CUDA is asked for and this process has no GPU.
     """
     environment = {name: int(os.environ.get(name, fallback)) for name, fallback in _TORCHRUN}
     kind = choose_device(device or "auto").type
     if kind == "cuda" and environment["LOCAL_RANK"] >= (count := torch.cuda.device_count()):
-        raise ValueError(
+        raise UserError(
             f"{environment['LOCAL_WORLD_SIZE']} processes on this machine, but torch sees only {count} CUDA "
             f"device{'s' * (count > 1)}: each process needs its own"
         )
@@ -156,11 +157,11 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     is returned; where a signal ended it (out of memory: SIGKILL) a line says so and the code is 128 and its number.
     Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail. Ctrl-C or
     SIGTERM reaches each process once, as SIGTERM: it saves and leaves; a second one leaves none of them behind. The
-    cores are shared out between the processes unless OMP_NUM_THREADS says otherwise. Raises ValueError for no
+    cores are shared out between the processes unless OMP_NUM_THREADS says otherwise. Raises UserError for no
     processes. Example: `launch(2, ["-m", "latentlm", "train", "demo"])`.
     """
     if num_processes < 1:
-        raise ValueError(f"processes must be at least 1, got {num_processes}")
+        raise UserError(f"processes must be at least 1, got {num_processes}")
     environment = dict(popen.pop("env", os.environ))
     environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

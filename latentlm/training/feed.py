@@ -22,12 +22,13 @@ from ..data.examples import TokenizerConfig, open_media_loader
 from ..data.loader import DocumentLoader
 from ..data.packing import DocumentEncoder
 from ..data.placed import PlacedDocuments
-from ..data.script import laid_out
+from ..data.script import apply_prompt_format
 from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
+from ..errors import UserError
 from ..types import Document
-from .contract import Loader
 from .distributed import World
+from .protocols import Loader
 
 MEDIA_WORKERS = 2
 """Processes that decode the media of paths where a recipe does not say how many."""
@@ -35,7 +36,7 @@ MEDIA_WORKERS = 2
 
 def open_documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
     """The documents of a source, laid out as the model learns them, media as they lie there."""
-    return laid_out(documents(config, split), layout, config.label)
+    return apply_prompt_format(documents(config, split), layout, config.label)
 
 
 def with_latents(
@@ -48,7 +49,7 @@ def with_latents(
 ) -> list[ResolvedDocuments]:
     """The sources with media as latents; what has none yet is encoded by the main process, the others read its files.
 
-    Collective. Raises ValueError for shards of other tokenizers than those of `cache`.
+    Collective. Raises UserError for shards of other tokenizers than those of `cache`.
     """
 
     def prepare() -> None:
@@ -93,7 +94,7 @@ def packed_batches(
         encoder,
         latent_dims,
         seed=training.seed,
-        num_streams=training.accumulation,
+        num_streams=training.global_micro_batches,
         rank=world.rank,
         world=world.size,
     )
@@ -110,7 +111,7 @@ def media_batches(
 ) -> Loader:
     """Batches of examples for a tokenizer; worker processes decode media where the recipe says so, or where a source is
     a path."""
-    arguments = (config, tokenizer, training.seed, training.accumulation, world.rank, world.size)
+    arguments = (config, tokenizer, training.seed, training.global_micro_batches, world.rank, world.size)
     loader = open_media_loader(*arguments, sources=sources)
     default = MEDIA_WORKERS if any(source.is_streamed for source in config.sources) else 0
     workers = config.workers if config.workers is not None else default
@@ -121,7 +122,7 @@ def media_batches(
 
 
 def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
-    """ValueError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+    """UserError naming the first source and document that do not fit a row, or `context`, before anything is trained.
 
     Positions begin anew with each document, so rows may be longer than the model's context, documents not. Of shards
     only those documents are read whose bytes and latents might be too many.
@@ -133,7 +134,7 @@ def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder:
             if length > limit:
                 found = documents_.documents
                 where = found.place(number) if isinstance(found, PlacedDocuments) else f"document {number}"
-                raise ValueError(
+                raise UserError(
                     f"data source {source.label!r} ({source.task}): {where} has {length} positions, {what} is {limit}"
                 )
 
@@ -147,7 +148,7 @@ def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]
 def source_slug(config: SourceConfig) -> str:
     """A file name for the latents of one source of a recipe."""
     name = config.name or f"{Path(config.label).stem}-{_digest(config.label)}"
-    copies = f"warped{config.warped_copies}" if config.warped_copies else None
+    copies = f"warped{config.augmented_copies}" if config.augmented_copies else None
     held_out = f"without{config.held_out}" if isinstance(config.held_out, int | float) else None
     columns = f"columns{_digest(json.dumps(config.columns, sort_keys=True))}" if config.columns else None
     parts = (name, config.task, config.limit, copies, held_out, columns)

@@ -16,10 +16,11 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..config import Recipe
+from ..errors import UserError
 from ..weights import write_text
 from .checkpoint import Checkpoints
 from .distributed import World
-from .state import Record
+from .state import TrainerState
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
@@ -31,10 +32,10 @@ def holds_run(folder: Path) -> bool:
 
 
 @contextmanager
-def claimed(folder: Path, resume: bool) -> Iterator[None]:
+def locked_run_folder(folder: Path, resume: bool) -> Iterator[None]:
     """Within, no other run can claim `folder`, which is made where it is missing.
 
-    Raises ValueError where another one has it, or where it holds a run that is not, or cannot be, resumed. A line on
+    Raises UserError where another one has it, or where it holds a run that is not, or cannot be, resumed. A line on
     stderr says so where there is nothing to resume. A folder made here is gone again where nothing came into it.
     """
     is_new = not folder.exists()
@@ -43,7 +44,7 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{folder}: another run is writing here; wait for its end, or choose another folder") from None
+        raise UserError(f"{folder}: another run is writing here; wait for its end, or choose another folder") from None
     try:
         _check(folder, resume)
         yield
@@ -57,19 +58,19 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
 def _check(folder: Path, resume: bool) -> None:
     resumable = bool(Checkpoints(folder, keep=1, world=World()).complete())
     if (folder / "model").exists() and not resumable:
-        raise ValueError(f"{folder}: holds a model, but no checkpoint to resume from; choose another folder")
+        raise UserError(f"{folder}: holds a model, but no checkpoint to resume from; choose another folder")
     if holds_run(folder) and not resume:
-        raise ValueError(f"{folder}: already holds a run; resume it, or choose another folder")
+        raise UserError(f"{folder}: already holds a run; resume it, or choose another folder")
     if resume and not resumable:
         print(f"{folder}: no checkpoint to resume from, training starts from the beginning", file=sys.stderr)
 
 
 def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
-    """ValueError where the last checkpoint in `folder` was made with other values of these keys of its identity."""
+    """UserError where the last checkpoint in `folder` was made with other values of these keys of its identity."""
     checkpoints = Checkpoints(folder, keep=1, world=World())
     path = checkpoints.latest()
     if path is not None:
-        record = Record.parse(path, checkpoints.record(path))
+        record = TrainerState.parse(path, checkpoints.record(path))
         replace(record, identity={key: record.identity.get(key) for key in identity}).check(path, identity)
 
 

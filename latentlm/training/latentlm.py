@@ -22,6 +22,7 @@ from ..data.packing import DocumentEncoder
 from ..data.placed import TEXT_SAMPLE, texts_of
 from ..data.sources import holds, media
 from ..data.task_source import Concatenated
+from ..errors import UserError
 from ..generation.pipeline import Pipeline, load
 from ..interop.hf_llm import Backbone
 from ..model import adapter
@@ -30,12 +31,12 @@ from ..tokenizers.load import load_tokenizer
 from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
-from .contract import Loader
 from .distributed import World
 from .feed import check_lengths, open_documents, packed_batches, with_latents
 from .folder import check_resumed
 from .held_out import HeldOut, choose
 from .objective import Run
+from .protocols import Loader
 from .samples import SampleWriter
 from .trainer import Trainer
 
@@ -168,7 +169,7 @@ def build_tokenizers(
             found[name] = load_tokenizer(tokenizer_folder(folder, name))
             wanted = second_tokenizers().get(name, name)
             if found[name].modality != wanted:
-                raise ValueError(
+                raise UserError(
                     f"tokenizers.{name}: {folder} is a tokenizer of {found[name].modality}, not of {wanted}"
                 )
     found |= _tokenizers_from_data(recipe, found)
@@ -204,5 +205,5 @@ def tokenizer_folder(name: str, modality: str) -> Path:
             return candidate
     inside = resolve(name) / "tokenizers" / modality
     if not inside.is_dir():
-        raise ValueError(f"tokenizers.{modality}: {name!r} has no {modality} tokenizer")
+        raise UserError(f"tokenizers.{modality}: {name!r} has no {modality} tokenizer")
     return inside

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..weights import naming, write_text
-from .state import TrainingState, Window
+from ..errors import UserError
+from ..weights import attach_path_to_oserror, write_text
+from .state import LogWindow, RunProgress
 
 HELD_OUT = "held_out.jsonl"
 PLAIN_SECONDS = 15.0
@@ -29,7 +30,7 @@ class TrainLog:
 
     The run begins after `first_step` and `first_seconds`; it ends at `steps`, or after `minutes` where that is sooner.
     `unit` is what its records count.
-    Raises ValueError where TensorBoard is asked for and not installed.
+    Raises UserError where TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class TrainLog:
         self.steps, self.minutes = steps, minutes
         self.path, self.figures_path = folder / "train.jsonl", folder / HELD_OUT
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise ValueError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
+            raise UserError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ class TrainLog:
             self._bar[0].stop()
         if self._board:
             self._board.close()
-        with naming(self.path):
+        with attach_path_to_oserror(self.path):
             self._file.close()
 
     def write(self, record: Mapping[str, Any], last: bool = False) -> None:
@@ -79,7 +80,7 @@ class TrainLog:
         """
         if not self.enabled:
             return
-        with naming(self.path):
+        with attach_path_to_oserror(self.path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         if self._board:
@@ -94,7 +95,7 @@ class TrainLog:
         """
         if not self.enabled or not figures:
             return
-        with naming(self.figures_path), open(self.figures_path, "a", encoding="utf-8") as file:
+        with attach_path_to_oserror(self.figures_path), open(self.figures_path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "losses": figures}) + "\n")
         if self._board:
             for name, value in figures.items():
@@ -131,7 +132,7 @@ class TrainLog:
 
 
 def log_record(
-    state: TrainingState, window: Window, weights: Mapping[str, float], rates: Mapping[str, float], unit: str
+    state: RunProgress, window: LogWindow, weights: Mapping[str, float], rates: Mapping[str, float], unit: str
 ) -> dict[str, Any]:
     """A line of the log: where the run is, and what `window` tells.
 

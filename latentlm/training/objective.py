@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import OptimizerConfig, TrainingConfig
+from ..errors import UserError
 from ..weights import save_weights
-from .contract import Batch
 from .distributed import World
 from .optim import Optimizers, learning_rate_factor
 from .parallelize import broadcast, parallelize, resolve_precision
+from .protocols import Batch
 from .state import count_of
 
 _DROPOUT_SEED = 0x5EED
@@ -80,17 +81,17 @@ class Objective:
     frozen: tuple[nn.Module, ...] = ()
 
     def check(self, model: nn.Module) -> None:
-        """ValueError for no phase, a name that is none or comes twice, and parameters that two phases would train."""
+        """UserError for no phase, a name that is none or comes twice, and parameters that two phases would train."""
         names = [phase.name for phase in self.phases]
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
-            raise ValueError(f"phases need distinct names, each an identifier; got {names}")
+            raise UserError(f"phases need distinct names, each an identifier; got {names}")
         owners: dict[int, str] = {}
         for phase in self.phases:
             for name, value in phase.module.named_parameters():
                 if value.requires_grad and (other := owners.setdefault(id(value), phase.name)) != phase.name:
-                    raise ValueError(f"phases {other!r} and {phase.name!r} both train {name}")
+                    raise UserError(f"phases {other!r} and {phase.name!r} both train {name}")
         if not any(id(value) in owners for value in model.parameters()):
-            raise ValueError(f"none of the phases {', '.join(names)} trains the model that is exported")
+            raise UserError(f"none of the phases {', '.join(names)} trains the model that is exported")
 
 
 @dataclass(kw_only=True)
@@ -184,12 +185,12 @@ class PhaseTraining:
 
 
 def begin(objective: Objective, model: nn.Module, config: TrainingConfig, world: World) -> list[PhaseTraining]:
-    """The phases of `objective` on their device, equal on all ranks. ValueError for phases that do not go together, or
+    """The phases of `objective` on their device, equal on all ranks. UserError for phases that do not go together, or
     that `training.parallel` cannot have."""
     objective.check(model)
     if len(objective.phases) > 1 and config.parallel == "shard" and world.size > 1:
         names = ", ".join(phase.name for phase in objective.phases)
-        raise ValueError(f"training.parallel shard is for a single phase, this run has {names}: use replicate")
+        raise UserError(f"training.parallel shard is for a single phase, this run has {names}: use replicate")
     model.to(world.device)
     alone = [phase.module for phase in objective.phases] == [model]
     phases = [PhaseTraining(phase, number, config, world, alone) for number, phase in enumerate(objective.phases)]

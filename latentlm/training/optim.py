@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..config import OptimizerConfig
+from ..errors import UserError
 from .ema import clean_name
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -85,7 +86,7 @@ class Optimizers:
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         named = {clean_name(name): value for name, value in model.named_parameters() if value.requires_grad}
         if not named:
-            raise ValueError("the model has no trainable parameters")
+            raise UserError("the model has no trainable parameters")
         self.parameters = named
         embeddings = embedding_names(model)
         matrices = [name for name, value in named.items() if config.kind == "muon" and is_block_matrix(name, value)]
@@ -146,9 +147,9 @@ class Optimizers:
 
 def _muon(params: list[Tensor], config: OptimizerConfig) -> Muon:
     if not params:
-        raise ValueError("optimizer.kind muon: the model has no matrices inside '.blocks.' or '.layers.'; use adamw")
+        raise UserError("optimizer.kind muon: the model has no matrices inside '.blocks.' or '.layers.'; use adamw")
     if any(isinstance(param, DTensor) for param in params):
-        raise ValueError("optimizer.kind muon needs whole matrices: use training.parallel replicate, or adamw to shard")
+        raise UserError("optimizer.kind muon needs whole matrices: use training.parallel replicate, or adamw to shard")
     return Muon(params, config.muon_learning_rate, config.weight_decay)
 
 

@@ -14,11 +14,12 @@ from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..config import Recipe, load_recipe, parse_recipe
+from ..config import Recipe, check_divisible, load_recipe, parse_recipe
 from ..config.kinds import KINDS, lookup
+from ..errors import UserError
 from .checkpoint import CheckpointError
 from .distributed import World, finish, follow_launcher, launch, start
-from .folder import RECIPE, claimed, holds_run, write_recipe
+from .folder import RECIPE, holds_run, locked_run_folder, write_recipe
 from .trainer import NonFiniteLoss, Trainer
 
 STOPPED = 130
@@ -37,30 +38,27 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
     """Train `recipe` into `folder`; returns the folder of the finished model.
 
     folder/ gets recipe.yaml (once a checkpoint is accepted or there is none), train.jsonl, held_out.jsonl, samples/,
-    checkpoints/ and model/, and adapter/ where one trains. Under torchrun every process calls this. Raises ValueError
+    checkpoints/ and model/, and adapter/ where one trains. Under torchrun every process calls this. Raises UserError
     when the folder is in use or holds another run, or one and `resume` is not asked for; ProcessFailed when a signal
     stops it or one of several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
     world_size = int(os.environ.get("WORLD_SIZE", str(processes)))
-    if recipe.training.accumulation % world_size:
-        raise ValueError(
-            f"training.accumulation {recipe.training.accumulation} is not a multiple of the {world_size} processes"
-        )
+    check_divisible(recipe.training.global_micro_batches, world_size)
     reason = KINDS[recipe.kind].no_shards
     if world_size > 1 and recipe.training.parallel == "shard" and reason:
-        raise ValueError(f"training.parallel shard {reason}")
+        raise UserError(f"training.parallel shard {reason}")
     if processes > 1 and not under_torchrun:
         handed = json.dumps(recipe.model_dump(mode="json"))
-        with claimed(folder, resume):
+        with locked_run_folder(folder, resume):
             code = launch(processes, ["-m", "latentlm.training.run", str(folder), handed])
         if code:
             raise ProcessFailed(code)
     else:
         world = start()
         with ExitStack() as held:
-            world.on_main(lambda: held.enter_context(claimed(folder, resume)))
+            world.on_main(lambda: held.enter_context(locked_run_folder(folder, resume)))
             _train(recipe, folder, world, says=under_torchrun)
     return folder / "model"
 
@@ -96,7 +94,7 @@ def main(folder: Path, recipe: str | None = None) -> int:
             _train(parse_recipe(json.loads(recipe)), folder, start())
         else:
             train(load_recipe(folder / RECIPE), folder, resume=holds_run(folder))
-    except (ValueError, OSError, CheckpointError, NonFiniteLoss) as error:
+    except (UserError, OSError, CheckpointError, NonFiniteLoss) as error:
         named = isinstance(error, OSError) and error.filename is not None
         said = f"{error.filename}: {error.strerror}" if named else str(error)
         print(f"latentlm: {' '.join(said.split())}", file=sys.stderr, flush=True)

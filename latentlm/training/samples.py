@@ -107,9 +107,9 @@ class ReconstructionWriter:
         turns = (divmod(number, len(self.sources)) for number in range(num))
         media = [self.sources[i][(place * 37) % len(self.sources[i])] for place, i in turns]
         batch = tokenizer.batch([_beginning(item) if isinstance(item, Audio) else item for item in media])
-        parameters, valid = tokenizer.analyse(batch.media, batch.lengths)
+        parameters, valid = tokenizer.encode_batch(batch.media, batch.lengths)
         mean, _ = tokenizer.posterior.split(parameters.float())
-        made = tokenizer.unbatch(tokenizer.synthesise(mean * valid[..., None]), valid.sum(1).tolist())
+        made = tokenizer.unbatch(tokenizer.decode_batch(mean * valid[..., None]), valid.sum(1).tolist())
         if tokenizer.modality == "image":
             self._pictures(batch, made, step)
         else:

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.renamed import with_current_names
+from ..errors import UserError
+
 FORMAT_VERSION = 1
 """Of the record; one without a version, as the first were written, is read as this."""
 
@@ -24,7 +27,7 @@ MAX_CHARACTERS = 120
 
 
 @dataclass
-class Window:
+class LogWindow:
     """Sums since the last log line: a logged loss is the mean over all targets of these steps.
 
     norms, norm_counts  of the gradients of further phases, by phase, and the steps that each took
@@ -62,13 +65,13 @@ class Window:
 
 
 @dataclass
-class TrainingState:
+class RunProgress:
     """Where the run is. `seconds` of wall clock over all its sessions, as rank 0 counts them; `tokens` seen."""
 
     step: int = 0
     seconds: float = 0.0
     tokens: float = 0.0
-    window: Window = field(default_factory=Window)
+    window: LogWindow = field(default_factory=LogWindow)
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,11 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Record:
+class TrainerState:
     """identity: what a resumed run must agree on; loader: data positions; random: by rank; metadata: for people."""
 
     identity: dict[str, Any]
-    state: TrainingState
+    state: RunProgress
     ema_updates: int
     loader: dict[str, Any]
     random: list[dict[str, Any]]
@@ -99,26 +102,27 @@ class Record:
         return fields
 
     @classmethod
-    def parse(cls, path: Path, fields: Mapping[str, Any]) -> Record:
-        """What `dump` gave, of the checkpoint `path`. ValueError, one line, where another release wrote it."""
+    def parse(cls, path: Path, fields: Mapping[str, Any]) -> TrainerState:
+        """What `dump` gave, of the checkpoint `path`. UserError, one line, where another release wrote it."""
         fields = dict(fields)
         version = fields.pop("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
-            raise ValueError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
+            raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
         try:
             state = dict(fields.pop("state"))
-            window = Window(**state.pop("window"))
-            return cls(**fields, state=TrainingState(**state, window=window))
+            window = LogWindow(**state.pop("window"))
+            fields["identity"] = with_current_names(fields["identity"])
+            return cls(**fields, state=RunProgress(**state, window=window))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: trainer.json was written by another release ({error})") from None
+            raise UserError(f"{path}: trainer.json was written by another release ({error})") from None
 
     def check(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """ValueError, one line, that names the first keys in which the run of checkpoint `path` was another."""
+        """UserError, one line, that names the first keys in which the run of checkpoint `path` was another."""
         found = differences(self.identity, identity)
         if found:
             named = [f"{key} = {_short(then)}, this run has {_short(now)}" for key, then, now in found[:NUM_NAMED]]
             more = f" and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""
-            raise ValueError(f"{path}: was made with {'; '.join(named)}{more}; cannot resume")
+            raise UserError(f"{path}: was made with {'; '.join(named)}{more}; cannot resume")
 
 
 def differences(then: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -177,4 +181,4 @@ def count_of(name: str, counts: Mapping[str, float]) -> float:
         return counts[name]
     if "examples" in counts:
         return counts["examples"]
-    raise ValueError(f"loss {name!r} has no target count; the batch counts {', '.join(sorted(counts))}")
+    raise UserError(f"loss {name!r} has no target count; the batch counts {', '.join(sorted(counts))}")

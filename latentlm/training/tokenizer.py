@@ -19,10 +19,10 @@ from ..data.task_source import Concatenated, Lazy
 from ..tokenizers.base import Tokenizer
 from ..tokenizers.losses import loss_weights
 from ..types import MediaBatch
-from .contract import Loader
 from .distributed import World
 from .feed import media_batches
 from .objective import Run, plain
+from .protocols import Loader
 from .samples import ReconstructionWriter
 from .trainer import Trainer
 

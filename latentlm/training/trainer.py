@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..weights import naming
+from ..errors import UserError
+from ..weights import attach_path_to_oserror
 from .checkpoint import Checkpoints, run_tensors, whole_weights
-from .contract import Batch, Loader, check
 from .distributed import NamedSum, World, on_signals, set_threads
 from .ema import EMA
 from .logs import TrainLog, log_record
 from .objective import Pass, Run, begin, plain
-from .state import Record, TrainingResult, TrainingState, Window, random_state, set_random_state
+from .protocols import Batch, Loader, check
+from .state import LogWindow, RunProgress, TrainerState, TrainingResult, random_state, set_random_state
 
 
 class NonFiniteLoss(RuntimeError):
@@ -38,7 +39,7 @@ class NonFiniteLoss(RuntimeError):
 class Trainer:
     """Trains `run` on `loader` into `folder`: train.jsonl, checkpoints/, and at the end weights in model/.
 
-    Raises ValueError for a configuration that cannot run. Collective: every rank builds and fits one.
+    Raises UserError for a configuration that cannot run. Collective: every rank builds and fits one.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Trainer:
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.checkpoints = Checkpoints(self.folder, config.keep, self.world)
         self.identity = {
-            "training.accumulation": config.accumulation,
+            "training.global_micro_batches": config.global_micro_batches,
             "training.seed": config.seed,
             "training.optimizer.kind": config.optimizer.kind,
             "training.ema": bool(config.ema),
@@ -63,7 +64,7 @@ class Trainer:
         }
         if len(self.phases) > 1:
             self.identity["phases"] = {phase.name: phase.phase.optimizer.kind for phase in self.phases}
-        self.state = TrainingState()
+        self.state = RunProgress()
         self.last_losses: dict[str, float] = {}
         self._sum_counts, self._sum_losses = NamedSum(self.world), NamedSum(self.world)
         self._asked = False  # this process has had a signal
@@ -74,7 +75,7 @@ class Trainer:
     def fit(self, resume: bool = True) -> TrainingResult:
         """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
 
-        Raises NonFiniteLoss, CheckpointError, OSError where the disk refuses something else, and ValueError where the
+        Raises NonFiniteLoss, CheckpointError, OSError where the disk refuses something else, and UserError where the
         checkpoint does not belong to this run or `resume` is False and the folder already has one. The first SIGINT or
         SIGTERM, in whichever process, ends the run with a checkpoint: after its step, or after the next one where it
         comes while a step is logged or sampled.
@@ -176,7 +177,7 @@ class Trainer:
 
     def _blame(self, local: list[dict[str, float]], norms: Mapping[str, float]) -> str:
         """Which stream and loss went wrong, from the ranks that know."""
-        streams = range(self.world.rank, self.config.accumulation, self.world.size)
+        streams = range(self.world.rank, self.config.global_micro_batches, self.world.size)
         mine = [
             f"loss {name!r} is {value} in micro-batch stream {stream}"
             for stream, micro in zip(streams, local, strict=True)
@@ -208,7 +209,7 @@ class Trainer:
 
     def _log_record(self) -> dict[str, Any]:
         """The record of the window since the last line, which ends here."""
-        window, self.state.window = self.state.window, Window()
+        window, self.state.window = self.state.window, LogWindow()
         self.last_losses = window.losses()
         under_way = [phase for phase in self.phases if phase is not self.main and phase.name in window.norms]
         rates = {phase.name: phase.optimizers.learning_rate for phase in (self.main, *under_way)}
@@ -218,7 +219,7 @@ class Trainer:
         """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""
         if self.world.is_main and self.run.on_sample:
             kept = random_state()
-            with self.averaged(), naming(self.folder):
+            with self.averaged(), attach_path_to_oserror(self.folder):
                 figures = self.run.on_sample(self.model, self.state.step)
             log.write_figures(self.state.step, figures or {})
             set_random_state(kept)
@@ -242,7 +243,7 @@ class Trainer:
         parts = self.world.gather({"loader": self.loader.state_dict(), "random": random_state()})
         loader = dict(parts[0]["loader"])
         loader["streams"] = {name: value for part in parts for name, value in part["loader"]["streams"].items()}
-        record = Record(
+        record = TrainerState(
             identity=self.identity,
             state=self.state,
             ema_updates=self.ema.num_updates if self.ema else 0,
@@ -258,8 +259,8 @@ class Trainer:
         if path is None:
             return
         if not wanted:
-            raise ValueError(f"{self.folder}: already has checkpoints; resume, or choose another folder")
-        record = Record.parse(path, self.checkpoints.record(path))
+            raise UserError(f"{self.folder}: already has checkpoints; resume, or choose another folder")
+        record = TrainerState.parse(path, self.checkpoints.record(path))
         record.check(path, self.identity)
         self.checkpoints.load(path, run_tensors(self.model, self.phases, self.ema))
         self.state = record.state
@@ -280,18 +281,16 @@ class Trainer:
             if self.ema:
                 self._export_weights(write, folder / "ema.safetensors", self.ema.tensors())
         if on_export:
-            self.world.on_main(naming(folder)(lambda: on_export(folder)))
+            self.world.on_main(attach_path_to_oserror(folder)(lambda: on_export(folder)))
 
     def _export_weights(self, write: Callable, path: Path, replaced: Mapping[str, Tensor]) -> None:
         weights = whole_weights(self.model, replaced, keep=self.world.is_main)
-        self.world.on_main(naming(path)(lambda: write(path, weights)))
+        self.world.on_main(attach_path_to_oserror(path)(lambda: write(path, weights)))
 
 
 def _add(sums: list[dict[str, Tensor]], found: list[dict[str, Tensor]], phase: str) -> None:
-    """Put what `phase` found of each micro-batch beside what earlier phases did. ValueError for a name they had."""
+    """Put what `phase` found of each micro-batch beside what earlier phases did. UserError for a name they had."""
     for known, new in zip(sums, found, strict=True):
         if twice := known.keys() & new.keys():
-            raise ValueError(
-                f"phase {phase!r} gives a loss {min(twice)!r}, as an earlier phase does: name it otherwise"
-            )
+            raise UserError(f"phase {phase!r} gives a loss {min(twice)!r}, as an earlier phase does: name it otherwise")
         known.update(new)

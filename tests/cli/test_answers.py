@@ -160,7 +160,7 @@ def test_the_lines_of_a_script_stay_lines(small, monkeypatch):
 
     def prompt(_, parts, *rest):
         seen.append(parts)
-        raise ValueError("seen")
+        raise latentlm.UserError("seen")
 
     monkeypatch.setattr("latentlm.generation.pipeline.Pipeline.prompt", prompt)
     with pytest.raises(SystemExit):
@@ -189,7 +189,7 @@ def test_a_model_is_loaded_where_and_as_it_is_asked_for(monkeypatch, tmp_path, c
 
     def recording(name, **options):
         asked.update(options)
-        raise ValueError("asked")
+        raise latentlm.UserError("asked")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("latentlm.load", recording, raising=False)

@@ -276,12 +276,13 @@ def test_output_that_nobody_takes_ends_without_a_traceback():
         assert (done.returncode, done.stderr) == (code, said)
 
 
-def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+@pytest.mark.parametrize("bug", [RuntimeError, ValueError, KeyError, OSError])
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch, bug):
     def crash(*_, **__):
-        raise RuntimeError("a bug")
+        raise bug("a bug")
 
     monkeypatch.setattr("latentlm.training.run.train", crash)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(bug, match="a bug"):
         cli.main(["train", "demo"])
 
 

@@ -23,6 +23,7 @@ from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
 from latentlm.data.readers.files import Location
 from latentlm.data.shards import ShardDocuments, array_record
+from latentlm.errors import UserError
 from latentlm.media.picture import image_to_rgb
 from latentlm.types import Text
 
@@ -214,7 +215,7 @@ def test_what_a_tokenizer_refuses_is_named_alone(tmp_path, saved, tokenizers, mo
 
     def refuse(media):
         if any(item.tobytes() == picture(5).tobytes() for item in media):
-            raise ValueError("too red")
+            raise UserError("too red")
         return whole(media)
 
     monkeypatch.setattr(tokenizers["image"], "batch", refuse)

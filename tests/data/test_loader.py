@@ -142,7 +142,7 @@ def test_no_document_is_lost_between_batches(tokenizers):
 
 
 def test_streams_must_divide_over_the_processes(tokenizers):
-    with pytest.raises(ValueError, match="accumulation 3 is not a multiple of the 2 processes"):
+    with pytest.raises(ValueError, match="global_micro_batches 3 is not a multiple of the 2 processes"):
         loader(tokenizers, num_streams=3, world=2)
 
 

@@ -7,7 +7,7 @@ from PIL import Image as PILImage
 import latentlm.data.warp as warp_module
 from latentlm.config import SourceConfig
 from latentlm.data.sources import documents
-from latentlm.data.warp import warp, with_warped_copies
+from latentlm.data.warp import warp, with_augmented_copies
 from latentlm.modalities.image import Image
 from latentlm.types import Document, Text
 
@@ -17,8 +17,8 @@ def picture_of(document):
 
 
 def test_copies_follow_the_originals_and_keep_the_words():
-    config = SourceConfig(name="digits", task="image_to_text", limit=20, warped_copies=2)
-    plain = documents(config.model_copy(update={"warped_copies": 0}))
+    config = SourceConfig(name="digits", task="image_to_text", limit=20, augmented_copies=2)
+    plain = documents(config.model_copy(update={"augmented_copies": 0}))
     found = documents(config)
     assert len(found) == 60
     for number, document in enumerate(found):
@@ -29,7 +29,7 @@ def test_copies_follow_the_originals_and_keep_the_words():
 
 
 def test_held_out_pictures_are_never_warped():
-    config = SourceConfig(name="digits", task="image_to_text", warped_copies=2)
+    config = SourceConfig(name="digits", task="image_to_text", augmented_copies=2)
     assert len(documents(config, "held_out")) == 297
 
 
@@ -43,8 +43,8 @@ def test_a_copy_is_the_same_everywhere_and_like_its_original():
 
 
 def test_a_source_without_pictures_is_refused():
-    with pytest.raises(ValueError, match="warped_copies: the source has no pictures"):
-        with_warped_copies([Document((Text("one"),))], 1)
+    with pytest.raises(ValueError, match="augmented_copies: the source has no pictures"):
+        with_augmented_copies([Document((Text("one"),))], 1)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (13, 6)])

@@ -7,16 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentlm.diffusion import Process, convert, to_epsilon, to_x0, training_target
+from latentlm.diffusion import DiffusionProcess, convert, to_epsilon, to_x0, training_target
 from latentlm.diffusion.parametrization import PREDICTIONS, conversion, mixture
 
-PROCESSES = [Process("ddpm", schedule, p, 1000) for schedule in ("cosine", "linear") for p in ("v", "epsilon", "x0")]
-PROCESSES.append(Process("flow", "linear", "velocity", 1000))
+PROCESSES = [
+    DiffusionProcess("ddpm", schedule, p, 1000) for schedule in ("cosine", "linear") for p in ("v", "epsilon", "x0")
+]
+PROCESSES.append(DiffusionProcess("flow", "linear", "velocity", 1000))
 processes = st.sampled_from(PROCESSES)
 angles = st.floats(0.05, 1.5)  # α = cos, σ = sin
 
 
-def example(process: Process, seed: int, dtype: torch.dtype = torch.float64):
+def example(process: DiffusionProcess, seed: int, dtype: torch.dtype = torch.float64):
     """x0, noise (N, K, C), t (N, K) away from pure noise and from no noise, x (N, K, C)."""
     generator = torch.Generator().manual_seed(seed)
     x0, noise = torch.randn(2, 5, 4, 8, generator=generator, dtype=torch.float64)
@@ -57,7 +59,7 @@ def test_conversion_is_of_the_same_pair(source, target, angle, x0, noise):
 
 def test_v_is_the_paper_s():
     """v = √ᾱ·ε - √(1-ᾱ)·x0, and x0 = √ᾱ·x - √(1-ᾱ)·v."""
-    process = Process("ddpm", "cosine", "v", 1000)
+    process = DiffusionProcess("ddpm", "cosine", "v", 1000)
     x0, noise, t, x = example(process, 0)
     alpha, sigma = (c(t, torch.float64)[..., None] for c in (process.alpha, process.sigma))
     v = training_target(process, x0, noise, t)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from latentlm.config import DiffusionConfig
-from latentlm.diffusion import Process
+from latentlm.diffusion import DiffusionProcess
 from latentlm.diffusion.schedule import cumulative_alpha
 
-DDPM = Process.from_config(DiffusionConfig())
-FLOW = Process.from_config(DiffusionConfig(process="flow"))
+DDPM = DiffusionProcess.from_config(DiffusionConfig())
+FLOW = DiffusionProcess.from_config(DiffusionConfig(process="flow"))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,12 +49,12 @@ def test_unknown_schedule_is_named():
 
 def test_too_few_timesteps_are_named():
     with pytest.raises(ValueError, match=r"num_timesteps .* got 1"):
-        Process.from_config(DiffusionConfig(num_timesteps=1))
+        DiffusionProcess.from_config(DiffusionConfig(num_timesteps=1))
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_variance_is_preserved(schedule):
-    process = Process("ddpm", schedule, "v", 1000)
+    process = DiffusionProcess("ddpm", schedule, "v", 1000)
     t = torch.arange(1000)
     alpha, sigma = process.alpha(t), process.sigma(t)
     assert alpha.dtype == sigma.dtype == torch.float32
@@ -137,15 +137,15 @@ def test_noised_latents_have_the_level_of_their_time():
 
 
 def test_process_of_equal_configs_is_one_key():
-    again = Process.from_config(DiffusionConfig())
+    again = DiffusionProcess.from_config(DiffusionConfig())
     assert again == DDPM
     assert hash(again) == hash(DDPM)
-    assert Process.from_config(DiffusionConfig(schedule="linear")) != DDPM
-    assert Process.from_config(DiffusionConfig(process="flow", prediction="epsilon")) == FLOW
+    assert DiffusionProcess.from_config(DiffusionConfig(schedule="linear")) != DDPM
+    assert DiffusionProcess.from_config(DiffusionConfig(process="flow", prediction="epsilon")) == FLOW
 
 
 def test_tables_first_used_in_inference_mode_serve_training():
-    process = Process("ddpm", "cosine", "v", 321)
+    process = DiffusionProcess("ddpm", "cosine", "v", 321)
     t = torch.tensor([3, 5])
     with torch.inference_mode():
         process.add_noise(torch.ones(2, 4), torch.ones(2, 4), t)
@@ -155,7 +155,7 @@ def test_tables_first_used_in_inference_mode_serve_training():
 
 
 def test_works_under_a_meta_default_device():
-    process = Process("ddpm", "cosine", "v", 123)
+    process = DiffusionProcess("ddpm", "cosine", "v", 123)
     with torch.device("meta"):
         alpha = process.alpha(torch.tensor([1, 2], device="cpu"))
         assert process.add_noise(torch.ones(2, 4), torch.ones(2, 4), torch.tensor([1, 2])).is_meta

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latentlm.diffusion import SOLVERS, Process, make_plan, sample
+from latentlm.diffusion import SOLVERS, DiffusionProcess, make_plan, sample
 from latentlm.diffusion.parametrization import conversion
 
-COSINE = Process("ddpm", "cosine", "v", 1000)
-LINEAR = Process("ddpm", "linear", "v", 1000)
-FLOW = Process("flow", "linear", "velocity", 1000)
+COSINE = DiffusionProcess("ddpm", "cosine", "v", 1000)
+LINEAR = DiffusionProcess("ddpm", "linear", "v", 1000)
+FLOW = DiffusionProcess("flow", "linear", "velocity", 1000)
 MEAN, STD = 0.7, 0.4
 BOTH = pytest.mark.parametrize("process", [COSINE, FLOW], ids=["ddpm", "flow"])
 EVERY = pytest.mark.parametrize("solver", SOLVERS)
@@ -24,7 +24,7 @@ EVERY = pytest.mark.parametrize("solver", SOLVERS)
 class GaussianHead:
     """The perfect head for data N(MEAN, STD²): E[x0 | x] in closed form, said in the process's prediction."""
 
-    def __init__(self, process: Process):
+    def __init__(self, process: DiffusionProcess):
         self.process = process
         self.calls: list[tuple[float, torch.dtype]] = []
 
@@ -43,7 +43,7 @@ def noise(num: int = 20_000, dtype: torch.dtype = torch.float32) -> torch.Tensor
     return torch.randn(num, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
 
 
-def gaussian_error(process: Process, solver: str, num_steps: int) -> float:
+def gaussian_error(process: DiffusionProcess, solver: str, num_steps: int) -> float:
     """Distance from the exact solution of the ODE, which carries noise z to MEAN + STD·z."""
     z = noise(200, torch.float64)
     return (sample(make_plan(process, solver, num_steps), GaussianHead(process), z) - MEAN - STD * z).abs().max().item()
@@ -65,7 +65,7 @@ def test_gaussian_is_recovered(process, solver):
 @EVERY
 def test_prediction_does_not_matter(solver, prediction):
     """A perfect head gives the same sample whatever it predicts: the folding is right for each."""
-    process = Process("ddpm", "linear", prediction, 1000)
+    process = DiffusionProcess("ddpm", "linear", prediction, 1000)
     z = noise(50, torch.float64)
     expected = sample(make_plan(LINEAR, solver, 8), GaussianHead(LINEAR), z)
     torch.testing.assert_close(sample(make_plan(process, solver, 8), GaussianHead(process), z), expected)
@@ -74,7 +74,7 @@ def test_prediction_does_not_matter(solver, prediction):
 @pytest.mark.parametrize(
     ("process", "solver", "order"),
     [(FLOW, "euler", 1), (FLOW, "ddim", 1), (FLOW, "heun", 2), (COSINE, "ddim", 1), (COSINE, "euler", 1)],
-    ids=lambda value: value.kind if isinstance(value, Process) else str(value),
+    ids=lambda value: value.kind if isinstance(value, DiffusionProcess) else str(value),
 )
 def test_order_of_convergence(process, solver, order):
     """Twice the steps, 2^order times the accuracy."""
@@ -119,7 +119,7 @@ def test_stops_even_in_log_snr(process):
     last = process.level(make_plan(process, "dpm++2m-logsnr", 5).times[-1])
     assert last.sigma / last.alpha == pytest.approx(1 / 20)
     for num_timesteps in (2, 3, 10, 50):
-        few = Process(process.kind, process.schedule, process.prediction, num_timesteps)
+        few = DiffusionProcess(process.kind, process.schedule, process.prediction, num_timesteps)
         for num_steps in range(1, num_timesteps):
             times = make_plan(few, "dpm++2m-logsnr", num_steps).times
             assert times[0] == num_timesteps - 1
@@ -245,7 +245,7 @@ def test_gradient_flows_through(solver):
 
 def test_plans_are_values():
     plan = make_plan(COSINE, "dpm++2m", 5)
-    assert plan == make_plan(Process("ddpm", "cosine", "v", 1000), "dpm++2m", 5)
+    assert plan == make_plan(DiffusionProcess("ddpm", "cosine", "v", 1000), "dpm++2m", 5)
     assert hash(plan) == hash(make_plan(COSINE, "dpm++2m", 5))
     assert plan.times == (999.0, 799.0, 599.0, 400.0, 200.0)
     assert make_plan(FLOW, "euler", 5).times == (1000.0, 750.25, 500.5, 250.75, 1.0)

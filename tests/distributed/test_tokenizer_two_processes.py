@@ -19,7 +19,7 @@ def recipe(steps: int) -> Recipe:
             "data": {"sources": [{"name": "digits", "limit": 64}], "batch_size": 8},
             "training": {
                 "steps": steps,
-                "accumulation": 4,
+                "global_micro_batches": 4,
                 "precision": "fp32",
                 "optimizer": {"schedule": "constant", "warmup_steps": 0, "learning_rate": 0.003},
             },

@@ -27,7 +27,7 @@ def small_recipe():
             "data.sequence_length": 48,
             "data.rows": 2,
             "tokenizers.text": {"kind": "bytes"},
-            "training": {"steps": 3, "accumulation": 2, "log_every": 1, "save_every": 3, "precision": "fp32"},
+            "training": {"steps": 3, "global_micro_batches": 2, "log_every": 1, "save_every": 3, "precision": "fp32"},
         },
     )
 

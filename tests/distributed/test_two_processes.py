@@ -19,14 +19,14 @@ from latentlm.training.objective import Run
 from latentlm.training.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[1] / "training" / "tiny_run.py"
-STEADY = {"steps": 8, "accumulation": 4, "optimizer": {"schedule": "constant"}}
+STEADY = {"steps": 8, "global_micro_batches": 4, "optimizer": {"schedule": "constant"}}
 SLOWER = "optimizer.learning_rate=0.001"
-SETTINGS = ["accumulation=4", "optimizer.schedule=constant"]
+SETTINGS = ["global_micro_batches=4", "optimizer.schedule=constant"]
 
 
 def alone(folder, **values):
     config = tiny_config(**{**STEADY, **values})
-    trainer = Trainer(Run(model=TinyModel()), TinyLoader(config.accumulation), config, folder)
+    trainer = Trainer(Run(model=TinyModel()), TinyLoader(config.global_micro_batches), config, folder)
     trainer.fit()
     return trainer
 
@@ -55,7 +55,7 @@ def runs(tmp_path_factory):
         ["poisoned", "poison=11"],
         ["full", "full=1", "parallel=shard"],
         ["muon", "parallel=shard", "optimizer.kind=muon"],
-        ["odd", "accumulation=3"],
+        ["odd", "global_micro_batches=3"],
         ["signalled", "signal=1", "sample_every=3", "save_every=100"],
     ]
     argv = [str(SCRIPT)]
@@ -151,7 +151,7 @@ def test_a_signal_to_one_rank_outside_a_step_stops_all_after_the_next(runs):
 
 def test_what_cannot_run_on_two_processes_says_so(runs):
     assert "muon needs whole matrices" in errors(runs, "muon")
-    assert "training.accumulation 3 is not a multiple of the 2 processes" in errors(runs, "odd")
+    assert "training.global_micro_batches 3 is not a multiple of the 2 processes" in errors(runs, "odd")
 
 
 def test_launch_returns_the_exit_code(tmp_path, capfd):

@@ -268,7 +268,7 @@ def test_a_picture_that_fills_the_context_is_streamed(pipeline, choosing, to):
 def test_an_answer_that_lasts_closes_only_what_is_open(tokenizers, choosing):
     """<EOD> and <BOD> at any place of an answer in several spans: what is streamed is what is decoded as a whole."""
     model = small_model(tokenizers)
-    model.config = model.config.model_copy(update={"answer": "document"})
+    model.config = model.config.model_copy(update={"stop_at": "eos"})
     lasting = Pipeline(model.eval(), tokenizers)
     go_on, end, begin, stop = range(4)  # of what a position chooses from
     for choices in ([go_on, end, end, go_on, go_on, begin, go_on, end, stop], [go_on, end, end, end, end, go_on]):

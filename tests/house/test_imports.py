@@ -13,6 +13,7 @@ PACKAGE = Path(latentlm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
+    {"errors"},
     {"types", "weights", "hub", "hardware"},
     {"config"},
     {"media"},

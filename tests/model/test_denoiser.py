@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from latentlm.config import DiffusionConfig, DiffusionHeadConfig
-from latentlm.diffusion.schedule import Process
+from latentlm.diffusion.schedule import DiffusionProcess
 from latentlm.model.heads import diffusion_sampler as module
 from latentlm.model.heads.diffusion import cached_plan
 from latentlm.model.heads.diffusion_network import DiffusionNetwork
@@ -51,7 +51,7 @@ def test_layouts_of_a_few_numbers_of_rows_are_kept(monkeypatch):
     made = []
     monkeypatch.setattr(module, "Denoiser", lambda head, rows, num: made.append(rows) or Denoiser(head, rows, num))
     head = build()
-    process = Process.from_config(DiffusionConfig())
+    process = DiffusionProcess.from_config(DiffusionConfig())
     sampler = module.DiffusionSampler(head, cached_plan(process, "ddim", 2))
 
     def draw(rows: int) -> torch.Tensor:

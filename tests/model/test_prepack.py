@@ -7,7 +7,7 @@ from torch import nn
 from latentlm.config import TransformerConfig
 from latentlm.hardware import multiplies_bf16
 from latentlm.model import prepack as module
-from latentlm.model.prepack import FEWEST_ROWS, PATIENCE, PackedLinear, Packing, packed, packed_twin
+from latentlm.model.prepack import FEWEST_ROWS, PATIENCE, PackedLinear, Prepacker, packed, prepack
 from latentlm.model.transformer import Transformer
 
 packs = pytest.mark.skipif(
@@ -23,7 +23,7 @@ native_bf16 = pytest.mark.skipif(not multiplies_bf16(), reason="bf16 is emulated
 @pytest.mark.parametrize("at_home", [True, False])
 @torch.inference_mode()
 def test_packed_equals_plain(at_home, rows, bias, dtype, monkeypatch):
-    monkeypatch.setattr(module, "mkl_is_at_home", lambda: at_home)
+    monkeypatch.setattr(module, "prefers_mkl", lambda: at_home)
     torch.manual_seed(0)
     layer = nn.Linear(24, 40, bias=bias).to(dtype)
     twin = packed(layer, rows)
@@ -39,7 +39,7 @@ def test_packed_equals_plain(at_home, rows, bias, dtype, monkeypatch):
 def test_a_packed_transformer_decodes_as_the_plain_one():
     torch.manual_seed(0)
     plain = Transformer(TransformerConfig(width=32, num_layers=2, num_heads=4, qkv_bias=True, qk_norm=True)).eval()
-    twin = packed_twin(plain, 6)
+    twin = prepack(plain, 6)
     assert sum(isinstance(part, PackedLinear) for part in twin.modules()) == 8
     assert not any(isinstance(part, PackedLinear) for part in plain.modules())
     assert twin.norm.weight is plain.norm.weight
@@ -56,7 +56,7 @@ def test_a_packed_transformer_decodes_as_the_plain_one():
 @packs
 def test_a_twin_is_made_once_a_number_of_rows_has_come_to_stay():
     layers = nn.Sequential(nn.Linear(8, 8))
-    packing = Packing(layers)
+    packing = Prepacker(layers)
     assert all(packing(16) is layers for _ in range(PATIENCE - 1))
     twin = packing(16)
     assert isinstance(twin[0], PackedLinear)
@@ -67,7 +67,7 @@ def test_a_twin_is_made_once_a_number_of_rows_has_come_to_stay():
 @packs
 def test_layouts_are_kept_for_the_numbers_of_rows_that_recur(monkeypatch):
     monkeypatch.setattr(module, "MOST_LAYOUTS", 2)
-    packing = Packing(nn.Sequential(nn.Linear(8, 8)))
+    packing = Prepacker(nn.Sequential(nn.Linear(8, 8)))
     twins = {rows: [packing(rows) for _ in range(PATIENCE)][-1] for rows in (16, 18)}
     for _ in range(3 * PATIENCE):  # a request that comes and goes
         assert all(packing(rows) is twins[rows] for rows in (16, 18, 16))
@@ -79,8 +79,8 @@ def test_layouts_are_kept_for_the_numbers_of_rows_that_recur(monkeypatch):
 @packs
 def test_laying_out_takes_a_part_of_the_time_whatever_comes(monkeypatch):
     made = []
-    monkeypatch.setattr(module, "packed_twin", lambda layers, rows: made.append(rows) or layers)
-    packing = Packing(nn.Sequential(nn.Linear(8, 8)))
+    monkeypatch.setattr(module, "prepack", lambda layers, rows: made.append(rows) or layers)
+    packing = Prepacker(nn.Sequential(nn.Linear(8, 8)))
     for step in range(100 * PATIENCE):
         packing(16 + step % 7)
         assert len(packing.twins) <= module.MOST_LAYOUTS
@@ -91,13 +91,13 @@ def test_laying_out_takes_a_part_of_the_time_whatever_comes(monkeypatch):
 def test_what_would_take_much_memory_twice_stays_plain(monkeypatch):
     layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     monkeypatch.setattr(module, "MOST_BYTES", 2 * 8 * 8 * 4 - 1)
-    packing = Packing(layers)
+    packing = Prepacker(layers)
     assert all(packing(16) is layers for _ in range(2 * PATIENCE))
 
 
 @pytest.mark.parametrize(("layers", "rows"), [(nn.Linear(8, 8), FEWEST_ROWS - 1), (nn.Linear(8, 8).double(), 16)])
 def test_no_twin_is_made_where_nothing_can_be_packed(layers, rows):
-    packing = Packing(nn.Sequential(layers))
+    packing = Prepacker(nn.Sequential(layers))
     assert all(packing(rows) is packing.module for _ in range(2 * PATIENCE))
 
 

@@ -35,7 +35,7 @@ from diffusers.schedulers import (
     scheduling_heun_discrete,
 )
 
-from latentlm.diffusion import SOLVERS, Process, make_plan, sample
+from latentlm.diffusion import SOLVERS, DiffusionProcess, make_plan, sample
 
 STEPS = (3, 5, 10, 20, 50)
 BETAS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
@@ -46,7 +46,7 @@ DIFFUSERS = [solver for solver in SOLVERS if solver not in OWN_STOPS]
 DDPM_CASES = [(solver, schedule, p) for solver in DIFFUSERS for schedule in BETAS for p in PREDICTIONS]
 WELL_CONDITIONED = [case for case in DDPM_CASES if case[0] in ("dpm++2m", "ddim") and case[1:] != ("cosine", "epsilon")]
 ILL_CONDITIONED = [case for case in DDPM_CASES if case not in WELL_CONDITIONED]
-FLOW = Process("flow", "linear", "velocity", 1000)
+FLOW = DiffusionProcess("flow", "linear", "velocity", 1000)
 TOLERANCE = {"dpm++2m": 1e-9, "ddim": 1e-9, "euler": 1e-6, "heun": 1e-5}
 REFERENCE = f"diffusers {diffusers.__version__}"
 M, C = 16, 8
@@ -58,7 +58,7 @@ class FakeHead:
     Computed in fp64, so that what is compared is the solver. `times` are what it was asked for.
     """
 
-    def __init__(self, process: Process):
+    def __init__(self, process: DiffusionProcess):
         self.process = process
         self.mix = torch.randn(C, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / C**0.5
         self.times: list[float] = []
@@ -107,7 +107,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "np", Double(np))
 
 
-def ddpm_scheduler(solver: str, process: Process):
+def ddpm_scheduler(solver: str, process: DiffusionProcess):
     """dpm++2m: the defaults of DPMSolverMultistepScheduler are the authors' (dpmsolver++, order 2, midpoint, linspace,
     final σ zero). ddim: the same at order 1, since DDIMScheduler steps to t - T//n whatever its stops are (see below).
     Their linear betas are not scaled by 1000/T, ours are.
@@ -144,7 +144,7 @@ def distance(result: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def both(
-    process: Process, solver: str, scheduler, num_steps: int, dtype: torch.dtype
+    process: DiffusionProcess, solver: str, scheduler, num_steps: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Our result and theirs, once the heads were asked for the same times."""
     ours, theirs = FakeHead(process), FakeHead(process)
@@ -157,7 +157,7 @@ def both(
 @pytest.mark.parametrize("num_steps", STEPS)
 @pytest.mark.parametrize(("solver", "schedule", "prediction"), DDPM_CASES)
 def test_ddpm_formulas(double, agree, solver, schedule, prediction, num_steps):
-    process = Process("ddpm", schedule, prediction, 1000)
+    process = DiffusionProcess("ddpm", schedule, prediction, 1000)
     results = both(process, solver, ddpm_scheduler(solver, process), num_steps, torch.float64)
     agree(f"{solver} ddpm, fp64", *results, TOLERANCE[solver], REFERENCE, relative=True)
 
@@ -165,7 +165,7 @@ def test_ddpm_formulas(double, agree, solver, schedule, prediction, num_steps):
 @pytest.mark.parametrize("num_steps", STEPS)
 @pytest.mark.parametrize(("solver", "schedule", "prediction"), WELL_CONDITIONED)
 def test_ddpm_fp32(agree, solver, schedule, prediction, num_steps):
-    process = Process("ddpm", schedule, prediction, 1000)
+    process = DiffusionProcess("ddpm", schedule, prediction, 1000)
     results = both(process, solver, ddpm_scheduler(solver, process), num_steps, torch.float32)
     agree(f"{solver} ddpm, fp32", *results, 1e-5, REFERENCE, relative=True)
 
@@ -173,7 +173,7 @@ def test_ddpm_fp32(agree, solver, schedule, prediction, num_steps):
 @pytest.mark.parametrize("num_steps", STEPS)
 @pytest.mark.parametrize(("solver", "schedule", "prediction"), ILL_CONDITIONED)
 def test_ddpm_fp32_no_further_from_exact(solver, schedule, prediction, num_steps):
-    process = Process("ddpm", schedule, prediction, 1000)
+    process = DiffusionProcess("ddpm", schedule, prediction, 1000)
     plan = make_plan(process, solver, num_steps)
     exact = sample(plan, FakeHead(process), noise(torch.float64))
     ours = distance(sample(plan, FakeHead(process), noise()), exact)
@@ -189,7 +189,7 @@ def test_ddim_scheduler(double, agree, schedule, prediction, num_steps):
     """DDIMScheduler steps from t to t - T//n, and to ᾱ = 1 below 0: that reaches its next stop for "trailing" where n
     divides T (900 here), not for "linspace". So: its trailing stops, our plan; no clipping.
     """
-    process = Process("ddpm", schedule, prediction, 900)
+    process = DiffusionProcess("ddpm", schedule, prediction, 900)
     scheduler = DDIMScheduler(
         num_train_timesteps=900,
         beta_schedule=BETAS[schedule],
@@ -237,7 +237,7 @@ def test_flow_dpm_solver(agree, solver, num_steps):
 @pytest.mark.parametrize("schedule", BETAS)
 def test_stops_between_timesteps(double, agree, schedule, prediction, num_steps):
     """dpm++2m-logsnr: dpm++2m of the scheduler, given our σ/α. Its times are integers, so the head is shown ours."""
-    process = Process("ddpm", schedule, prediction, 1000)
+    process = DiffusionProcess("ddpm", schedule, prediction, 1000)
     plan = make_plan(process, "dpm++2m-logsnr", num_steps)
     scheduler = ddpm_scheduler("dpm++2m", process)
     scheduler.set_timesteps(num_steps)

@@ -50,13 +50,13 @@ def test_encode_and_decode(agree, tmp_path, name):
     tokenizer = load(tmp_path)
     pixels, latents = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 4, 4)
     posterior = vae.encode(pixels).latent_dist
-    parameters, valid = tokenizer.analyse(pixels, None)
+    parameters, valid = tokenizer.encode_batch(pixels, None)
     assert valid.all()
     agree("AutoencoderKL encode, mean and log σ²", parameters, rows(posterior.parameters), 1e-4, REFERENCE)
     mean, std = tokenizer.posterior.split(parameters)
     agree("AutoencoderKL encode, mean", mean, rows(posterior.mean), 1e-4, REFERENCE)
     agree("AutoencoderKL encode, std", std, rows(posterior.std), 1e-4, REFERENCE)
-    agree("AutoencoderKL decode", tokenizer.synthesise(rows(latents)), vae.decode(latents).sample, 1e-4, REFERENCE)
+    agree("AutoencoderKL decode", tokenizer.decode_batch(rows(latents)), vae.decode(latents).sample, 1e-4, REFERENCE)
 
 
 @torch.no_grad()
@@ -66,8 +66,8 @@ def test_encode_and_decode_in_bf16(agree, tmp_path):
     vae, tokenizer = vae.bfloat16(), load(tmp_path).bfloat16()
     pixels, latents = torch.randn(2, 3, 16, 16).bfloat16(), torch.randn(2, 3, 4, 4).bfloat16()
     theirs = rows(vae.encode(pixels).latent_dist.parameters)
-    agree("AutoencoderKL encode, bf16", tokenizer.analyse(pixels, None)[0], theirs, 2e-2, REFERENCE, relative=True)
-    ours = tokenizer.synthesise(rows(latents))
+    agree("AutoencoderKL encode, bf16", tokenizer.encode_batch(pixels, None)[0], theirs, 2e-2, REFERENCE, relative=True)
+    ours = tokenizer.decode_batch(rows(latents))
     agree("AutoencoderKL decode, bf16", ours, vae.decode(latents).sample, 2e-2, REFERENCE, relative=True)
 
 

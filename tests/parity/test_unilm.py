@@ -85,7 +85,7 @@ def test_guided_generation(agree, pipeline):
     agree("unilm guided generation", generated, theirs, 1e-4, REFERENCE)
     (picture,) = pipeline.generate(str(LABELS[0]), to="image", guidance=GUIDANCE, steps=STEPS, seed=SEEDS[0])
     with torch.inference_mode():
-        pixels = pipeline.tokenizers["image"].synthesise(theirs[:1] / SCALE - BIAS)
+        pixels = pipeline.tokenizers["image"].decode_batch(theirs[:1] / SCALE - BIAS)
     assert pipeline.tokenizers["image"].unbatch(pixels, [16])[0].tobytes() == picture.tobytes()
 
 
@@ -102,10 +102,10 @@ def test_sigma_vae(agree, encoder):
     weights, tensors = golden("sigma_vae" if encoder == "vit" else "sigma_vae_beit3")
     config = ImageTokenizerConfig(**TINY_VIT, encoder_sub_norm=encoder == "beit3")
     tokenizer = unilm_vae.load_sigma_vae(TensorSource(GOLDEN, {}, weights), config)
-    mean, valid = tokenizer.analyse(tensors["images"], None)
+    mean, valid = tokenizer.encode_batch(tensors["images"], None)
     assert valid.all()
     agree(f"unilm σ-VAE encode, {encoder}", mean, tensors["mean"].flatten(2).transpose(1, 2), 1e-4, REFERENCE)
-    pixels = tokenizer.synthesise(tensors["latents"].flatten(2).transpose(1, 2))
+    pixels = tokenizer.decode_batch(tensors["latents"].flatten(2).transpose(1, 2))
     agree(f"unilm σ-VAE decode, {encoder}", pixels, tensors["decoded"], 1e-4, REFERENCE)
     with pytest.raises(ValueError, match="not calibrated"):
         tokenizer.decode([torch.zeros(16, 4)])
@@ -122,10 +122,10 @@ def test_kl16(agree):
     assert found == config
     tokenizer = ConvImageTokenizer(config).eval()
     fill(tokenizer, source, diffusers_vae.rules(config, "original"), keep=diffusers_vae.KEEP)
-    mean, std = tokenizer.posterior.split(tokenizer.analyse(tensors["images"], None)[0])
+    mean, std = tokenizer.posterior.split(tokenizer.encode_batch(tensors["images"], None)[0])
     agree("KL-16 encode, mean", mean, tensors["mean"].flatten(2).transpose(1, 2), 1e-4, REFERENCE)
     agree("KL-16 encode, std", std, tensors["std"].flatten(2).transpose(1, 2), 1e-4, REFERENCE)
-    pixels = tokenizer.synthesise(tensors["latents"].flatten(2).transpose(1, 2))
+    pixels = tokenizer.decode_batch(tensors["latents"].flatten(2).transpose(1, 2))
     agree("KL-16 decode", pixels, tensors["decoded"], 1e-4, REFERENCE)
 
 

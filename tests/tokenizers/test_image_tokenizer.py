@@ -40,9 +40,9 @@ def test_latents_are_in_raster_order():
     pixels = torch.zeros(1, 3, 12, 12)
     changed = pixels.clone()
     changed[0, 1, 5, 9] = 1.0  # row 1, column 2 of the grid
-    first, second = (tokenizer.analyse(x, torch.zeros(1))[0] for x in (pixels, changed))
+    first, second = (tokenizer.encode_batch(x, torch.zeros(1))[0] for x in (pixels, changed))
     assert (first != second).any(-1)[0].nonzero().flatten().tolist() == [5]
-    difference = (tokenizer.synthesise(first) != tokenizer.synthesise(second)).any(1)[0]
+    difference = (tokenizer.decode_batch(first) != tokenizer.decode_batch(second)).any(1)[0]
     rows, columns = difference.nonzero().T
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (4, 7, 8, 11)
 
@@ -105,4 +105,4 @@ def test_decode_gives_rgb_of_the_tokenizers_size(tokenizers):
 
 def test_pixels_of_another_size_are_refused(tokenizers):
     with pytest.raises(ValueError, match=r"\(3, 16, 16\).*\(3, 8, 8\)"):
-        tokenizers["image"].analyse(torch.zeros(1, 3, 16, 16), torch.zeros(1))
+        tokenizers["image"].encode_batch(torch.zeros(1, 3, 16, 16), torch.zeros(1))

@@ -128,7 +128,7 @@ def test_posterior_of_encoded_media(posterior):
     latent = tokenizer.encode(media("waveform", 2))[1]
     assert latent.posterior == posterior
     if posterior == "learned":
-        parameters, _ = tokenizer.analyse(*_inputs(tokenizer, media("waveform", 2)))
+        parameters, _ = tokenizer.encode_batch(*_inputs(tokenizer, media("waveform", 2)))
         expected = (0.5 * parameters[1, : len(latent), 6:]).exp() / tokenizer.latent_std
         torch.testing.assert_close(latent.std, expected)
     else:

@@ -149,7 +149,7 @@ def adversarial(folder: Path | str, pair: Pair | None = None, world: World | Non
     pair = pair or Pair(seed)
     config = tiny_config(**{"loss_weights": {}, "seed": seed, **values})
     run = Run(model=pair.generator, objective=pair.objective(), unit="examples")
-    return Trainer(run, Density(config.accumulation, world, seed), config, folder, world=world)
+    return Trainer(run, Density(config.global_micro_batches, world, seed), config, folder, world=world)
 
 
 def killed(loss, call: int):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from latentlm.training.folder import claimed
+from latentlm.training.folder import locked_run_folder
 
 
 def take(folder, resume):
-    with claimed(folder, resume):
+    with locked_run_folder(folder, resume):
         pass
 
 
@@ -42,9 +42,9 @@ def test_nothing_to_resume_is_said(tmp_path, capsys):
 HOLD = """
 import sys
 from pathlib import Path
-from latentlm.training.folder import claimed
+from latentlm.training.folder import locked_run_folder
 
-with claimed(Path(sys.argv[1]), resume=False):
+with locked_run_folder(Path(sys.argv[1]), resume=False):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -64,7 +64,7 @@ def test_a_folder_is_one_run_s_at_a_time_until_its_process_ends_even_by_a_kill(t
 
 def test_a_folder_is_held_in_this_process_too_and_free_again_after_an_error(tmp_path):
     def fail():
-        with claimed(tmp_path, resume=False):
+        with locked_run_folder(tmp_path, resume=False):
             with pytest.raises(ValueError, match="another run is writing here"):
                 take(tmp_path, resume=False)
             raise KeyError
@@ -76,7 +76,7 @@ def test_a_folder_is_held_in_this_process_too_and_free_again_after_an_error(tmp_
 
 def test_a_start_that_fails_leaves_no_folder(tmp_path):
     def fail(folder, *files):
-        with claimed(folder, resume=False):
+        with locked_run_folder(folder, resume=False):
             for file in files:
                 (folder / file).write_text("")
             raise ValueError("a recipe that cannot be built")

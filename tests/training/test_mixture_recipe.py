@@ -32,7 +32,7 @@ def recipe(**changes):
             "model.head": HEAD,
             "training.seed": seed(),
             "training.steps": 150,
-            "training.accumulation": 1,
+            "training.global_micro_batches": 1,
             "training.max_minutes": None,
             "training.sample_every": None,
             "training.log_every": 10,

@@ -148,7 +148,7 @@ def distance(run: Trainer) -> float:
 def test_a_generator_learns_a_density_from_its_discriminator_alone(tmp_path, margin):
     """The distance of what it makes to the density, over that before the first step."""
     pair = Pair(seed=seed(), matching=0.0)
-    settings = {"steps": 300, "accumulation": 1, "log_every": 100, "save_every": 1000, "ema": 0.98}
+    settings = {"steps": 300, "global_micro_batches": 1, "log_every": 100, "save_every": 1000, "ema": 0.98}
     run = adversarial(tmp_path, pair, seed=seed(), **settings)
     before = distance(run)
     run.fit()
@@ -258,8 +258,8 @@ def test_another_set_of_phases_may_not_go_on(whole, tmp_path):
 
 
 def test_two_processes_equal_one(tmp_path):
-    settings = ["steps=8", "accumulation=4", "start=3"]
-    adversarial(tmp_path / "one", Pair(begin=3), steps=8, accumulation=4).fit()
+    settings = ["steps=8", "global_micro_batches=4", "start=3"]
+    adversarial(tmp_path / "one", Pair(begin=3), steps=8, global_micro_batches=4).fit()
     assert launch(2, [str(SCRIPT), str(tmp_path / "two"), *settings], env=ENVIRONMENT) == 0
     one, two = (read_log(tmp_path / name / "train.jsonl") for name in ("one", "two"))
     for x, y in zip(one, two, strict=True):
@@ -269,9 +269,9 @@ def test_two_processes_equal_one(tmp_path):
     for name in ("model", "ema"):
         left, right = (load_file(tmp_path / folder / f"model/{name}.safetensors") for folder in ("one", "two"))
         torch.testing.assert_close(left, right, rtol=0, atol=1e-5)
-    again = adversarial(tmp_path / "two", Pair(seed=4, begin=3), seed=0, steps=8, accumulation=4)
+    again = adversarial(tmp_path / "two", Pair(seed=4, begin=3), seed=0, steps=8, global_micro_batches=4)
     again._resume(True)
-    other = adversarial(tmp_path / "one", Pair(seed=4, begin=3), seed=0, steps=8, accumulation=4)
+    other = adversarial(tmp_path / "one", Pair(seed=4, begin=3), seed=0, steps=8, global_micro_batches=4)
     other._resume(True)
     left, right = ({n: v for n, v in tensors(run).items() if not n.endswith("num_calls")} for run in (again, other))
     torch.testing.assert_close(left, right, rtol=0, atol=1e-5)

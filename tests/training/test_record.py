@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from latentlm.training.state import FORMAT_VERSION, Record, TrainingState, differences
+from latentlm.training.state import FORMAT_VERSION, RunProgress, TrainerState, differences
 
 
 def test_differences_are_dotted_leaves():
@@ -20,7 +20,7 @@ def test_differences_are_dotted_leaves():
 
 
 def record(**identity):
-    return Record(identity, TrainingState(3), 3, {"streams": {}}, [{}], {})
+    return TrainerState(identity, RunProgress(3), 3, {"streams": {}}, [{}], {})
 
 
 def test_the_message_names_keys_and_is_never_long():
@@ -33,9 +33,9 @@ def test_the_message_names_keys_and_is_never_long():
 
 def test_round_trip_with_and_without_a_version():
     fields = json.loads(json.dumps(record(model=1).dump()))
-    assert Record.parse(Path("c"), fields) == record(model=1)
+    assert TrainerState.parse(Path("c"), fields) == record(model=1)
     assert fields.pop("format_version") == FORMAT_VERSION
-    assert Record.parse(Path("c"), fields) == record(model=1)
+    assert TrainerState.parse(Path("c"), fields) == record(model=1)
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_round_trip_with_and_without_a_version():
 )
 def test_a_record_of_another_release_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        Record.parse(Path("c"), record().dump() | changes)
+        TrainerState.parse(Path("c"), record().dump() | changes)

@@ -186,17 +186,17 @@ def test_launched_processes_are_handed_the_recipe_and_do_not_read_the_folder_s(t
     launched = []
     monkeypatch.setattr(module, "launch", lambda count, argv: launched.append(argv) or 0)
     (tmp_path / "recipe.yaml").write_text("of a run that never began")
-    train(recipe(accumulation=2), tmp_path, processes=2)
+    train(recipe(global_micro_batches=2), tmp_path, processes=2)
     ((_, name, *arguments),) = launched
     assert name == "latentlm.training.run"
     module.main(Path(arguments[0]), arguments[1])
-    assert parse_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())) == recipe(accumulation=2)
+    assert parse_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())) == recipe(global_micro_batches=2)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_ends_two_processes_with_one_line_and_the_folder_is_free(tmp_path, capfd):
     (tmp_path / "train.jsonl").symlink_to("/dev/full")
-    two = recipe(accumulation=2, steps=2, threads=1)
+    two = recipe(global_micro_batches=2, steps=2, threads=1)
     with pytest.raises(ProcessFailed) as failed:
         train(two, tmp_path, processes=2)
     assert failed.value.code == 2
@@ -227,7 +227,7 @@ def test_a_process_says_what_the_system_refuses_in_one_line(monkeypatch, capsys,
 
 def test_a_tokenizer_is_not_sharded(tmp_path):
     with pytest.raises(ValueError, match=r"training.parallel shard is for language models"):
-        train(recipe(parallel="shard", accumulation=2), tmp_path / "run", processes=2)
+        train(recipe(parallel="shard", global_micro_batches=2), tmp_path / "run", processes=2)
     assert not (tmp_path / "run").exists()
 
 
@@ -244,7 +244,7 @@ def test_keys_that_mean_nothing_to_a_tokenizer_are_named(changes, message):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("noise", 2.0), ("task", "text_to_image"), ("warped_copies", 1)], ids=lambda value: str(value)
+    ("key", "value"), [("noise", 2.0), ("task", "text_to_image"), ("augmented_copies", 1)], ids=lambda value: str(value)
 )
 def test_what_a_source_offers_language_models_alone_is_refused(key, value):
     with pytest.raises(RecipeError, match=rf"data.sources.{key} is for language models"):
@@ -252,7 +252,7 @@ def test_what_a_source_offers_language_models_alone_is_refused(key, value):
 
 
 def test_processes_must_divide_the_micro_batches_before_anything_starts(tmp_path):
-    with pytest.raises(ValueError, match="accumulation 1 is not a multiple of the 2 processes"):
+    with pytest.raises(ValueError, match="global_micro_batches 1 is not a multiple of the 2 processes"):
         train(recipe(), tmp_path / "run", processes=2)
     assert not (tmp_path / "run").exists()
 

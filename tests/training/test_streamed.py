@@ -59,7 +59,7 @@ def recipe(root: Path, source: dict, text: str = "bytes", **training):
                 "save_every": 3,
                 "precision": "fp32",
                 "ema": 0.5,
-                "accumulation": 2,
+                "global_micro_batches": 2,
             }
             | training,
         }
@@ -124,7 +124,7 @@ def test_two_processes_and_one_that_goes_on_for_them(root, tmp_path):
     train(recipe(root, source, steps=4, optimizer={"schedule": "constant"}), tmp_path / "parts", processes=2)
     train(recipe(root, source, steps=8, optimizer={"schedule": "constant"}), tmp_path / "parts", resume=True)
     assert _close(losses(tmp_path / "parts"), losses(tmp_path / "flat"))
-    assert longer.training.accumulation == 2
+    assert longer.training.global_micro_batches == 2
 
 
 def _close(one: list, two: list) -> bool:

@@ -1,4 +1,4 @@
-"""The loop on one process: counts, accumulation, resume, signals, errors."""
+"""The loop on one process: counts, micro-batches, resume, signals, errors."""
 
 import os
 import signal
@@ -109,12 +109,12 @@ class Whole:
         raise NotImplementedError
 
 
-def test_accumulation_equals_one_big_batch(tmp_path):
+def test_micro_batches_equal_one_big_batch(tmp_path):
     """The streams have unequal numbers of targets: a mean of means would differ."""
     counts = [make_batch(stream, 0).target_counts()["text"] for stream in range(4)]
     assert len(set(counts)) > 1
-    parts = trainer(tmp_path / "parts", model=TextOnly(), accumulation=4)
-    whole = trainer(tmp_path / "whole", model=TextOnly(), loader=Whole(), accumulation=1)
+    parts = trainer(tmp_path / "parts", model=TextOnly(), global_micro_batches=4)
+    whole = trainer(tmp_path / "whole", model=TextOnly(), loader=Whole(), global_micro_batches=1)
     parts.fit()
     whole.fit()
     assert_same(weights(parts.model.inner), weights(whole.model.inner), tolerance=1e-5)
@@ -367,10 +367,16 @@ def test_more_steps_after_the_end(tmp_path):
 
 
 def test_streams_must_fit(tmp_path):
-    with pytest.raises(ValueError, match="accumulation 3 is not a multiple of the 2 processes"):
-        Trainer(Run(model=TinyModel()), TinyLoader(3), tiny_config(accumulation=3), tmp_path, world=World(0, 2, 0, 2))
+    with pytest.raises(ValueError, match="global_micro_batches 3 is not a multiple of the 2 processes"):
+        Trainer(
+            Run(model=TinyModel()),
+            TinyLoader(3),
+            tiny_config(global_micro_batches=3),
+            tmp_path,
+            world=World(0, 2, 0, 2),
+        )
     with pytest.raises(ValueError, match="loader has 4 streams"):
-        trainer(tmp_path, loader=TinyLoader(4), accumulation=2)
+        trainer(tmp_path, loader=TinyLoader(4), global_micro_batches=2)
 
 
 def test_clock_ends_the_run(tmp_path, monkeypatch):

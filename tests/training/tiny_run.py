@@ -143,7 +143,7 @@ class TinyLoader:
 def tiny_config(**values) -> TrainingConfig:
     defaults = {
         "steps": 8,
-        "accumulation": 2,
+        "global_micro_batches": 2,
         "precision": "fp32",
         "threads": 1,
         "ema": 0.9,
@@ -170,7 +170,7 @@ def trainer(folder, model=None, loader=None, **values):
     weights, model = values.pop("loss_weights", None), model or TinyModel()
     config = tiny_config(**values)
     run = Run(model=model, objective=plain(model, config.optimizer, weights), **options)
-    return Trainer(run, loader or TinyLoader(config.accumulation), config, folder)
+    return Trainer(run, loader or TinyLoader(config.global_micro_batches), config, folder)
 
 
 def without_clock(path):
@@ -254,10 +254,10 @@ def run(world: World, folder: str, *settings: str) -> None:
     real, adapted = (values.pop(name, None) for name in ("real", "adapter"))
     config = tiny_config(**values)
     model = Poisoned(int(poison)) if poison and world.rank == world.size - 1 else TinyModel()
-    loader = TinyLoader(config.accumulation, world)
+    loader = TinyLoader(config.global_micro_batches, world)
     if real:
         model = adapted_model() if adapted else real_model()
-        loader = real_loader(config.accumulation, world)
+        loader = real_loader(config.global_micro_batches, world)
     if slow:
         take = loader.next_step
         loader.next_step = lambda: time.sleep(float(slow)) or take()

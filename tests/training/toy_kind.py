@@ -51,7 +51,7 @@ def build(recipe: ToyRecipe, folder: Path, world: World) -> ToyRun:
 
 
 def loader(recipe: ToyRecipe, run: ToyRun, world: World) -> Density:
-    return Density(recipe.training.accumulation, world)
+    return Density(recipe.training.global_micro_batches, world)
 
 
 def export(recipe: ToyRecipe, run: ToyRun, trainer, folder: Path) -> None:

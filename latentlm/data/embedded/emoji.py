@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...errors import UserError
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
@@ -44,11 +46,11 @@ def subset(num_emoji: int) -> list[Emoji]:
     """A fixed choice of `num_emoji`, in order of code point; a smaller subset is part of every larger one.
 
     Each contains "red apple" (from two on also "grinning face"); things, beings and faces come before signs.
-    Raises ValueError for a number that cannot be had.
+    Raises UserError for a number that cannot be had.
     """
     emoji = _all()
     if not 0 < num_emoji <= len(emoji):
-        raise ValueError(f"a subset of {num_emoji} emoji: there are 1 to {len(emoji)}")
+        raise UserError(f"a subset of {num_emoji} emoji: there are 1 to {len(emoji)}")
     order = np.random.default_rng(0).permutation(len(emoji)).tolist()
     order.sort(key=lambda index: any(ord(emoji[index].character) in signs for signs in SIGNS))
     first = [index for name in ALWAYS for index in order if emoji[index].name == name]

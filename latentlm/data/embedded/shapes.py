@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...errors import UserError
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
@@ -142,16 +144,16 @@ def recognise(image: PILImage) -> Thing | None:
 
 
 def parse_caption(text: str) -> tuple[Thing, ...]:
-    """The things a caption names, in reading order; raises ValueError where it is not a caption of this world."""
+    """The things a caption names, in reading order; raises UserError where it is not a caption of this world."""
     return tuple(_parse_thing(part) for part in text.strip().split(" and "))
 
 
 def answer(placed: tuple[Thing, ...], question: str) -> str:
-    """The one right answer to a question about some things; raises ValueError for a question that is not of this world
+    """The one right answer to a question about some things; raises UserError for a question that is not of this world
     or has no single answer."""
     replies = {reply for asked, reply in _questions(placed) if asked == question}
     if len(replies) != 1:
-        raise ValueError(f"question {question!r} has no single answer for {' and '.join(t.caption for t in placed)!r}")
+        raise UserError(f"question {question!r} has no single answer for {' and '.join(t.caption for t in placed)!r}")
     return replies.pop()
 
 
@@ -177,7 +179,7 @@ def _parse_thing(text: str) -> Thing:
     thing = Thing(words[1], words[2], " ".join(words[5:])) if len(words) > 5 else None
     known = thing and thing.colour in COLOURS and thing.shape in SHAPES and thing.place in PLACES
     if not known or thing.caption != " ".join(words):
-        raise ValueError(f"not a caption of this world: {text!r} (e.g. 'a red circle at the top left')")
+        raise UserError(f"not a caption of this world: {text!r} (e.g. 'a red circle at the top left')")
     return thing
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...errors import UserError
 from ...media.sound import Audio
 from ...weights import replacing
 from .phrases import DIGITS, phrases
@@ -88,7 +89,7 @@ def load(split: str = "train", cache_dir: Path | str | None = None) -> list[Utte
     """All utterances of a split (train 1,440; held_out 180), digit words first; spoken at the first call, then cached.
 
     cache_dir defaults to $LATENTLM_CACHE, else $XDG_CACHE_HOME/latentlm, else ~/.cache/latentlm.
-    Raises ValueError if eSpeak NG is not installed.
+    Raises UserError if eSpeak NG is not installed.
     """
     return list(_load(split, Path(cache_dir) if cache_dir else default_cache_dir()))
 
@@ -106,7 +107,7 @@ def plan(split: str) -> list[Planned]:
 
 
 def speak(requests: Sequence[tuple[str, Voice]]) -> list[Audio]:
-    """Say texts, each in its voice, in one run of the speaking process; raises ValueError if eSpeak NG is missing."""
+    """Say texts, each in its voice, in one run of the speaking process; raises UserError if eSpeak NG is missing."""
     _espeak_version()
     script = Path(__file__).with_name("espeak_process.py")
     lines = [
@@ -136,7 +137,7 @@ def _parse(answers: bytes, num_expected: int) -> list[Audio]:
         content = answers[offset + 8 : offset + 8 + num_bytes]
         offset += 8 + num_bytes
         if rate == 0:
-            raise ValueError(content.decode())
+            raise UserError(content.decode())
         clips.append(_tidy(np.frombuffer(content, dtype="<i2"), rate))
     assert len(clips) == num_expected, (len(clips), num_expected)
     return clips
@@ -188,6 +189,6 @@ def _espeak_version() -> str:
     try:
         return importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
+        raise UserError(
             "the embedded speech needs eSpeak NG, which is not installed: pip install latentlm[demo]"
         ) from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
 from ...types import Document
 from .. import documents as build
 from ..task_source import Items, Lazy, Source, Task
@@ -120,7 +121,7 @@ def _in_voice(items: Sequence[speech.Utterance], index: int) -> Document:
         other = items[(index + step) % len(items)]
         if other.voice == wanted.voice and other.text != wanted.text:
             return build.text_to_speech(wanted.text, wanted.audio, other.audio)
-    raise ValueError(
+    raise UserError(
         f"voice {wanted.voice.name!r} has one text only among {len(items)} utterances: "
         "text_to_speech_in_voice needs a higher limit"
     )

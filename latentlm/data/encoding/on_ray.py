@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...errors import UserError
 from .parts import PartEncoder
 from .plan import Job, Part
 from .progress import Progress
@@ -34,7 +35,7 @@ class PartActor:
         part = Part(**{name: int(row[name]) for name in Part.model_fields})
         try:
             self._encoder(part)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             return {"read": 0, "refused": str(error)}
         return {"read": part.stop - part.start, "refused": ""}
 
@@ -56,13 +57,13 @@ def _absolute(job: Job) -> Job:
 def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progress) -> None:
     """Encode `parts` by `workers` actors, on the cluster that RAY_ADDRESS names or on this machine.
 
-    Raises ValueError where Ray is not installed, and for what an actor refuses.
+    Raises UserError where Ray is not installed, and for what an actor refuses.
     """
     try:
         import ray
         import ray.data
     except ImportError:
-        raise ValueError("engine ray needs Ray: pip install 'latentlm[ray]'") from None
+        raise UserError("engine ray needs Ray: pip install 'latentlm[ray]'") from None
     started = not ray.is_initialized()
     if started:
         here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}
@@ -81,7 +82,7 @@ def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progre
         )
         for row in done.iter_rows():
             if row["refused"]:
-                raise ValueError(row["refused"])
+                raise UserError(row["refused"])
             progress.add(int(row["read"]))
     finally:
         if started:

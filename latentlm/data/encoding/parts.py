@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
 from ...tokenizers.load import load_tokenizer
 from ...types import Document, Text
 from ..cache import LatentCache, media_hash
@@ -60,7 +61,7 @@ class PartEncoder:
     def __call__(self, part: Part, report: Callable[[int], None] = lambda number: None) -> None:
         """Write the shard of `part`, then its record. `report` is told how many documents more have been read.
 
-        Raises ValueError naming the document that cannot be read or encoded, unless the job skips those.
+        Raises UserError naming the document that cannot be read or encoded, unless the job skips those.
         """
         self._lengths: list[int] = []
         self._segments: dict[str, int] = {}
@@ -95,7 +96,7 @@ class PartEncoder:
         cache = LatentCache(self.tokenizers, batch_size=BATCH)
         try:
             cache.prepare(document for _, document, _ in read)
-        except ValueError:  # of one of them: each alone says which
+        except UserError:  # of one of them: each alone says which
             cache = LatentCache(self.tokenizers)
         found = []
         for index, document, keys in read:
@@ -111,11 +112,11 @@ class PartEncoder:
         """`action(index)`; None for a document that cannot be read or kept and is skipped."""
         try:
             return action(index)
-        except ValueError as error:
+        except UserError as error:
             where = place_of(self.job.documents[source], index, self.job.sources[source].label)
             said = str(error)
             if self.job.on_error == "stop":
-                raise ValueError(said if said.startswith(where) else f"{where}: {said}") from None
+                raise UserError(said if said.startswith(where) else f"{where}: {said}") from None
             self._skipped.append((where, said.removeprefix(where).lstrip(": ")))
             return None
 
@@ -134,7 +135,7 @@ def load_tokenizers(folders: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _encodable(document: Document) -> Document:
-    """`document`. ValueError for a text that is no Unicode."""
+    """`document`. UserError for a text that is no Unicode."""
     for segment in document.segments:
         if isinstance(segment, Text):
             segment.text.encode("utf-8")
@@ -160,7 +161,7 @@ def _with_content(segment: Any, content: Any) -> Any:
 
 
 def finish(job: Job, plan: Mapping[str, Any], tokenizers: Mapping[str, Any], num_done_before: int) -> Summary:
-    """The index of all parts, written last; what it replaces is removed. ValueError where no document is left."""
+    """The index of all parts, written last; what it replaces is removed. UserError where no document is left."""
     folder = job.folder
     if folder.system.exists(inside(folder, INDEX).path):
         index = read_index(folder)
@@ -170,7 +171,7 @@ def finish(job: Job, plan: Mapping[str, Any], tokenizers: Mapping[str, Any], num
     lengths = np.array([length for record in records for length in record.lengths], np.int32)
     skipped = [entry for record in records for entry in record.skipped]
     if not len(lengths):
-        raise ValueError(f"{folder}: none of {len(skipped)} documents can be read; {': '.join(skipped[0])}")
+        raise UserError(f"{folder}: none of {len(skipped)} documents can be read; {': '.join(skipped[0])}")
     index = ShardIndex(
         num_documents=len(lengths),
         num_segments=_sums(record.num_segments for record in records),

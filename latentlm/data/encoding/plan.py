@@ -15,10 +15,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ...config import SourceConfig
+from ...errors import UserError
 from ...types import Document
 from ..readers import signature
 from ..readers.files import Location
-from ..script import laid_out
+from ..script import apply_prompt_format
 from ..shards import INDEX, DType, inside, read_index, write_file
 from ..sources import documents
 
@@ -78,7 +79,7 @@ class Job:
     @cached_property
     def documents(self) -> list[Sequence[Document]]:
         """The training documents of each source."""
-        return [laid_out(documents(config), self.layout, config.label) for config in self.sources]
+        return [apply_prompt_format(documents(config), self.layout, config.label) for config in self.sources]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "documents"}
@@ -88,7 +89,7 @@ def make_plan(job: Job, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the shards, as JSON: sources and their files, tokenizers, number type, size of the parts."""
     counts = [len(found) for found in job.documents]
     if not sum(counts):
-        raise ValueError(f"{', '.join(config.label for config in job.sources)}: no documents")
+        raise UserError(f"{', '.join(config.label for config in job.sources)}: no documents")
     sources = [
         {
             "source": _identity(config),
@@ -124,7 +125,7 @@ def parts_of(plan: Mapping[str, Any]) -> list[Part]:
 def begin(folder: Location, plan: Mapping[str, Any]) -> list[Part]:
     """The parts that are still to be encoded, once `plan` lies in `folder`.
 
-    Raises ValueError where the folder holds shards of another plan, naming what differs, or other files.
+    Raises UserError where the folder holds shards of another plan, naming what differs, or other files.
     """
     path = inside(folder, PLAN)
     known: dict[str, Any] | None = None
@@ -135,10 +136,10 @@ def begin(folder: Location, plan: Mapping[str, Any]) -> list[Part]:
     if known is not None:
         for key, value in plan.items():
             if known.get(key) != value:
-                raise ValueError(f"{folder}: holds shards made from other {key}; choose another folder, or delete it")
+                raise UserError(f"{folder}: holds shards made from other {key}; choose another folder, or delete it")
         return [part for part in parts_of(plan) if not _is_finished(folder, part)]
     if folder.is_folder() and any(not name.startswith(".") for name in _names(folder)):
-        raise ValueError(f"{folder}: is not empty, and holds no shards; choose another folder")
+        raise UserError(f"{folder}: is not empty, and holds no shards; choose another folder")
     folder.system.makedirs(folder.path, exist_ok=True)
     write_file(path, json.dumps(plan, indent=1) + "\n")
     return parts_of(plan)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from ...errors import UserError
 from ..processes import Worker, WorkerEnded
 from .parts import PartEncoder, Summary, finish, load_tokenizers
 from .plan import Job, Part, begin, make_plan
@@ -27,7 +28,7 @@ def encode(
     """Encode what `job.out` does not hold yet, and write the index; returns what is there.
 
     `tokenizers`: those of the job where the caller has them already; with one process they are used as they are, on
-    their device. Raises ValueError for sources, documents or a folder that cannot be used; another call goes on.
+    their device. Raises UserError for sources, documents or a folder that cannot be used; another call goes on.
     """
     loaded = load_tokenizers(job.tokenizers) if tokenizers is None else tokenizers
     with _claimed(job):
@@ -53,7 +54,7 @@ def encode(
 
 @contextmanager
 def _claimed(job: Job) -> Iterator[None]:
-    """Within, no other encoding of this machine writes into the same folder. ValueError where one does."""
+    """Within, no other encoding of this machine writes into the same folder. UserError where one does."""
     folder = job.folder
     if folder.scheme != "file":
         yield
@@ -65,7 +66,7 @@ def _claimed(job: Job) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{folder}: another encoding is writing here; wait for its end") from None
+        raise UserError(f"{folder}: another encoding is writing here; wait for its end") from None
     try:
         yield
     finally:
@@ -76,7 +77,7 @@ def _claimed(job: Job) -> Iterator[None]:
 
 
 def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress) -> None:
-    """Hand `parts` to `num` processes. ValueError for what a worker refuses, and for one that is killed."""
+    """Hand `parts` to `num` processes. UserError for what a worker refuses, and for one that is killed."""
     waiting = iter(parts)
     workers: dict[Connection, Worker] = {}
     try:
@@ -104,9 +105,9 @@ def _listen(worker: Worker) -> tuple[str, int]:
     try:
         kind, value = worker.receive()
     except WorkerEnded as error:
-        raise ValueError(f"{error}; the same command goes on with what is missing") from None
+        raise UserError(f"{error}; the same command goes on with what is missing") from None
     if kind == "refused":
-        raise ValueError(value)
+        raise UserError(value)
     return kind, value
 
 
@@ -121,5 +122,5 @@ def work(connection: Connection, job: Job) -> None:
             connection.send(("done", part.number))
     except BrokenPipeError:
         raise  # the main process has gone
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         connection.send(("refused", str(error)))

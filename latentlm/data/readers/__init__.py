@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from ...errors import UserError
 from .files import Location
 from .folder import FolderRows
 from .jsonl import JsonLines
@@ -23,17 +24,17 @@ SUFFIXES = (".jsonl", ".parquet", ".tar")
 
 
 def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
-    """The reader of a path. Raises ValueError, one line, where nothing is there or it is of no kind that we read."""
+    """The reader of a path. Raises UserError, one line, where nothing is there or it is of no kind that we read."""
     root = Location.of(path)
     files = root.files()
     kinds = {file.suffix for file in files} & set(SUFFIXES)
     if not kinds and root.is_folder():
         if columns:
-            raise ValueError(f"{path}: a folder of files has no columns: its folders are the classes")
+            raise UserError(f"{path}: a folder of files has no columns: its folders are the classes")
         return FolderRows(root, files)
     if len(kinds) != 1:
         found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "is of no kind that is read here"
-        raise ValueError(f"{path}: {found}; one kind of {', '.join(SUFFIXES)}, or a folder of pictures or sounds")
+        raise UserError(f"{path}: {found}; one kind of {', '.join(SUFFIXES)}, or a folder of pictures or sounds")
     kind = kinds.pop()
     chosen = [file for file in files if file.suffix == kind]
     if kind == ".parquet":
@@ -41,9 +42,9 @@ def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
     if kind == ".tar":
         return TarRows(chosen, columns)
     if columns:
-        raise ValueError(f"{path}: the lines of a manifest say what is in them; leave out columns")
+        raise UserError(f"{path}: the lines of a manifest say what is in them; leave out columns")
     if len(chosen) > 1:
-        raise ValueError(f"{path}: {len(chosen)} manifests; give each as a source of its own")
+        raise UserError(f"{path}: {len(chosen)} manifests; give each as a source of its own")
     return JsonLines(chosen[0])
 
 

@@ -1,7 +1,7 @@
 """Files of a source, on this machine or behind any fsspec URL, and what its readers share.
 
 Place in the flow: 2, below the readers. A path is a file, a folder, or a pattern (`data/part-*.tar`); a URL is that
-with a scheme in front (`s3://bucket/data.parquet`, `memory://set`). What is wrong is a ValueError that names the path.
+with a scheme in front (`s3://bucket/data.parquet`, `memory://set`). What is wrong is a UserError that names the path.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
+
+from ...errors import UserError
 
 STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modify", "created")
 """Where the file systems of fsspec say that a file is another, the surest first."""
@@ -34,14 +36,14 @@ class Location:
 
     @classmethod
     def of(cls, name: str) -> Location:
-        """Raises ValueError for a scheme that fsspec does not know, whose library is missing, or whose host does not
+        """Raises UserError for a scheme that fsspec does not know, whose library is missing, or whose host does not
         answer."""
         from fsspec.core import url_to_fs
 
         try:
             system, path = url_to_fs(name)
         except (ValueError, ImportError, OSError) as error:
-            raise ValueError(f"{name}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{name}: {' '.join(str(error).split())}") from None
         protocol = system.protocol if isinstance(system.protocol, str) else system.protocol[0]
         return cls(protocol, path, tuple(sorted(system.storage_options.items())))
 
@@ -75,16 +77,16 @@ class Location:
         return self.at(posixpath.join(posixpath.dirname(self.path), name))
 
     def open_binary(self) -> IO[bytes]:
-        """ValueError where there is no such file or it cannot be opened."""
+        """UserError where there is no such file or it cannot be opened."""
         try:
             return self.system.open(self.path, "rb")
         except FileNotFoundError:
-            raise ValueError(f"{self}: no such file") from None
+            raise UserError(f"{self}: no such file") from None
         except OSError as error:
-            raise ValueError(f"{self}: {error.strerror or error}") from None
+            raise UserError(f"{self}: {error.strerror or error}") from None
 
     def read(self, start: int = 0, length: int | None = None) -> bytes:
-        """The bytes from `start` on. ValueError as `open_binary`."""
+        """The bytes from `start` on. UserError as `open_binary`."""
         with self.open_binary() as file:
             file.seek(start)
             return file.read() if length is None else file.read(length)
@@ -103,13 +105,13 @@ class Location:
     def files(self) -> Sequence[Location]:
         """The file itself, all files below a folder, or those that fit a pattern, by name.
 
-        Hidden ones (a leading dot, in their own name or a folder's) are left out. ValueError where there are none.
+        Hidden ones (a leading dot, in their own name or a folder's) are left out. UserError where there are none.
         """
         if self.is_folder() and self.scheme == "file":
             start = len(self.path.rstrip("/")) + 1
             names = Strings(path[start:] for path in _walk(self.path))
             if not len(names):
-                raise ValueError(f"{self}: the folder is empty")
+                raise UserError(f"{self}: the folder is empty")
             return Files(self, names)
         if self.is_folder():
             found = [path for path in self.system.find(self.path) if not self._hidden(path)]
@@ -118,7 +120,7 @@ class Location:
         else:
             found = [self.path] if self.system.exists(self.path) else []
         if not found:
-            raise ValueError(f"{self}: no such file" if not self.is_folder() else f"{self}: the folder is empty")
+            raise UserError(f"{self}: no such file" if not self.is_folder() else f"{self}: the folder is empty")
         return [self.at(path) for path in sorted(found)]
 
     def _hidden(self, path: str) -> bool:

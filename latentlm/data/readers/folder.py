@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Sequence
 
 from ...config.modalities import modality_names
+from ...errors import UserError
 from .files import Location, Strings
 from .rows import Rows
 from .tar import SUFFIXES
@@ -24,7 +25,7 @@ class FolderRows(Rows):
         start = len(root.path.rstrip("/")) + 1
         self.names = Strings(file.path[start:] for file in files if _modality(file.path) is not None)
         if not len(self.names):
-            raise ValueError(f"{root}: no files of {', '.join(modality_names())} in this folder")
+            raise UserError(f"{root}: no files of {', '.join(modality_names())} in this folder")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -35,18 +36,18 @@ class FolderRows(Rows):
     def require(self, column: str) -> None:
         name = self.names[0]
         if column == "text" and not posixpath.dirname(name):
-            raise ValueError(f"{self.place(0)}: lies in no folder that would name its class")
+            raise UserError(f"{self.place(0)}: lies in no folder that would name its class")
         if column != "text" and _modality(name) != column:
-            raise ValueError(f"{self.place(0)}: not a file of {column}")
+            raise UserError(f"{self.place(0)}: not a file of {column}")
 
     def read(self, index: int, column: str) -> bytes | str:
         if column == "text":
             folder = posixpath.basename(posixpath.dirname(self.names[index]))
             if not folder:
-                raise ValueError("the file lies in no folder that would name its class")
+                raise UserError("the file lies in no folder that would name its class")
             return folder.replace("_", " ")
         if _modality(self.names[index]) != column:
-            raise ValueError(f"not a file of {column}")
+            raise UserError(f"not a file of {column}")
         return self._file(index).read()
 
     def _file(self, index: int) -> Location:

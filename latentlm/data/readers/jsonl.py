@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from ...config.modalities import modality
+from ...errors import UserError
 from ...types import Document, Segment, Text
 from ..manifest import ManifestSegment, parse_line
 from ..placed import PlacedDocuments
@@ -27,11 +28,11 @@ class JsonLines(PlacedDocuments):
     """The documents of a JSONL file. Picklable; read from any thread."""
 
     def __init__(self, file: Location):
-        """Finds the lines; empty ones are passed over. ValueError where there are none."""
+        """Finds the lines; empty ones are passed over. UserError where there are none."""
         self.file = file
         self._starts, self._numbers = _lines(file)
         if not len(self._numbers):
-            raise ValueError(f"{file}: the manifest is empty")
+            raise UserError(f"{file}: the manifest is empty")
         self._open = PerThread(file.open_binary)
 
     def __len__(self) -> int:
@@ -41,7 +42,7 @@ class JsonLines(PlacedDocuments):
         return f"{self.file}:{self._numbers[index]}"
 
     def __getitem__(self, index: int) -> Document:
-        """Raises ValueError naming line and key for what is wrong in it, media that are missing or broken too."""
+        """Raises UserError naming line and key for what is wrong in it, media that are missing or broken too."""
         segments = self.line(index)
         return Document(tuple(self._segment(index, place, segment) for place, segment in enumerate(segments)))
 
@@ -58,7 +59,7 @@ class JsonLines(PlacedDocuments):
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.place(index)}: not UTF-8 text at byte {error.start}") from None
+            raise UserError(f"{self.place(index)}: not UTF-8 text at byte {error.start}") from None
         return parse_line(str(self.file), int(self._numbers[index]), text).document.segments
 
     def content(self, index: int, position: int, segment: ManifestSegment) -> Any:
@@ -66,8 +67,8 @@ class JsonLines(PlacedDocuments):
         name = getattr(segment, segment.modality)
         try:
             return decode(self.file.beside(name), segment.modality)
-        except ValueError as error:
-            raise ValueError(f"{self.place(index)}: segments.{position}.{segment.modality}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{self.place(index)}: segments.{position}.{segment.modality}: {error}") from None
 
     def holds(self, name: str) -> bool:
         """Whether any line has media of modality `name`: of the lines that may, those are parsed until one does."""
@@ -94,7 +95,7 @@ class JsonLinesMedia(Sequence):
     """
 
     def __init__(self, documents: JsonLines, name: str, without: np.ndarray | None = None):
-        """Reads all other lines once. Raises ValueError for wrong lines."""
+        """Reads all other lines once. Raises UserError for wrong lines."""
         left_out = frozenset(() if without is None else without.tolist())
         self.documents, self.name = documents, name
         lines, positions, names = array("q"), array("q"), array("q")

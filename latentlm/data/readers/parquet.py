@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from ...config.base import did_you_mean
+from ...errors import UserError
 from .files import Location, PerThread
 from .rows import Rows, named_columns
 
@@ -26,7 +27,7 @@ class ParquetRows(Rows):
     """The rows of one or more Parquet files of one schema, one file after the other."""
 
     def __init__(self, files: Sequence[Location], columns: Mapping[str, str]):
-        """Reads the footers alone. Raises ValueError, naming the file, for one that is no Parquet."""
+        """Reads the footers alone. Raises UserError, naming the file, for one that is no Parquet."""
         self.files = list(files)
         self.columns = named_columns(columns)
         self._schemas: dict[tuple[str, ...], Location] = {}  # names of the columns -> the first file that has these
@@ -53,7 +54,7 @@ class ParquetRows(Rows):
         name = self.columns[column]
         for names, file in self._schemas.items():
             if name not in names:
-                raise ValueError(f"{file}: no column {name!r} for {column}{did_you_mean(name, names)}")
+                raise UserError(f"{file}: no column {name!r} for {column}{did_you_mean(name, names)}")
 
     def read(self, index: int, column: str) -> bytes | str | Location:
         group = bisect_right(self._ends, index)
@@ -64,7 +65,7 @@ class ParquetRows(Rows):
         if isinstance(value, dict):  # a struct of bytes and path, as Hugging Face datasets write media
             value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
         if value is None:
-            raise ValueError("missing (null)")
+            raise UserError("missing (null)")
         if column != "text" and isinstance(value, str):
             return file.beside(value)
         if not isinstance(value, bytes | str):
@@ -103,7 +104,7 @@ class _Groups:
         try:
             table = self._open[number][0].read_row_group(group, columns=[column], use_threads=False)
         except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"row group {group} cannot be read ({' '.join(str(error).split())[:200]})") from None
+            raise UserError(f"row group {group} cannot be read ({' '.join(str(error).split())[:200]})") from None
         column_values = table.column(table.column_names[0])
         return column_values.chunk(0) if column_values.num_chunks == 1 else column_values
 
@@ -113,8 +114,8 @@ def _open(file: Location, handle: Any) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ValueError(f"{file}: Parquet needs pyarrow: pip install 'latentlm[data]'") from None
+        raise UserError(f"{file}: Parquet needs pyarrow: pip install 'latentlm[data]'") from None
     try:
         return pyarrow.parquet.ParquetFile(handle)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{file}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None

@@ -1,7 +1,7 @@
 """Rows of a source ──▶ documents and media: what every reader of rows gives, and what is made of it.
 
 Place in the flow: 2, `parquet.py`, `tar.py` and `folder.py` are `Rows`; a task says which columns make a document.
-Nothing is kept: a picture is decoded each time it is asked for. What cannot be read is a ValueError of one line that
+Nothing is kept: a picture is decoded each time it is asked for. What cannot be read is a UserError of one line that
 names the file, the row or member, and the column.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from ...config.base import did_you_mean
 from ...config.modalities import modality, modality_names
+from ...errors import UserError
 from ...types import Document
 from .. import documents as build
 from ..placed import PlacedDocuments
@@ -40,30 +41,30 @@ class Rows(ABC):
     def read(self, index: int, column: str) -> bytes | str | Location:
         """The value as it is stored: encoded media or UTF-8 text as bytes, text, or the file that holds the media.
 
-        ValueError where it is missing; `value` puts the place in front.
+        UserError where it is missing; `value` puts the place in front.
         """
 
     @abstractmethod
     def require(self, column: str) -> None:
-        """ValueError, naming the source, where it has no such column."""
+        """UserError, naming the source, where it has no such column."""
 
     def value(self, index: int, column: str) -> Any:
-        """The text or the medium of row `index`. ValueError names the place and the column."""
+        """The text or the medium of row `index`. UserError names the place and the column."""
         try:
             return decode(self.read(index, column), column)
-        except ValueError as error:
-            raise ValueError(f"{self.place(index)}: {column}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{self.place(index)}: {column}: {error}") from None
 
 
 def decode(stored: bytes | str | Location, column: str) -> Any:
-    """A stored value as what a document holds. ValueError says what is wrong with it."""
+    """A stored value as what a document holds. UserError says what is wrong with it."""
     if column == "text":
         return _text(stored)
     name = ""
     if isinstance(stored, Location):
         name, stored = str(stored), stored.read()
     if not isinstance(stored, bytes):
-        raise ValueError(f"holds {type(stored).__name__}, expected the bytes of a file")
+        raise UserError(f"holds {type(stored).__name__}, expected the bytes of a file")
     return modality(column).decode(stored, name)
 
 
@@ -74,9 +75,9 @@ def _text(stored: bytes | str | Location) -> str:
         try:
             stored = stored.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"not UTF-8 text at byte {error.start}") from None
+            raise UserError(f"not UTF-8 text at byte {error.start}") from None
     if not stored:
-        raise ValueError("the text is empty")
+        raise UserError("the text is empty")
     return stored
 
 
@@ -84,11 +85,11 @@ class RowDocuments(PlacedDocuments):
     """The documents of one task over rows."""
 
     def __init__(self, rows: Rows, task: str, source: str):
-        """Raises ValueError for a task that there is not, and for a column that `rows` lacks."""
+        """Raises UserError for a task that there is not, and for a column that `rows` lacks."""
         if task not in TASKS:
             known = ", ".join(TASKS)
             said = f"task says which documents its rows make: one of {known}"
-            raise ValueError(f"{source}: {said if task == 'all' else f'no task {task!r}{did_you_mean(task, TASKS)}'}")
+            raise UserError(f"{source}: {said if task == 'all' else f'no task {task!r}{did_you_mean(task, TASKS)}'}")
         self.rows = rows
         self.columns, self._build = TASKS[task]
         for column in self.columns:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ...config.base import did_you_mean
 from ...config.modalities import modalities
+from ...errors import UserError
 from .files import Location, PerThread, Strings
 from .rows import Rows
 
@@ -53,7 +54,7 @@ class TarRows(Rows):
     """
 
     def __init__(self, files: Sequence[Location], columns: Mapping[str, str]):
-        """Reads the headers of all members. Raises ValueError, naming the file, for one that is no tar."""
+        """Reads the headers of all members. Raises UserError, naming the file, for one that is no tar."""
         self.files = list(files)
         self.columns = dict(columns)
         self._tars = [_index(file) for file in self.files]
@@ -77,13 +78,13 @@ class TarRows(Rows):
         if not present & set(wanted):
             known = ", ".join(sorted(present)) or "no members"
             hint = did_you_mean(wanted[0], present) if column in self.columns else f" (its first row has {known})"
-            raise ValueError(f"{self.files[0]}: no {' or '.join('.' + suffix for suffix in wanted)} for {column}{hint}")
+            raise UserError(f"{self.files[0]}: no {' or '.join('.' + suffix for suffix in wanted)} for {column}{hint}")
 
     def read(self, index: int, column: str) -> bytes | str:
         members = self._members(index)
         suffix = next((suffix for suffix in self._suffixes(column) if suffix in members), None)
         if suffix is None:
-            raise ValueError(f"no such member (the row has .{', .'.join(members)})")
+            raise UserError(f"no such member (the row has .{', .'.join(members)})")
         number, _ = self._find(index)
         offset, size = members[suffix]
         data = self._open().read(number, offset, size)
@@ -108,16 +109,16 @@ class TarRows(Rows):
         try:
             value = json.loads(data)
         except ValueError as error:
-            raise ValueError(f"not JSON ({error})") from None
+            raise UserError(f"not JSON ({error})") from None
         if isinstance(value, dict):
             named = self.columns.get("text", "").lstrip(".").partition(".")[2]
             keys = (named,) if named else JSON_KEYS
             key = next((key for key in keys if key in value), None)
             if key is None:
-                raise ValueError(f"the object has no key {' or '.join(map(repr, keys))}")
+                raise UserError(f"the object has no key {' or '.join(map(repr, keys))}")
             value = value[key]
         if not isinstance(value, str):
-            raise ValueError(f"the JSON holds {type(value).__name__}, expected text")
+            raise UserError(f"the JSON holds {type(value).__name__}, expected text")
         return value
 
 
@@ -137,7 +138,7 @@ class _Handles:
         handle.seek(offset)
         data = handle.read(size)
         if len(data) < size:
-            raise ValueError(f"cut off: {len(data)} of {size} bytes are there")
+            raise UserError(f"cut off: {len(data)} of {size} bytes are there")
         return data
 
 
@@ -148,7 +149,7 @@ def _index(file: Location) -> _Tar:
     for key, suffix, offset, size in _members(file):
         if not keys or key != keys[-1]:
             if key in seen:
-                raise ValueError(f"{file}: {key}: its members do not stand together")
+                raise UserError(f"{file}: {key}: its members do not stand together")
             seen.add(key)
             keys.append(key)
             starts.append(len(offsets))
@@ -158,7 +159,7 @@ def _index(file: Location) -> _Tar:
     starts.append(len(offsets))
     arrays = (np.frombuffer(numbers, np.int64) for numbers in (offsets, sizes, starts))
     if not keys:
-        raise ValueError(f"{file}: the tar holds no files")
+        raise UserError(f"{file}: the tar holds no files")
     return _Tar(Strings(keys), Strings(suffixes), *arrays)
 
 
@@ -174,4 +175,4 @@ def _members(file: Location) -> Iterator[tuple[str, str, int, int]]:
                     if member.isfile() and stem:
                         yield posixpath.join(folder, stem), suffix.lower(), member.offset_data, member.size
         except tarfile.TarError as error:
-            raise ValueError(f"{file}: not a readable tar, or a compressed one ({error})") from None
+            raise UserError(f"{file}: not a readable tar, or a compressed one ({error})") from None

@@ -1,7 +1,7 @@
 """VibeVoice's config.json, of either layout, as configurations of our modules.
 
 Place in the flow: interop, fields ──▶ model, two speech tokenizers, special tokens. A field that we do not support is a
-ValueError with its name and value. What does not change the computation (initialisation, dtypes) is not read.
+UserError with its name and value. What does not change the computation (initialisation, dtypes) is not read.
 
 What VibeVoice is among our options (PAPER §6): connectors, a head with learned norms on a condition that is not normed,
 answers that last until <EOS>, <BOD> and <EOD> and going on out of Qwen's unused vision tokens, no <BOS>.
@@ -23,6 +23,7 @@ from ...config import (
     SpeechTokenizerConfig,
     describe,
 )
+from ...errors import UserError
 from ...tokenizers.causal import NORM_EPS
 from ..hf_llm import read_config as read_backbone
 from .names import ORIGINAL, TRANSFORMERS, Layout
@@ -53,13 +54,13 @@ class VibeVoice:
 
 
 def read_config(fields: Mapping) -> VibeVoice:
-    """The configuration in `fields`, of config.json. ValueError, one line, names the field that does not fit."""
+    """The configuration in `fields`, of config.json. UserError, one line, names the field that does not fit."""
     if "acoustic_tokenizer_config" in fields and "decoder_config" in fields:
         read = _original
     elif fields.get("model_type") == "vibevoice":
         read = _transformers
     else:
-        raise ValueError(f"model_type {fields.get('model_type')!r} is not supported (known: vibevoice, its original)")
+        raise UserError(f"model_type {fields.get('model_type')!r} is not supported (known: vibevoice, its original)")
     return read(fields)
 
 
@@ -146,15 +147,15 @@ def _model(
 ) -> ModelConfig:
     try:
         backbone = read_backbone(_part(fields, name))
-    except ValueError as error:
-        raise ValueError(f"{name}.{error}") from None
+    except UserError as error:
+        raise UserError(f"{name}.{error}") from None
     return ModelConfig(
         transformer=backbone,
         head=head,
         diffusion=diffusion,
         prompt="vibevoice",
         latent_projection="connector",
-        answer="document",
+        stop_at="eos",
         sampling=sampling,
     )
 
@@ -176,7 +177,7 @@ def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
             posterior=PosteriorConfig(kind="none" if parts == "encoder" else "sigma"),
         )
     except ValidationError as error:
-        raise ValueError(f"{name}.{describe(error, SpeechTokenizerConfig)}") from None
+        raise UserError(f"{name}.{describe(error, SpeechTokenizerConfig)}") from None
 
 
 def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
@@ -192,7 +193,7 @@ def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokeniz
     for key, allowed in mirror.items():
         _among(fields, name, key, allowed)
     if (_depths(fields, name, "decoder_depths") or depths[::-1]) != depths[::-1]:
-        raise ValueError(f"{name}.decoder_depths {fields['decoder_depths']!r} is not the mirror of encoder_depths")
+        raise UserError(f"{name}.decoder_depths {fields['decoder_depths']!r} is not the mirror of encoder_depths")
     later = {"channels": fields.get("channels", 1), "rms_norm_eps": fields.get("layernorm_eps", NORM_EPS)}
     later |= {"depths": depths, "downsampling_ratios": ratios[::-1], "num_filters": filters}
     return _tokenizer(later | {"hidden_size": _count(fields, name, "vae_dim")}, name, parts)
@@ -206,13 +207,13 @@ def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
             None if value is None else [int(depth) for depth in (value.split("-") if isinstance(value, str) else value)]
         )
     except (ValueError, TypeError):
-        raise ValueError(f"{part}.{name} {value!r} is not a list of whole numbers") from None
+        raise UserError(f"{part}.{name} {value!r} is not a list of whole numbers") from None
 
 
 def _part(fields: Mapping, name: str) -> Mapping:
     part = fields.get(name)
     if not isinstance(part, Mapping):
-        raise ValueError(f"{name} is missing")
+        raise UserError(f"{name} is missing")
     return part
 
 
@@ -220,9 +221,9 @@ def _count(fields: Mapping, part: str, name: str, default: int | None = None) ->
     """A whole number above 0, without a default one that must be there."""
     value = fields.get(name, default)
     if value is None:
-        raise ValueError(f"{part}.{name} is missing")
+        raise UserError(f"{part}.{name} is missing")
     if type(value) is not int or value < 1:
-        raise ValueError(f"{part}.{name} {value!r} is not a whole number above 0")
+        raise UserError(f"{part}.{name} {value!r} is not a whole number above 0")
     return value
 
 
@@ -234,4 +235,4 @@ def _only(fields: Mapping, name: str, **allowed) -> None:
 def _among(fields: Mapping, name: str, key: str, allowed: tuple) -> None:
     if key in fields and fields[key] not in allowed:
         known = ", ".join(repr(value) for value in allowed)
-        raise ValueError(f"{name}.{key} {fields[key]!r} is not supported, only {known} is")
+        raise UserError(f"{name}.{key} {fields[key]!r} is not supported, only {known} is")

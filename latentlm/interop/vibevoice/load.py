@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ...config import read_json
+from ...errors import UserError
 from ...generation.pipeline import Pipeline
 from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
@@ -42,12 +43,12 @@ def load(
     """The model in a folder (or of a hub id), of either layout; the speech tokenizers stay in fp32.
 
     tokenizer: a tokenizer.json, or a folder with one, where the checkpoint has none (Microsoft's takes that of
-    Qwen2.5). Raises ValueError, one line: a field that we do not support, weights that do not fit, a file that is
+    Qwen2.5). Raises UserError, one line: a field that we do not support, weights that do not fit, a file that is
     missing.
     """
     source, found = open_checkpoint(path)
     if found.semantic is None:
-        raise ValueError(f"{source.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
+        raise UserError(f"{source.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
     text = read_text_tokenizer(source.folder, tokenizer, found)
     scale, bias = read_factors(source, found)
     found = with_processor(found, source.folder, scale)
@@ -60,12 +61,12 @@ def load(
 
 
 def open_checkpoint(path: str | Path) -> tuple[Source, VibeVoice]:
-    """Weights and configuration. ValueError names the file."""
+    """Weights and configuration. UserError names the file."""
     source = Source.open(locate(path))
     try:
         return source, read_config(source.config)
-    except ValueError as error:
-        raise ValueError(f"{source.folder / 'config.json'}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{source.folder / 'config.json'}: {error}") from None
 
 
 def unread(found: VibeVoice) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
     rate, level = audio.get("sampling_rate", 24000), audio.get("target_dB_FS", -25)
     for name, value in (("sampling_rate", rate), ("target_dB_FS", level)):
         if not isinstance(value, int | float):
-            raise ValueError(f"{folder}: {name} {value!r} of {' or '.join(PROCESSORS)} is not a number")
+            raise UserError(f"{folder}: {name} {value!r} of {' or '.join(PROCESSORS)} is not a number")
     loud = audio.get("normalize_audio", True) and fields.get("db_normalize", True)
     heard = {
         "sample_rate": int(rate),
@@ -115,26 +116,26 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
 
 
 def read_factors(source: Source, found: VibeVoice) -> tuple[float, float]:
-    """Scale and bias of the latents. ValueError where they are missing or were never fitted."""
+    """Scale and bias of the latents. UserError where they are missing or were never fitted."""
     values = []
     for name in (found.layout.scale, found.layout.bias):
         if name not in source.names:
-            raise ValueError(f"{source.path}: {name} is missing")
+            raise UserError(f"{source.path}: {name} is missing")
         if source.shape(name) not in ((), (1,)):
-            raise ValueError(f"{source.path}: {name} has shape {source.shape(name)}, expected one number")
+            raise UserError(f"{source.path}: {name} has shape {source.shape(name)}, expected one number")
         values.append(float(source.read(name)))
     scale, bias = values
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
-        raise ValueError(f"{source.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
+        raise UserError(f"{source.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
     return scale, bias
 
 
 def read_text_tokenizer(folder: Path, given: str | Path | None, found: VibeVoice) -> TextTokenizer:
-    """tokenizer.json of the checkpoint, or the one given. ValueError says what to put where."""
+    """tokenizer.json of the checkpoint, or the one given. UserError says what to put where."""
     path = Path(given) if given is not None else folder
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: no such file; VibeVoice reads text by the tokenizer of Qwen2.5: put the tokenizer.json of "
             "Qwen/Qwen2.5-1.5B there"
         )

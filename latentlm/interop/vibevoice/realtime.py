@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...config import TransformerConfig
+from ...errors import UserError
 from ...model.heads.diffusion_network import DiffusionNetwork
 from ...model.layers import Connector
 from ...model.transformer import Transformer
@@ -51,10 +52,10 @@ class RealtimeParts(nn.Module):
 
 
 def load_realtime(path: str | Path) -> RealtimeParts:
-    """The parts in a folder, or of a hub id, in fp32. ValueError, one line, for what does not fit."""
+    """The parts in a folder, or of a hub id, in fp32. UserError, one line, for what does not fit."""
     source, found = open_checkpoint(path)
     if found.num_upper is None:
-        raise ValueError(f"{source.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
+        raise UserError(f"{source.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
     scale, bias = read_factors(source, found)
     found = with_processor(found, source.folder, scale)
     with torch.device("meta"):

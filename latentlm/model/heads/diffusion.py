@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ...config import DiffusionConfig, DiffusionHeadConfig
 from ...diffusion.parametrization import training_target
-from ...diffusion.schedule import Process
+from ...diffusion.schedule import DiffusionProcess
 from ...diffusion.solvers import Plan, make_plan
-from ..layers import draw_linear, in_tiles
+from ..layers import draw_linear, pad_rows
 from .base import Head, SamplerOptions
 from .diffusion_network import DiffusionNetwork
 from .diffusion_sampler import DiffusionSampler
@@ -29,7 +29,7 @@ class DiffusionHead(DiffusionNetwork, Head):
 
     def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig, diffusion: DiffusionConfig):
         super().__init__(condition_width, latent_dim, config)
-        self.process = Process.from_config(diffusion)
+        self.process = DiffusionProcess.from_config(diffusion)
         self.timesteps_per_latent = diffusion.timesteps_per_latent
 
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,13 +40,13 @@ class DiffusionHead(DiffusionNetwork, Head):
         t = self.process.sample_timesteps((N, K), generator, clean.device)
         noise = torch.randn((N, K, C), generator=generator, device=clean.device)
         noisy = self.process.add_noise(clean, noise, t)
-        conditioning = self.condition(in_tiles(hidden))[:, None] + self.timestep(in_tiles(t))  # (N or more, K, W)
-        prediction = self.denoise(in_tiles(noisy.to(conditioning.dtype)), conditioning)[:N].float()
+        conditioning = self.condition(pad_rows(hidden))[:, None] + self.timestep(pad_rows(t))  # (N or more, K, W)
+        prediction = self.denoise(pad_rows(noisy.to(conditioning.dtype)), conditioning)[:N].float()
         target = training_target(self.process, clean, noise, t)
         return (prediction - target).square().mean((1, 2)).sum()
 
     def sampler(self, options: SamplerOptions) -> DiffusionSampler:
-        """The head with a solver; ValueError for one that there is not."""
+        """The head with a solver; UserError for one that there is not."""
         return DiffusionSampler(self, cached_plan(self.process, options.solver, options.steps))
 
     def initialise(self) -> None:
@@ -62,5 +62,5 @@ class DiffusionHead(DiffusionNetwork, Head):
 
 
 @lru_cache(maxsize=64)
-def cached_plan(process: Process, solver: str, num_steps: int) -> Plan:
+def cached_plan(process: DiffusionProcess, solver: str, num_steps: int) -> Plan:
     return make_plan(process, solver, num_steps)

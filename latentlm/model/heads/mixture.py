@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...config import MixtureHeadConfig
-from ..layers import RMSNorm, SwiGLU, draw_linear, ffn_width, in_tiles
-from ..prepack import Packing
+from ..layers import RMSNorm, SwiGLU, draw_linear, ffn_width, pad_rows
+from ..prepack import Prepacker
 from .base import Head, SamplerOptions
 
 MEANS_STD = 1.0
@@ -117,7 +117,7 @@ class MixtureHead(Head):
 
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Sum over the latents of the negative log-likelihood, nats. Draws nothing."""
-        return -self(in_tiles(hidden))[: len(clean)].log_density(clean).sum()
+        return -self(pad_rows(hidden))[: len(clean)].log_density(clean).sum()
 
     def sampler(self, options: SamplerOptions) -> MixtureSampler:
         """The head for inference. There is no solver and there are no steps: a latent takes one pass."""
@@ -141,7 +141,7 @@ class MixtureSampler:
     """A mixture head for inference, its matrices laid out for the number of rows once that has come to stay."""
 
     def __init__(self, head: MixtureHead):
-        self.network = Packing(head)
+        self.network = Prepacker(head)
         self.widening = math.log(head.config.temperature)
         self.num_candidates, self.latent_dim = head.config.num_candidates, head.latent_dim
 

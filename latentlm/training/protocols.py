@@ -5,15 +5,13 @@ Place in the flow: met by `PackedBatch` and `MediaBatch`, and by the loaders of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from ..config import TrainingConfig
+from ..config import TrainingConfig, check_divisible
+from ..errors import UserError
 from .distributed import World
-
-if TYPE_CHECKING:
-    pass
 
 
 class Batch(Protocol):
@@ -44,10 +42,10 @@ class Loader(Protocol):
 
 
 def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:
-    """ValueError for a configuration that this loader and these processes cannot run."""
-    if config.accumulation % world.size:
-        raise ValueError(f"training.accumulation {config.accumulation} is not a multiple of the {world.size} processes")
-    if loader.num_streams != config.accumulation:
-        raise ValueError(f"the loader has {loader.num_streams} streams, training.accumulation is {config.accumulation}")
+    """UserError for a configuration that this loader and these processes cannot run."""
+    num = config.global_micro_batches
+    check_divisible(num, world.size)
+    if loader.num_streams != num:
+        raise UserError(f"the loader has {loader.num_streams} streams, training.global_micro_batches is {num}")
     if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
-        raise ValueError("training.sample_every does not work with training.parallel shard: sample from an export")
+        raise UserError("training.sample_every does not work with training.parallel shard: sample from an export")

@@ -1,0 +1,20 @@
+"""What a user can mend, and what a user should know: one error, one warning.
+
+Place in the flow: below everything. The command line shows either as one line on stderr; a UserError also ends the
+command with exit code 2. Any other exception is a bug of ours and keeps its traceback.
+"""
+
+import warnings
+
+
+class UserError(ValueError):
+    """Wrong input: one line that names the file, key or value."""
+
+
+class Notice(UserWarning):
+    """The input is used, but not all of it or not as written: one line that says how."""
+
+
+def notice(message: str) -> None:
+    """Tell the user: a `Notice` for Python's `warnings`, a line on stderr from the command line."""
+    warnings.warn(message, Notice, stacklevel=3)
