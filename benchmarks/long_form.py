@@ -48,7 +48,7 @@ def build(positions: int, width: int = 64) -> Pipeline:
     text = TextTokenizer()
     model = LatentLM(
         ModelConfig(
-            prompt="vibevoice",
+            prompt="script",
             answer="document",
             latent_projection="connector",
             transformer=TransformerConfig(

@@ -57,6 +57,7 @@ def test_the_config_of_an_old_checkpoint_loads_without_a_word(answer, stop_at):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ModelConfig.model_validate({"answer": answer}).stop_at == stop_at
+        assert ModelConfig.model_validate({"prompt": "vibevoice"}).prompt == "script"
 
 
 def test_a_run_begun_under_old_names_can_be_resumed():

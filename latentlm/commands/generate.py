@@ -123,7 +123,7 @@ def generate(
     weights = "raw" if raw else "ema"
     pipeline = load(model, adapter=adapter, weights=weights, device=place, dtype=choose_dtype(dtype, place))
     tokenizer = pipeline.tokenizers.get("speech")
-    is_script = to == "speech" and pipeline.model.config.prompt == "vibevoice"  # each text is a line
+    is_script = to == "speech" and pipeline.model.config.prompt == "script"  # each text is a line
     request = Request(
         pipeline.prompt(parts if is_script else spaced(parts), to, clips.pop("", None), clips),
         to,

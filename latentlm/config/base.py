@@ -43,7 +43,7 @@ class Config(BaseModel):
             fields = {k: v for k, v in fields.items() if k != key} | {RENAMED[key]: current_value(key, fields[key])}
             if info.context:
                 info.context["renamed"].add((key, RENAMED[key]))
-        return fields
+        return {key: current_value(key, value) for key, value in fields.items()}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

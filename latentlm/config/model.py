@@ -132,7 +132,7 @@ class SamplingConfig(Config):
 
 
 class ModelConfig(Config):
-    prompt: Literal["document", "vibevoice"] = Field(
+    prompt: Literal["document", "script"] = Field(
         "document", description="of speech: how it was laid out in training, as a document or a script (PAPER §6)"
     )
     transformer: TransformerConfig = TransformerConfig()

@@ -11,8 +11,8 @@ from typing import Any
 RENAMED = {"accumulation": "global_micro_batches", "warped_copies": "augmented_copies", "answer": "stop_at"}
 """Old key -> new key."""
 
-VALUES = {"answer": {"span": "eod", "document": "eos"}}
-"""Old key -> {old value: new value}, for keys whose values were renamed too."""
+VALUES = {"answer": {"span": "eod", "document": "eos"}, "prompt": {"vibevoice": "script"}}
+"""Key (the old one where it was renamed) -> {old value: new value}."""
 
 
 def current_name(dotted: str) -> str:
@@ -22,7 +22,7 @@ def current_name(dotted: str) -> str:
 
 
 def current_value(key: str, value: Any) -> Any:
-    """The present name of `value` of the old key `key`."""
+    """The present name of `value` of `key`."""
     return VALUES[key].get(value, value) if key in VALUES and isinstance(value, str) else value
 
 

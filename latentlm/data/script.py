@@ -6,9 +6,9 @@ Place in the flow: 2, a text file and voice clips ──▶ `types.Document`, th
     Speaker 2: Good morning to you. A line without a speaker
     goes on with the turn above it.
 
-`vibevoice_prompt` lays a script out as VibeVoice was trained (PAPER §6): a system line, "Voice input:" with a clip of
+`script_prompt` lays a script out as VibeVoice was trained (PAPER §6): a system line, "Voice input:" with a clip of
 each speaker that has one, "Text input:" with the turns, "Speech output:". The model then opens the span of speech.
-`vibevoice_document` lays out recordings in the same way, to learn from.
+`script_document` lays out recordings in the same way, to learn from.
 Speakers are numbered from 0 there. Departures from the two reference processors, where these contradict each other or
 themselves, are listed in docs/numerics.md.
 """
@@ -140,7 +140,7 @@ def parse_script(text: str, origin: str = "script") -> Script:
     return Script(tuple(turns))
 
 
-def vibevoice_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Document:
+def script_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Document:
     """`script` with `voices` (by speaker) as VibeVoice reads it; all of it condition, without loss.
 
     Raises UserError for a voice of somebody who does not speak.
@@ -157,8 +157,8 @@ def vibevoice_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Docum
     return Document(tuple(map(_condition, parts)))
 
 
-def vibevoice_document(document: Document) -> Document:
-    """A recording to learn, laid out as VibeVoice will be asked for it: `vibevoice_prompt`, then the speech.
+def script_document(document: Document) -> Document:
+    """A recording to learn, laid out as VibeVoice will be asked for it: `script_prompt`, then the speech.
 
     `document`: given texts, which are the script, given clips of its speakers in the order of their numbers (all of
     them, or none), and last the speech. Raises UserError for a document of any other kind.
@@ -177,16 +177,16 @@ def vibevoice_document(document: Document) -> Document:
     if clips and len(clips) != len(numbers):
         raise UserError(f"{len(clips)} clips of voices for speakers {', '.join(numbers)}; give one of each, or none")
     voices = dict(zip(sorted(numbers, key=numbers.__getitem__), clips, strict=False))
-    return Document((*vibevoice_prompt(script, voices).segments, spoken))
+    return Document((*script_prompt(script, voices).segments, spoken))
 
 
 def apply_prompt_format(documents: Sequence[Document], layout: str, source: str) -> Sequence[Document]:
     """The documents of `source` as a model whose config says `prompt: layout` learns them and is asked."""
-    return VibeVoiceDocuments(documents, source) if layout == "vibevoice" else documents
+    return ScriptDocuments(documents, source) if layout == "script" else documents
 
 
-class VibeVoiceDocuments(PlacedDocuments):
-    """The documents of a source, each as `vibevoice_document` lays it out; UserError names `source` and its number."""
+class ScriptDocuments(PlacedDocuments):
+    """The documents of a source, each as `script_document` lays it out; UserError names `source` and its number."""
 
     def __init__(self, documents: Sequence[Document], source: str):
         self.documents = documents
@@ -198,7 +198,7 @@ class VibeVoiceDocuments(PlacedDocuments):
     def __getitem__(self, index: int) -> Document:
         document = self.documents[index]
         try:
-            return vibevoice_document(document)
+            return script_document(document)
         except UserError as error:
             raise UserError(f"data source {self.source!r}: document {index}: {error}") from None
 

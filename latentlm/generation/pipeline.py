@@ -154,7 +154,7 @@ class Pipeline:
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
         values = {name: getattr(request, name) for name in ("to", "guidance", "steps", "solver", "temperature")}
-        usual = None if self.model.config.prompt == "vibevoice" else USUAL_LIMIT
+        usual = None if self.model.config.prompt == "script" else USUAL_LIMIT
         return Task(
             prompt,
             **values,

@@ -1,7 +1,7 @@
 """What a user passes as a prompt ──▶ the document that the model was trained to go on from.
 
 Place in the flow: 4, in front of `pipeline.py`. Text, pictures, sound and documents are laid out as in training; speech
-of a model whose config says `prompt: vibevoice` begins with a script (`data/script.py`).
+of a model whose config says `prompt: script` begins with a script (`data/script.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config.modalities import as_segment, modalities, modality_names, modality_of_suffix
-from ..data.script import Script, parse_script, read_script, read_text, vibevoice_prompt
+from ..data.script import Script, parse_script, read_script, read_text, script_prompt
 from ..errors import UserError
 from ..media.sound import Audio, load_audio
 from ..modalities.speech import Speech
@@ -57,9 +57,9 @@ def make_prompt(
             raise UserError("voices belong to a script; a document holds its sound itself")
         return as_prompt(prompt, voice)
     prompt = _parts(prompt, to)
-    if layout == "vibevoice" and to == "speech":
+    if layout == "script" and to == "speech":
         script = as_script(prompt)
-        return vibevoice_prompt(script, _clips(script, voice, voices))
+        return script_prompt(script, _clips(script, voice, voices))
     if voices:
         script = as_script(prompt)
         _one_speaker(script)
@@ -117,7 +117,7 @@ def _one_speaker(script: Script) -> None:
     if len(script.speakers) > 1:
         raise UserError(
             f"the script has speakers {', '.join(script.speakers)}; this model reads a text and one voice "
-            "(its config says prompt: document, scripts need prompt: vibevoice)"
+            "(its config says prompt: document, scripts need prompt: script)"
         )
 
 

@@ -166,7 +166,7 @@ def test_the_lines_of_a_script_stay_lines(small, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["generate", small, "red", "apple", "--to", "speech", "--out", "a.wav"])
     config = Path(small) / "config.json"
-    config.write_text(config.read_text().replace('"prompt": "document"', '"prompt": "vibevoice"'))
+    config.write_text(config.read_text().replace('"prompt": "document"', '"prompt": "script"'))
     with pytest.raises(SystemExit):
         cli.main(["generate", small, "Speaker 1: a", "Speaker 2: b", "--to", "speech", "--out", "a.wav"])
     assert seen == [["red apple"], ["Speaker 1: a", "Speaker 2: b"]]

@@ -8,12 +8,12 @@ import pytest
 
 from latentlm.data.script import (
     Script,
+    ScriptDocuments,
     Turn,
-    VibeVoiceDocuments,
     parse_script,
     read_script,
-    vibevoice_document,
-    vibevoice_prompt,
+    script_document,
+    script_prompt,
 )
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
@@ -84,12 +84,12 @@ def test_files_that_are_no_text(tmp_path):
 
 def test_a_voice_of_nobody_is_refused():
     with pytest.raises(ValueError, match=r"a voice for speaker '3', who says nothing in the script \(speakers: 1, 2\)"):
-        vibevoice_prompt(Script(TURNS), {"3": None})
+        script_prompt(Script(TURNS), {"3": None})
 
 
 def test_voices_are_laid_out_by_number_and_only_those_given():
     script = parse_script("Speaker 2: first.\nSpeaker 1: then.\nSpeaker 3: last.")
-    segments = vibevoice_prompt(script, {2: "two", "01": "one"}).segments
+    segments = script_prompt(script, {2: "two", "01": "one"}).segments
     assert [s.content if isinstance(s, Speech) else s.text for s in segments[1:-5]] == [
         " Voice input:\n", " Speaker 0:", "one", "\n", " Speaker 1:", "two", "\n",
     ]  # fmt: skip
@@ -100,7 +100,7 @@ def test_voices_are_laid_out_by_number_and_only_those_given():
 def test_the_pieces_are_those_of_microsofts_processor(case):
     script = parse_script(case["script"])
     clips = dict(zip(script.speakers, case["samples"], strict=False))
-    segments = vibevoice_prompt(script, clips).segments
+    segments = script_prompt(script, clips).segments
     runs = [kind for kind, _ in groupby(case["pieces"])]
     expected = iter(runs[:-1])  # the last one opens the answer
     for segment in segments:
@@ -130,8 +130,8 @@ def given(kind, content):
 def test_a_recording_is_laid_out_as_its_prompt(text, clips, voices):
     speech = Speech("said")
     document = Document((*(given(Speech, clip) for clip in clips), given(Text, text), speech))
-    expected = vibevoice_prompt(parse_script(text), voices).segments
-    assert vibevoice_document(document).segments == (*expected, speech)
+    expected = script_prompt(parse_script(text), voices).segments
+    assert script_document(document).segments == (*expected, speech)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_recording_is_laid_out_as_its_prompt(text, clips, voices):
 )
 def test_what_a_model_of_scripts_cannot_learn_from_is_named_by_source_and_number(segments, message):
     fine = Document((given(Text, "a"), Speech("said")))
-    documents = VibeVoiceDocuments([fine, Document(segments)], "mine.jsonl")
+    documents = ScriptDocuments([fine, Document(segments)], "mine.jsonl")
     assert len(documents[0].segments) == 5
     with pytest.raises(ValueError, match=f"data source 'mine.jsonl': document 1: .*{message}"):
         documents[1]

@@ -14,7 +14,7 @@ from latentlm.config import MixtureHeadConfig, ModelConfig, SamplingConfig
 from latentlm.data.embedded import digits, shapes
 from latentlm.data.embedded.digits import WORDS
 from latentlm.data.manifest import Manifest
-from latentlm.data.script import vibevoice_document
+from latentlm.data.script import script_document
 from latentlm.evaluation.documents import evaluate_documents, with_conditions_of_others
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.page import render_page
@@ -144,10 +144,10 @@ def test_a_model_of_scripts_is_asked_by_scripts(pipeline, tmp_path, monkeypatch)
     save_audio(SOUND, tmp_path / "a.wav")
     line = {"segments": [{"text": "hello", "condition": True}, {"speech": "a.wav"}]}
     (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n")
-    monkeypatch.setattr(pipeline.model, "config", pipeline.model.config.model_copy(update={"prompt": "vibevoice"}))
+    monkeypatch.setattr(pipeline.model, "config", pipeline.model.config.model_copy(update={"prompt": "script"}))
     report = evaluate(pipeline, tasks=["documents"], manifests=[tmp_path / "own.jsonl"], steps=2, guidance=1.0)
     (document,) = Manifest(tmp_path / "own.jsonl")
-    expected = pipeline.score(vibevoice_document(document)).diffusion["speech"]
+    expected = pipeline.score(script_document(document)).diffusion["speech"]
     assert report.figures["documents.speech_loss"].value == pytest.approx(expected)
     assert expected != pipeline.score(document).diffusion["speech"]
 

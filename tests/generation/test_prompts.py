@@ -46,8 +46,8 @@ def test_a_path_is_read_by_its_suffix(files):
     assert np.array_equal(np.asarray(image.content), np.asarray(drawn))
     torch.testing.assert_close(speech.content.samples, said.samples, atol=1e-4, rtol=0)
     assert text == Text("two words", **GIVEN)
-    script = make_prompt(Path("a.txt"), "speech", "vibevoice")
-    assert script == make_prompt(Script((Turn("1", "two words"),)), "speech", "vibevoice")
+    script = make_prompt(Path("a.txt"), "speech", "script")
+    assert script == make_prompt(Script((Turn("1", "two words"),)), "speech", "script")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_voice_is_a_clip_or_its_file(files):
     for voice in ("a.wav", Path("a.wav")):
         spoken, _ = make_prompt("a", "speech", "document", voice).segments
         torch.testing.assert_close(spoken.content.samples, files[1].samples, atol=1e-4, rtol=0)
-        by_name = make_prompt("Speaker 1: a", "speech", "vibevoice", voices={1: voice})
+        by_name = make_prompt("Speaker 1: a", "speech", "script", voices={1: voice})
         assert [segment.modality for segment in by_name.segments].count("speech") == 1
     with pytest.raises(ValueError, match=r"^nowhere.wav: no such file$"):
         make_prompt("a", "speech", "document", "nowhere.wav")

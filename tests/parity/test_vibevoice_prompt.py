@@ -11,7 +11,7 @@ import torch
 
 from latentlm.config import SpeechTokenizerConfig
 from latentlm.data.packing import DocumentEncoder
-from latentlm.data.script import parse_script, vibevoice_prompt
+from latentlm.data.script import parse_script, script_prompt
 from latentlm.interop.vibevoice import load
 from latentlm.media.sound import Audio, load_audio
 from latentlm.tokenizers.speech import SpeechTokenizer
@@ -57,7 +57,7 @@ def our_ids(encoder, case) -> list[int]:
     script = parse_script(case["script"])
     counts = [-(-samples // HOP) for samples in case["samples"]]
     voices = [Latents(torch.zeros(count, 4), torch.zeros(()), "none") for count in counts]
-    document = vibevoice_prompt(script, dict(zip(script.speakers, voices, strict=False)))
+    document = script_prompt(script, dict(zip(script.speakers, voices, strict=False)))
     prompt = encoder(document, closed=False)
     encoder.open_span(prompt, "speech")
     assert [len(span.latents) for span in prompt.spans] == counts

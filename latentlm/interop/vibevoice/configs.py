@@ -153,7 +153,7 @@ def _model(
         transformer=backbone,
         head=head,
         diffusion=diffusion,
-        prompt="vibevoice",
+        prompt="script",
         latent_projection="connector",
         stop_at="eos",
         sampling=sampling,
