@@ -5,6 +5,9 @@ Place in the flow: below everything; training and generation ask it.
 
 from __future__ import annotations
 
+import os
+import time
+
 import torch
 
 from .errors import UserError
@@ -75,3 +78,36 @@ def prefers_mkl() -> bool:
     """Whether MKL has its fast kernels for this CPU; AMD's get others, in fp32 slower than oneDNN's
     (docs/log.md, 2026-11-26)."""
     return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")
+
+
+def set_threads(requested: int | None = None, processes: int = 1) -> int:
+    """Set torch's CPU threads per process, and return how many: `requested`, else OMP_NUM_THREADS where it is set, else
+    the free cores divided by the `processes` on this machine. UserError for fewer than 1."""
+    if requested is not None and requested < 1:
+        raise UserError(f"threads must be at least 1, got {requested}")
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    chosen = requested or (int(given) if given.isdecimal() and int(given) else max(1, free_cores() // processes))
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def free_cores(seconds: float = 0.1) -> int:
+    """How many of this process's cores are idle now, at least 1: measured over `seconds` from /proc/stat on Linux; all
+    cores elsewhere."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    before = _idle_ticks(cores)
+    if before is None:
+        return len(cores)
+    time.sleep(seconds)
+    idle = (_idle_ticks(cores) - before) / (seconds * os.sysconf("SC_CLK_TCK"))
+    return min(len(cores), max(1, round(idle)))
+
+
+def _idle_ticks(cores) -> int | None:
+    """Clock ticks that `cores` were idle since the machine started; None where the system does not say."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            lines = [line.split() for line in file if line.startswith("cpu") and line[3].isdigit()]
+    except OSError:
+        return None
+    return sum(int(line[4]) for line in lines if int(line[0][3:]) in cores)
