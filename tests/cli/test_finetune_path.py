@@ -1,4 +1,4 @@
-"""docs/interop.md, "Fine-tuning", as its reader types it: validate, train an adapter, generate three ways, merge."""
+"""docs/finetuning.md, as its reader types it: validate, train an adapter, generate three ways, merge."""
 
 import json
 import sys

@@ -1,8 +1,9 @@
 """The commands in the documentation run. Blocks marked ```bash test or ```python test are taken, in order, by file.
 
 They run in an empty folder with the command line of this installation; a file that one block writes is there for the
-next. In blocks marked ```bash small every training takes two steps, on the example of docs/data_format.md, and what
-comes from a hub is a small folder of that name. The rest is not marked: what needs minutes, or another machine.
+next. In blocks marked ```bash small every training takes two steps, on small data of the names that the page uses, and
+what comes from a hub is a small folder of that name. The rest is not marked: what needs minutes, or another machine.
+The README itself is short: few lines, narrow code and tables, so that it reads well on a telephone.
 """
 
 import os
@@ -23,7 +24,7 @@ from latentlm.media.sound import save_audio
 ROOT = Path(latentlm.__file__).parents[1]
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.is_file()]
 BLOCK = re.compile(r"^```(bash|python) (test|small)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SOURCES = "data.sources=[{manifest: pages.jsonl, held_out: kept.jsonl}]"
+SOURCES = "data.sources=[{manifest: mine.jsonl}]"
 SHORT = ("training.steps=2", "training.sample_every=1", "training.optimizer.warmup_steps=1", "training.threads=1")
 
 
@@ -31,10 +32,15 @@ def blocks(text: str, kind: str = "test") -> list[tuple[str, str]]:
     return [(language, code) for language, found, code in BLOCK.findall(text) if found == kind]
 
 
+def commands(code: str) -> list[str]:
+    """The lines of a block, those that end in a backslash joined with the next."""
+    return code.replace("\\\n", " ").splitlines()
+
+
 def shortened(code: str) -> str:
     """The same commands, each training short and on small data."""
     lines = []
-    for line in code.splitlines():
+    for line in commands(code):
         command, comment, rest = line.partition("#")
         if command.startswith("latentlm train"):
             settings = SHORT if "data.sources=" in command else (SOURCES, *SHORT)
@@ -62,32 +68,67 @@ def test_the_commands_of_a_page_run(page, tmp_path):
     run_blocks(blocks(page.read_text(encoding="utf-8")), tmp_path)
 
 
-@pytest.mark.timeout(900)
-def test_the_trainings_of_the_readme_run(tmp_path):
-    """Tokenizer, model, two processes, evaluation on what was held out; conversion, backbone, adapter."""
-    for package in ("transformers", "peft"):
-        pytest.importorskip(package)
-    import tiny_vibevoice
+def write_small_data(folder: Path) -> None:
+    """What the pages call photos, set.parquet, recordings.jsonl, kept.jsonl, mine.jsonl, and a language model."""
+    import pyarrow
+    import pyarrow.parquet
 
-    example = re.search(r"^```jsonl\n(.*?)^```$", (ROOT / "docs/data_format.md").read_text("utf-8"), re.M | re.S)[1]
-    for name in ("pages", "kept"):
-        (tmp_path / f"{name}.jsonl").write_text(example, encoding="utf-8")
-    known = [line for line in example.splitlines(keepends=True) if "vectors" not in line]  # of the model to fine-tune
-    (tmp_path / "mine.jsonl").write_text("".join(known), encoding="utf-8")
     generator = np.random.default_rng(0)
-    save_image(picture(generator, 40), tmp_path / "apple.png")
-    save_audio(clip(generator, 16000), tmp_path / "hello.wav")
-    np.save(tmp_path / "circle.npy", generator.standard_normal((20, 2)))
-    write_backbone(tmp_path / "SmolLM2-135M")
-    tiny_vibevoice.save(tiny_vibevoice.build(), tmp_path / "VibeVoice-1.5B")
-    found = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "small")
-    code = "".join(code for _, code in found)
-    assert (
-        len(re.findall("^latentlm (train|data|evaluate|convert) ", code, re.MULTILINE)) == len(code.splitlines()) == 8
-    )
+    texts, files = [], []
+    for name in ("red_fox", "snow_owl"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            path = folder / "photos" / name / f"{number}.png"
+            save_image(picture(generator, 40), path)
+            texts.append(name.replace("_", " "))
+            files.append(path.read_bytes())
+    pyarrow.parquet.write_table(pyarrow.table({"image": files, "text": texts}), folder / "set.parquet")
+    save_image(picture(generator, 40), folder / "apple.png")
+    for name in ("a.wav", "hello.wav"):
+        save_audio(clip(generator, 16000), folder / name)
+    line = re.search(r"^```json\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)[1]
+    for name in ("recordings", "kept"):
+        (folder / f"{name}.jsonl").write_text(line, encoding="utf-8")
+    example = re.search(r"^```jsonl\n(.*?)^```$", (ROOT / "docs/data_format.md").read_text("utf-8"), re.M | re.S)[1]
+    known = [line for line in example.splitlines(keepends=True) if "vectors" not in line]  # of the model to fine-tune
+    (folder / "mine.jsonl").write_text("".join(known), encoding="utf-8")
+    write_backbone(folder / "HuggingFaceTB" / "SmolLM2-135M")
+
+
+def with_trainings() -> list[Path]:
+    return [page for page in PAGES if blocks(page.read_text(encoding="utf-8"), "small")]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", with_trainings(), ids=lambda path: path.name)
+def test_the_trainings_of_a_page_run(page, tmp_path):
+    for package in ("transformers", "peft", "pyarrow"):
+        pytest.importorskip(package)
+    write_small_data(tmp_path)
+    found = blocks(page.read_text(encoding="utf-8"), "small")
     run_blocks([(language, shortened(code)) for language, code in found], tmp_path)
-    assert "own pictures" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert latentlm.load(tmp_path / "runs" / "mine").generate("a", to="text", max_tokens=1)
+    if page.parent == ROOT:
+        assert "hello" in (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert latentlm.load(tmp_path / "runs" / "mine").generate("a", to="text", max_tokens=1)
+
+
+def test_the_trainings_of_the_readme_are_commands_that_are_shortened():
+    found = [line for _, code in blocks((ROOT / "README.md").read_text("utf-8"), "small") for line in commands(code)]
+    assert len([line for line in found if line.startswith("latentlm train ")]) == 8
+    assert all(re.match("latentlm (train|data|evaluate|generate) ", line) for line in found)
+    short = shortened("latentlm train demo \\\n  --out runs/a\n")
+    assert short.startswith("latentlm train demo    --out runs/a --set 'data.sources=")
+    assert "--set 'training.steps=2'" in short
+
+
+def test_the_readme_is_short_and_narrow():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
+    code = [line for part in "\n".join(lines).split("\n```")[1::2] for line in part.splitlines()]
+    assert [line for line in code if len(line) > 76] == []
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) <= 8 + 2
+    assert [row for row in rows if len(row) > 76] == []
 
 
 def test_the_readme_has_commands_to_test():
