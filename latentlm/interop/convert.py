@@ -23,7 +23,7 @@ from ..config import SourceConfig
 from ..errors import UserError
 from ..weights import save_weights
 from .mapping import SHARD_SIZE
-from .source import Source, locate
+from .checkpoint_files import CheckpointFiles, locate
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
@@ -149,7 +149,7 @@ def _write_pipeline(pipeline: Pipeline, folder: Path, what: Conversion) -> None:
 
 def _dtype_of(path: Path) -> torch.dtype:
     """Of the largest tensor: what the weights are kept in."""
-    source = Source.open(path)
+    source = CheckpointFiles.open(path)
     largest = max(source.names, key=lambda name: torch.Size(source.shape(name)).numel())
     return source.read(largest).dtype
 

@@ -1,6 +1,6 @@
 """Our parameters out of another project's tensors by rules that work both ways.
 
-Place in the flow: interop, `source.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
+Place in the flow: interop, `checkpoint_files.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
 A rule says which of their tensors make one of ours: one as it is, or several one below the other (q, k, v; gate, up).
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import save_weights, shape_mismatches, write_text
-from .source import Source
+from .checkpoint_files import CheckpointFiles
 
 SHARD_SIZE = 5_000_000_000
 
@@ -53,19 +53,19 @@ class Rule:
 
 def fill(
     module: nn.Module,
-    source: Source,
+    files: CheckpointFiles,
     rules: Sequence[Rule],
     *,
     ignore: Iterable[str] = (),
     keep: Iterable[str] = (),
 ) -> None:
-    """Copy `source` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
+    """Copy `files` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
 
-    Parameters on the meta device are made on the CPU first. ignore: patterns of source names that nothing reads. keep:
+    Parameters on the meta device are made on the CPU first. ignore: names in the files, as patterns, that nothing reads. keep:
     patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
     Raises UserError as `check` does; the module is then as it was.
     """
-    check(module, source, rules, ignore=ignore, keep=keep)
+    check(module, files, rules, ignore=ignore, keep=keep)
     left = [name for name, tensor in _unfilled(module, rules).items() if tensor.is_meta]
     assert not left, f"kept, but on the meta device: {left[:10]}"
     materialise(module)
@@ -73,12 +73,12 @@ def fill(
     with torch.no_grad():
         for rule in rules:
             for part, name in zip(rule.parts(ours[rule.target]), rule.sources, strict=True):
-                part.copy_(source.read(name))
+                part.copy_(files.read(name))
 
 
 def check(
     module: nn.Module,
-    source: Source,
+    files: CheckpointFiles,
     rules: Sequence[Rule],
     *,
     ignore: Iterable[str] = (),
@@ -93,10 +93,10 @@ def check(
     wanted = {
         name: part for rule in rules for name, part in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)
     }
-    read = sorted(name for name in source.names if name in wanted or not _matches(name, ignore))
+    read = sorted(name for name in files.names if name in wanted or not _matches(name, ignore))
     expected = {name: tuple(part.shape) for name, part in wanted.items()}
-    if problems := shape_mismatches({name: source.shape(name) for name in read}, expected):
-        raise UserError(f"{source.path}: weights do not fit this model; {problems}")
+    if problems := shape_mismatches({name: files.shape(name) for name in read}, expected):
+        raise UserError(f"{files.path}: weights do not fit this model; {problems}")
 
 
 def export(

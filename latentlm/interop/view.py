@@ -1,6 +1,6 @@
 """A checkpoint seen through other names and shapes, for the few tensors that no rule of `mapping.py` can name.
 
-Place in the flow: interop, between `source.py` and `mapping.fill`: a 1×1 convolution read as a matrix, a bias that a
+Place in the flow: interop, between `checkpoint_files.py` and `mapping.fill`: a 1×1 convolution read as a matrix, a bias that a
 file leaves out because it is zero, two parameters of which only the sum matters. Still one tensor at a time.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .source import Source
+from .checkpoint_files import CheckpointFiles
 
 
 @dataclass(frozen=True)
@@ -23,33 +23,33 @@ class Derived:
     make: Callable[..., Tensor]
 
 
-class View(Source):
-    """`source` with the tensors `derived` in place of those that they are made of.
+class View(CheckpointFiles):
+    """`files` with the tensors `derived` in place of those that they are made of.
 
-    rename   what each name of `source` is called here. A derived tensor of which the source lacks a part is left out,
+    rename   what each name of `files` is called here. A derived tensor of which the files lack a part is left out,
     and so named as missing by whoever wants it; the parts that are there then keep their names.
     """
 
     def __init__(
         self,
-        source: Source,
+        files: CheckpointFiles,
         derived: Mapping[str, Derived],
         rename: Callable[[str], str] = lambda name: name,
     ):
-        self._source = source
-        self._names = {rename(name): name for name in source.names}
+        self._files = files
+        self._names = {rename(name): name for name in files.names}
         self._derived = {name: d for name, d in derived.items() if all(part in self._names for part in d.sources)}
         used = {part for d in self._derived.values() for part in d.sources}
-        shapes = {name: source.shape(theirs) for name, theirs in self._names.items() if name not in used}
+        shapes = {name: files.shape(theirs) for name, theirs in self._names.items() if name not in used}
         for name, d in self._derived.items():
             shapes[name] = tuple(d.make(*(torch.empty(self._shape(part), device="meta") for part in d.sources)).shape)
-        super().__init__(source.path, source.config, shapes)
+        super().__init__(files.path, files.config, shapes)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        return self._source.shape(self._names[name])
+        return self._files.shape(self._names[name])
 
     def read(self, name: str) -> Tensor:
         if name not in self._derived:
-            return self._source.read(self._names[name])
+            return self._files.read(self._names[name])
         d = self._derived[name]
-        return d.make(*(self._source.read(self._names[part]) for part in d.sources))
+        return d.make(*(self._files.read(self._names[part]) for part in d.sources))

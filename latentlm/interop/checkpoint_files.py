@@ -48,7 +48,7 @@ def locate(name: str | Path) -> Path:
     return from_hub(str(name), (*READABLE, *(f"*{suffix}" for suffix in PICKLED)))
 
 
-class Source:
+class CheckpointFiles:
     """The tensors of one checkpoint. `names` and `shape` are known at once, `read` touches the file.
 
     config   of config.json beside the weights, {} where there is none
@@ -60,15 +60,15 @@ class Source:
         self._shapes = shapes
 
     @classmethod
-    def open(cls, path: str | Path) -> Source:
+    def open(cls, path: str | Path) -> CheckpointFiles:
         """A file, or a folder as `transformers` and `diffusers` write it. UserError, one line, names what is wrong."""
         path = Path(path)
         folder = path if path.is_dir() else path.parent
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         files = _files_of(path)
         if files[0].suffix in PICKLED:
-            return TensorSource(path, config, {k: v for file in files for k, v in _flatten(unpickle(file))})
-        return _SafetensorsSource(path, config, files)
+            return LoadedTensors(path, config, {k: v for file in files for k, v in _flatten(unpickle(file))})
+        return _SafetensorsFiles(path, config, files)
 
     @property
     def folder(self) -> Path:
@@ -87,7 +87,7 @@ class Source:
         raise NotImplementedError
 
 
-class _SafetensorsSource(Source):
+class _SafetensorsFiles(CheckpointFiles):
     """One shard is open at a time, so that no more of the files than that stays in memory."""
 
     def __init__(self, path: Path, config: dict, files: list[Path]):
@@ -110,7 +110,7 @@ class _SafetensorsSource(Source):
         return self._shard[1].get_tensor(name)
 
 
-class TensorSource(Source):
+class LoadedTensors(CheckpointFiles):
     """Tensors that are at hand already."""
 
     def __init__(self, path: Path, config: dict, tensors: Mapping[str, Tensor]):
@@ -118,7 +118,7 @@ class TensorSource(Source):
         super().__init__(path, config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
     @classmethod
-    def of(cls, path: Path, tree: Mapping) -> TensorSource:
+    def of(cls, path: Path, tree: Mapping) -> LoadedTensors:
         """What was read from `path`: nested dictionaries become dotted names; what is no tensor is left out."""
         return cls(path, {}, dict(_flatten(tree)))
 
