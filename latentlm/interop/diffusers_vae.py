@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from ..config import ConvImageTokenizerConfig, describe
 from ..errors import UserError
 from ..tokenizers.conv_image import ConvImageTokenizer
-from .mapping import Rule, fill
 from .checkpoint_files import CheckpointFiles, locate
+from .mapping import Rule, fill
 from .view import Derived, View
 
 DIFFUSERS = (

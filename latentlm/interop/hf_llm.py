@@ -29,8 +29,9 @@ from ..model.latentlm import LatentLM
 from ..model.layers import ffn_width
 from ..tokenizers.text import TextTokenizer
 from ..weights import write_text
-from .mapping import SHARD_SIZE, Rule, export, fill
 from .checkpoint_files import CheckpointFiles, locate
+from .mapping import SHARD_SIZE, Rule, export, fill
+from .quantised import refuse_quantised_tensors
 
 HEAD = "lm_head.weight"
 IGNORE = ("*.rotary_emb.inv_freq",)
@@ -270,6 +271,7 @@ def special_tokens(fields: Mapping) -> dict[str, int]:
 
 def check_tied(files: CheckpointFiles, embedding: str = "model.embed_tokens.weight") -> None:
     """UserError where a checkpoint whose head is its embedding holds another head as well."""
+    refuse_quantised_tensors(files, (HEAD, embedding))
     if {HEAD, embedding} <= files.names and not torch.equal(files.read(HEAD), files.read(embedding)):
         raise UserError(f"{files.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
 

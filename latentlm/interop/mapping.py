@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..weights import save_weights, shape_mismatches, write_text
 from .checkpoint_files import CheckpointFiles
+from .quantised import refuse_quantised_tensors
 
 SHARD_SIZE = 5_000_000_000
 
@@ -61,10 +62,11 @@ def fill(
 ) -> None:
     """Copy `files` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
 
-    Parameters on the meta device are made on the CPU first. ignore: names in the files, as patterns, that nothing reads. keep:
-    patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
-    Raises UserError as `check` does; the module is then as it was.
+    Parameters on the meta device are made on the CPU first. ignore: patterns of names in the files that nothing reads.
+    keep: patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
+    Raises UserError for quantised weights, and as `check` does; the module is then as it was.
     """
+    refuse_quantised_tensors(files, [name for rule in rules for name in rule.sources])
     check(module, files, rules, ignore=ignore, keep=keep)
     left = [name for name, tensor in _unfilled(module, rules).items() if tensor.is_meta]
     assert not left, f"kept, but on the meta device: {left[:10]}"
@@ -93,7 +95,7 @@ def check(
     wanted = {
         name: part for rule in rules for name, part in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)
     }
-    read = sorted(name for name in files.names if name in wanted or not _matches(name, ignore))
+    read = sorted(name for name in files.names if name in wanted or not matches(name, ignore))
     expected = {name: tuple(part.shape) for name, part in wanted.items()}
     if problems := shape_mismatches({name: files.shape(name) for name in read}, expected):
         raise UserError(f"{files.path}: weights do not fit this model; {problems}")
@@ -165,7 +167,7 @@ def _check_cover(module: nn.Module, rules: Sequence[Rule], keep: tuple[str, ...]
     unknown = [target for target in targets if target not in ours]
     assert not unknown, f"rules for what the module does not have: {unknown[:10]}"
     assert len({id(ours[target]) for target in targets}) == len(targets), "two rules fill the same tensor"
-    unruled = [name for name in _unfilled(module, rules) if not _matches(name, keep)]
+    unruled = [name for name in _unfilled(module, rules) if not matches(name, keep)]
     assert not unruled, f"no rule fills {unruled[:10]}"
 
 
@@ -175,5 +177,6 @@ def _unfilled(module: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in ours.items() if id(tensor) not in filled}
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether `name` fits one of the `patterns`, in which * stands for anything."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -25,8 +25,9 @@ from ..model.latentlm import LatentLM
 from ..tokenizers.image import PictureTokenizer
 from ..tokenizers.text import TextTokenizer
 from . import diffusers_vae, unilm_vae
-from .mapping import Rule, fill
 from .checkpoint_files import CheckpointFiles, LoadedTensors, locate, unpickle
+from .mapping import Rule, fill
+from .quantised import refuse_quantised_config
 from .view import Derived, View
 
 SIZES = {  # width, layers, heads, head layers, mlp_ratio
@@ -189,7 +190,9 @@ def _fields(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
-    return read_json(path)
+    fields = read_json(path)
+    refuse_quantised_config(folder, fields)
+    return fields
 
 
 def _other_state(folder: Path) -> dict:

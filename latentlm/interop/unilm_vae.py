@@ -11,8 +11,8 @@ import torch
 from ..config import ImageTokenizerConfig, PosteriorConfig
 from ..errors import UserError
 from ..tokenizers.image import ImageTokenizer
-from .mapping import Rule, fill
 from .checkpoint_files import CheckpointFiles
+from .mapping import Rule, fill
 from .view import Derived, View
 
 ENCODERS = ("beit3-base", "vit-base")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import UserError
-from ..weights import fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
+from ..weights import check_floats, fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -165,6 +165,7 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         raise UserError(f"{path}: this adapter does not fit the model; {problems}")
     if not layers:
         raise UserError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+    check_floats(path, tensors)
     start = start_of(model)
     if read_note(path) not in (None, start):
         raise UserError(

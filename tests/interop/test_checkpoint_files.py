@@ -1,6 +1,7 @@
 """Checkpoint files of other projects: found, opened lazily, and named when something is wrong with them."""
 
 import json
+import random
 from argparse import Namespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
+from latentlm.errors import UserError
 from latentlm.interop.checkpoint_files import CheckpointFiles, locate
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(4, dtype=torch.bfloat16), "d": torch.zeros(())}
@@ -56,6 +58,17 @@ def test_shards_that_are_not_there_are_named(tmp_path):
         CheckpointFiles.open(tmp_path)
 
 
+@pytest.mark.parametrize("file", [5, None, ["a"], "../model.safetensors", ""])
+def test_a_weight_map_that_names_no_file_is_refused(tmp_path, file):
+    write_shards(tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    fields = json.loads(path.read_text())
+    fields["weight_map"]["b.c"] = file
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"index.json: weight_map.b.c is .*, expected the name of a file in"):
+        CheckpointFiles.open(tmp_path)
+
+
 def test_a_name_in_two_shards_is_refused(tmp_path):
     write_shards(tmp_path)
     save_file({"a": TENSORS["a"], "d": TENSORS["d"]}, tmp_path / "model-00001-of-00002.safetensors")
@@ -72,6 +85,27 @@ def test_pickled_weights_are_read_by_weights_only_and_said(tmp_path, caplog, nam
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / name}: pickled weights, read with weights_only (tensors and plain containers, no code)"
     ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_file_that_is_cut_off_is_one_line(tmp_path, share, zipped):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1000)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"pytorch_model.bin: (the file is empty|.*(cut off|EOF|range))") as error:
+        CheckpointFiles.open(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_bytes_that_are_no_pickle_are_one_line(tmp_path):
+    generator = random.Random(0)
+    for _ in range(200):
+        (tmp_path / "model.pt").write_bytes(generator.randbytes(generator.randrange(1, 60)))
+        with pytest.raises(UserError, match=r"model\.pt: "):
+            CheckpointFiles.open(tmp_path)
 
 
 class Payload:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from latentlm.interop.mapping import Rule, export, fill
 from latentlm.interop.checkpoint_files import CheckpointFiles
+from latentlm.interop.mapping import Rule, export, fill
 
 
 class Toy(nn.Module):

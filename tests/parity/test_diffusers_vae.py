@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from latentlm.interop.checkpoint_files import LoadedTensors
 from latentlm.interop.diffusers_vae import IGNORE, KEEP, OLD_ATTENTION, load, read_config, rules, view
 from latentlm.interop.mapping import check
-from latentlm.interop.checkpoint_files import LoadedTensors
 from latentlm.tokenizers.conv_image import ConvImageTokenizer
 
 REFERENCE = f"diffusers {diffusers.__version__}"

@@ -17,9 +17,9 @@ from torch import Tensor
 from latentlm.config import ModelConfig
 from latentlm.data.packing import DocumentEncoder, pack
 from latentlm.generation.pipeline import Pipeline
+from latentlm.interop.checkpoint_files import CheckpointFiles
 from latentlm.interop.hf_llm import HEAD, load, read_config, rules, save
 from latentlm.interop.mapping import check
-from latentlm.interop.checkpoint_files import CheckpointFiles
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.text import SpecialTokens, TextTokenizer
 from latentlm.types import IGNORE, Document, PackedBatch, Text

@@ -17,8 +17,8 @@ from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.prompts import as_prompt
 from latentlm.generation.request import Request
 from latentlm.interop import diffusers_vae, unilm, unilm_vae
-from latentlm.interop.mapping import check, fill
 from latentlm.interop.checkpoint_files import CheckpointFiles, LoadedTensors
+from latentlm.interop.mapping import check, fill
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.conv_image import ConvImageTokenizer
 from latentlm.tokenizers.image import ImageTokenizer

@@ -12,8 +12,8 @@ from tiny_vibevoice import build as build_theirs
 from tiny_vibevoice import save
 from transformers import Qwen2Config, VibeVoiceConfig, VibeVoiceForConditionalGeneration
 
-from latentlm.interop.mapping import check, export, fill
 from latentlm.interop.checkpoint_files import CheckpointFiles
+from latentlm.interop.mapping import check, export, fill
 from latentlm.interop.vibevoice import load, load_realtime, read_config, rules
 from latentlm.interop.vibevoice.load import KEPT, build, read_factors, unread
 from latentlm.interop.vibevoice.realtime import RealtimeParts, realtime_rules, realtime_unread
@@ -209,6 +209,16 @@ def test_sigma_is_theirs(tmp_path):
         ({"decoder_config": {"hidden_size": None}}, "decoder_config.hidden_size is missing"),
         ({"acoustic_tokenizer_config": {"vae_dim": "64"}}, "vae_dim '64' is not a whole number above 0"),
         ({"semantic_tokenizer_config": {"encoder_n_filters": 0}}, "semantic_tokenizer_config.encoder_n_filters 0 is"),
+        (
+            {"diffusion_head_config": {"ddpm_algorithm_type": "sde-dpmsolver++"}},
+            "diffusion_head_config.ddpm_algorithm_type 'sde-dpmsolver++' is not supported, only 'dpmsolver++' is",
+        ),
+        (
+            {"diffusion_head_config": {"ddpm_batch_mult": 2}},
+            "diffusion_head_config.ddpm_batch_mult 2 is not supported, did you mean 'ddpm_batch_mul'?",
+        ),
+        ({"acoustic_tokenizer_config": {"pad_left": 1}}, "acoustic_tokenizer_config.pad_left 1 is not supported"),
+        ({"semantic_tokenizer_config": {"normalize": True}}, "semantic_tokenizer_config.normalize True is not"),
         ({"acoustic_tokenizer_config": {"encoder_depths": "3-x"}}, "acoustic_tokenizer_config.encoder_depths '3-x'"),
         ({"semantic_tokenizer_config": {"encoder_ratios": ["y"]}}, "semantic_tokenizer_config.strides.0: Input should"),
     ],
@@ -218,6 +228,17 @@ def test_a_field_that_is_not_supported_is_named(change, message):
     for part, values in change.items():
         fields[part] = None if values is None else fields[part] | values
     with pytest.raises(ValueError, match=re.escape(message)):
+        read_config(fields)
+
+
+@pytest.mark.parametrize("part", ["audio_config", "semantic_model_config", "diffusion_head_config"])
+def test_an_unknown_field_of_a_section_is_named_in_the_layout_of_transformers(part):
+    fields = VibeVoiceConfig().to_dict()
+    read_config(fields)
+    fields[part]["_private"] = fields[part]["initializer_range"] = 0.5
+    read_config(fields)
+    fields[part]["noise"] = 0.5
+    with pytest.raises(ValueError, match=f"^{part}.noise 0.5 is not supported"):
         read_config(fields)
 
 

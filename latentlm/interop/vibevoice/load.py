@@ -21,9 +21,9 @@ from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
 from ...tokenizers.speech import SpeechTokenizer
 from ...tokenizers.text import SpecialTokens, TextTokenizer
+from ..checkpoint_files import CheckpointFiles, locate
 from ..hf_llm import HEAD, IGNORE, check_tied
 from ..mapping import fill
-from ..checkpoint_files import CheckpointFiles, locate
 from .configs import VibeVoice, read_config
 from .names import BACKBONE, rules
 
