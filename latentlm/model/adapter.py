@@ -183,6 +183,17 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         raise UserError(f"{path}: the adapter changes nothing, the model answers with it as without it")
 
 
+def merge_into(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> None:
+    """Merge the matrices of an adapter into `model`, in place; named as `insert` does, LAYER.lora_A.default.weight."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    suffix = ".lora_A.default.weight"
+    with torch.no_grad():
+        for name in tensors:
+            if layer := name.removesuffix(suffix) if name.endswith(suffix) else "":
+                weight = weights[f"{layer}.weight"]
+                weight.copy_(_merged(weight, tensors[name], tensors[f"{layer}.lora_B.default.weight"], scale))
+
+
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """weight (D, E) + scale · b (D, R) a (R, E)."""
     return weight + (scale * (b.float() @ a.float())).to(weight.device, weight.dtype)
