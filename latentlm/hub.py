@@ -1,6 +1,6 @@
 """Files from the Hugging Face hub, or one line that says what to put where.
 
-Place in the flow: below everything that takes a name of a model: `checkpoint.py`, `interop/source.py`.
+Place in the flow: below everything that takes a name of a model: `checkpoint.py`, `interop/checkpoint_files.py`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..checkpoint import build_from_config, check_tokenizers, fill, kind_of, load_tokenizers, resolve
+from ..checkpoint import build_from_config, check_tokenizers, config_folder, fill, kind_of, load_tokenizers, resolve
 from ..config.kinds import lookup
 from ..config.modalities import modality
 from ..data.cache import LatentCache
@@ -244,7 +244,7 @@ def load_pipeline(
     folder: Path, *, adapter: str | Path | None, weights: str, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
     """The LatentLM in `folder`; arguments and errors as in `load`."""
-    tokenizers = load_tokenizers(folder / "tokenizers")
+    tokenizers = load_tokenizers(config_folder(folder) / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     check_tokenizers(folder, model, tokenizers)
     fill(model, folder, weights)

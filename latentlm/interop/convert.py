@@ -7,6 +7,7 @@ goes into a folder beside the target, which takes its name when everything is in
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -20,10 +21,10 @@ import torch
 
 from ..checkpoint import write_config
 from ..config import SourceConfig
-from ..errors import UserError
-from ..weights import save_weights
-from .mapping import SHARD_SIZE
-from .source import Source, locate
+from ..errors import UserError, notice
+from ..weights import FLOATS, save_weights
+from .checkpoint_files import CheckpointFiles, locate
+from .mapping import SHARD_SIZE, matches
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
@@ -112,14 +113,14 @@ def _read_hf_llm(what: Conversion) -> Pipeline:
     from . import hf_llm
 
     path = locate(what.source)
-    return hf_llm.load(path, dtype=_dtype_of(path))
+    return hf_llm.load(path, dtype=prevailing_dtype(path))
 
 
 def _vibevoice(what: Conversion, folder: Path) -> None:
     from . import vibevoice
 
     path = locate(what.source)
-    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=_dtype_of(path))
+    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=prevailing_dtype(path))
     _write_pipeline(pipeline, folder, what)
 
 
@@ -147,11 +148,26 @@ def _write_pipeline(pipeline: Pipeline, folder: Path, what: Conversion) -> None:
     save_weights(folder / "model.safetensors", pipeline.model.state_dict())
 
 
-def _dtype_of(path: Path) -> torch.dtype:
-    """Of the largest tensor: what the weights are kept in."""
-    source = Source.open(path)
-    largest = max(source.names, key=lambda name: torch.Size(source.shape(name)).numel())
-    return source.read(largest).dtype
+def prevailing_dtype(path: Path) -> torch.dtype:
+    """The dtype that most of the values in the files have; of two with equal shares the wider, bfloat16 before float16.
+
+    A notice tells the user where the files mix dtypes. Quantised dtypes do not count: the importer refuses them.
+    """
+    from .hf_llm import IGNORE
+
+    files = CheckpointFiles.open(path)
+    counts = dict.fromkeys(FLOATS, 0)  # in the order of preference
+    for name in files.names:
+        dtype = files.dtype(name)
+        if dtype in counts and not matches(name, IGNORE):
+            counts[dtype] += math.prod(files.shape(name))
+    found = {str(dtype).removeprefix("torch."): number for dtype, number in counts.items() if number}
+    chosen = max(counts, key=counts.__getitem__)
+    if len(found) > 1:
+        shares = ", ".join(f"{name} {number:,} values" for name, number in found.items())
+        most = str(chosen).removeprefix("torch.")
+        notice(f"{path}: the weights mix dtypes ({shares}); the model is written in {most}, which most of them have")
+    return chosen
 
 
 def _calibrate(tokenizer: Tokenizer, name: str) -> None:
