@@ -192,7 +192,7 @@ def _write(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[D
         f"{how}; the text is the real one",
         reference=Counter(wanted).most_common(1)[0][1] / len(wanted),
         reference_name="the most frequent text",
-        error=interval(rate, len(right)),
+        interval=interval(rate, len(right)),
     )
     errors = sum(num_word_errors(answer, text) for answer, text in zip(answers, wanted, strict=True))
     report.add("documents.wer", errors / sum(len(text.split()) for text in wanted), f"{how}; word error rate")
@@ -241,7 +241,7 @@ def _end(pipeline: Pipeline, protocol: Protocol, report: Report, name: str, aske
     how = protocol.describe(f"{len(shown)} documents of {origin} that end in {name} to give", "documents")
     prefix = "documents" if name == "speech" else f"documents.{name}"
     rate = float(np.mean(ended))
-    report.add(f"{prefix}.stop_rate", rate, f"{how}; ended by the model itself", error=interval(rate, len(ended)))
+    report.add(f"{prefix}.stop_rate", rate, f"{how}; ended by the model itself", interval=interval(rate, len(ended)))
     made = sum(found.length(answer_media(output)) for output in outputs)
     report.add(
         f"{prefix}.length_ratio", made / sum(map(found.length, real)), f"{how}; length made over the real",
