@@ -66,7 +66,8 @@ def _bound_value(figure: Figure, extra: int = 0) -> str:
 
 
 def _extra_digits(figure: Figure) -> int:
-    """Decimals beyond the usual two that show two significant digits of the standard error; 0 where there is none."""
+    """Decimals beyond the usual ones that show two significant digits of the standard error; 0 where there is none."""
     if not figure.standard_error or not math.isfinite(figure.standard_error):
         return 0
-    return min(6, max(0, 1 - math.floor(math.log10(figure.standard_error)) - 2))
+    usual = 3 if figure.name.endswith(_PERCENT) else 2
+    return min(6, max(0, 1 - math.floor(math.log10(figure.standard_error)) - usual))

@@ -42,7 +42,7 @@ CARDS = {
     "documents.image_class_accuracy": "your classes drawn right",
     "documents.image_frechet_ratio": "Fréchet distance ÷ real",
     "documents.image_loss": "loss of your pictures",
-    "documents.words_wer": "word errors in your speech",
+    "documents.speech_wer": "word errors in your speech",
     "documents.speaker_similarity": "speaker similarity",
     "documents.speech_loss": "loss of your speech",
     "documents.stop_rate": "your speech ended by the model",

@@ -2,7 +2,7 @@
 
 Place in the flow: sound ──▶ words ──▶ `speech.py`, `spoken.py`. With a grammar it must choose one of its sentences, so
 it tests whether the right one was said, not how clearly. With the open vocabulary (a general English language model) it
-makes many mistakes on clean speech. Each figure therefore stands beside the figure of the same recogniser on real clips.
+makes many mistakes on clean speech. Each figure therefore stands beside that of the same recogniser on real clips.
 """
 
 from __future__ import annotations

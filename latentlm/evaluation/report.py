@@ -158,7 +158,9 @@ class Report:
             if figure.reference is not None:
                 details[f"reference_name.{name}"] = figure.reference_name
             finite = math.isfinite(figure.value)
-            details[f"protocol.{name}"] = figure.protocol if finite else f"the value is {figure.value}; {figure.protocol}"
+            details[f"protocol.{name}"] = (
+                figure.protocol if finite else f"the value is {figure.value}; {figure.protocol}"
+            )
         return flat | details
 
     def save_json(self, path: str | Path) -> None:

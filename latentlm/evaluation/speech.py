@@ -170,7 +170,9 @@ def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
         reference=_rate(real), interval=interval(_rate(said), len(said)), **beside,
     )  # fmt: skip
     stops = float(np.mean([item.ended for item in said]))
-    report.add("speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", interval=interval(stops, len(said)))
+    report.add(
+        "speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", interval=interval(stops, len(said))
+    )
     note = "Phrases whose combination of words no training clip contains."
     report.galleries.append(_players("phrases", "Phrases said, never heard", note, said[:SHOWN_PHRASES]))
 
