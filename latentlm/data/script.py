@@ -103,7 +103,7 @@ class Script:
     def describe(self) -> str:
         """The speakers found, for people: "2 speakers: 1 (2 turns), Anna (1 turn)"."""
         if not self.has_labels:
-            return f"no speaker in {_counted(self.num_lines, 'line')} of text: one voice reads all"
+            return f"no speaker lines: one voice reads its {_counted(self.num_lines, 'line')}"
         counts = Counter(turn.speaker for turn in self.turns)
         shown = [f"{name} ({_counted(count, 'turn')})" for name, count in counts.items()]
         left_out = f"; not read: {_listed(self.left_out)}" if self.left_out else ""
@@ -194,9 +194,10 @@ def join_scripts(scripts: Sequence[Script]) -> Script:
 
 
 def describe_speakers(texts: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines for people about the speakers of many texts, given with the place of each; empty where none has a label.
+    """Lines for people about the speakers in many scripts; empty where no script has a label.
 
-    A text that `parse_script` refuses is named by its place, the first one with the reason.
+    texts: the place of each script and its text. A second line counts those that `parse_script` refuses, and says why
+    it refuses the first.
     """
     turns: list[Turn] = []
     num_scripts, refused = 0, []
@@ -213,6 +214,16 @@ def describe_speakers(texts: Iterable[tuple[str, str]]) -> list[str]:
     if refused:
         said.append(f"{_counted(len(refused), 'text')} that models of scripts refuse, the first: {refused[0]}")
     return said
+
+
+def spoken_text(segments: Sequence) -> str | None:
+    """The script in segments of a document or of a line of a manifest; None where they do not end in speech to learn.
+
+    It is the condition texts in front of the speech, a line each.
+    """
+    *given, last = segments
+    texts = [segment.text for segment in given if segment.modality == "text" and segment.condition]
+    return "\n".join(texts) if texts and last.modality == "speech" and not last.condition else None
 
 
 def _counted(number: int, noun: str) -> str:

@@ -165,7 +165,7 @@ def test_moods_and_time_stamps_are_left_out_and_said():
     script = parse_script("[00:01] Speaker 1 (happy): Hi.\nSpeaker Ben: Hello.\nSpeaker 1: Bye.")
     assert script.text == "Hi.\nHello.\nBye."
     assert script.describe() == "2 speakers: 1 (2 turns), Ben (1 turn); not read: [00:01], (happy)"
-    assert parse_script("One\ntwo").describe() == "no speaker in 2 lines of text: one voice reads all"
+    assert parse_script("One\ntwo").describe() == "no speaker lines: one voice reads its 2 lines"
 
 
 def test_curly_quotes_become_straight_in_prompts_of_scripts_alone():
