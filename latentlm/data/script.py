@@ -16,7 +16,7 @@ docs/interop.md says which one is followed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -103,11 +103,11 @@ class Script:
     def describe(self) -> str:
         """The speakers found, for people: "2 speakers: 1 (2 turns), Anna (1 turn)"."""
         if not self.has_labels:
-            return f"no speaker lines: one voice reads its {_counted(self.num_lines, 'line')}"
+            return f"no speaker lines: one voice reads its {counted(self.num_lines, 'line')}"
         counts = Counter(turn.speaker for turn in self.turns)
-        shown = [f"{name} ({_counted(count, 'turn')})" for name, count in counts.items()]
+        shown = [f"{name} ({counted(count, 'turn')})" for name, count in counts.items()]
         left_out = f"; not read: {_listed(self.left_out)}" if self.left_out else ""
-        return f"{_counted(len(counts), 'speaker')}: {_listed(shown, 8)}{left_out}"
+        return f"{counted(len(counts), 'speaker')}: {_listed(shown, 8)}{left_out}"
 
 
 def read_script(path: str | Path) -> Script:
@@ -193,40 +193,8 @@ def join_scripts(scripts: Sequence[Script]) -> Script:
     )
 
 
-def describe_speakers(texts: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines for people about the speakers in many scripts; empty where no script has a label.
-
-    texts: the place of each script and its text. A second line counts those that `parse_script` refuses, and says why
-    it refuses the first.
-    """
-    turns: list[Turn] = []
-    num_scripts, refused = 0, []
-    for place, text in texts:
-        try:
-            script = parse_script(text, place)
-        except UserError as error:
-            refused.append(str(error))
-            continue
-        if script.has_labels:
-            num_scripts += 1
-            turns += script.turns
-    said = [f"{_counted(num_scripts, 'script')}, {Script(tuple(turns)).describe()}"] if turns else []
-    if refused:
-        said.append(f"{_counted(len(refused), 'text')} that models of scripts refuse, the first: {refused[0]}")
-    return said
-
-
-def spoken_text(segments: Sequence) -> str | None:
-    """The script in segments of a document or of a line of a manifest; None where they do not end in speech to learn.
-
-    It is the condition texts in front of the speech, a line each.
-    """
-    *given, last = segments
-    texts = [segment.text for segment in given if segment.modality == "text" and segment.condition]
-    return "\n".join(texts) if texts and last.modality == "speech" and not last.condition else None
-
-
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """For people: "1 turn", "1,200 turns"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 import torch
 
-from latentlm.data.script import Script, Turn, describe_speakers, parse_script, script_document, script_prompt
+from latentlm.data.script import Script, Turn, parse_script, script_document, script_prompt
 from latentlm.data.speaker_labels import plain_text, speaker_key, speaker_name
 from latentlm.errors import UserError
 from latentlm.media.sound import Audio
@@ -186,12 +186,3 @@ def test_training_reads_the_labels_that_generation_reads():
     bad = Document((Text("Anna: a\nBen: b", **GIVEN), Speech("said")))
     with pytest.raises(UserError, match="script:1: 'Anna:' is no label"):
         script_document(bad)
-
-
-def test_the_speakers_of_many_texts_are_described():
-    texts = ["Speaker 1: Hi.\nSpeaker 2: Hi.", "seven", "Speaker 2: Hi.", "Speaker 2"]
-    assert describe_speakers((f"a:{number}", text) for number, text in enumerate(texts, 1)) == [
-        "2 scripts, 2 speakers: 1 (1 turn), 2 (2 turns)",
-        "1 text that models of scripts refuse, the first: a:4:1: 'Speaker 2' has no colon; write 'Speaker 1: words'",
-    ]
-    assert describe_speakers([("a:1", "seven"), ("a:2", "two\nthree")]) == []
