@@ -123,9 +123,8 @@ def generate(
     weights = "raw" if raw else "ema"
     pipeline = load(model, adapter=adapter, weights=weights, device=place, dtype=choose_dtype(dtype, place))
     tokenizer = pipeline.tokenizers.get("speech")
-    is_script = to == "speech" and pipeline.model.config.prompt == "script"  # each text is a line
     request = Request(
-        pipeline.prompt(parts if is_script else spaced(parts), to, clips.pop("", None), clips),
+        pipeline.prompt(spaced(parts, lines=to == "speech"), to, clips.pop("", None), clips),
         to,
         guidance=guidance,
         steps=steps,
@@ -166,13 +165,18 @@ def read_part(item: str, to: str) -> str | PILImage | Audio | Script:
     return read_file(item, to) if means_file(item) else item
 
 
-def spaced(parts: Sequence[str | PILImage | Audio | Script]) -> list[str | PILImage | Audio | Script]:
-    """`parts` with texts that follow each other as one, a space between them where they have no white space there."""
+def spaced(
+    parts: Sequence[str | PILImage | Audio | Script], lines: bool = False
+) -> list[str | PILImage | Audio | Script]:
+    """`parts` with texts that follow each other as one, with a space in between unless there is white space already.
+
+    lines: a text of several words begins a line of its own, as in "Speaker 1: Hello." "Speaker 2: Good morning.".
+    """
     joined: list[str | PILImage | Audio | Script] = []
     for part in parts:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             gap = " " if joined[-1][-1:].strip() and part[:1].strip() else ""
-            joined[-1] += gap + part
+            joined[-1] += ("\n" if lines and len(part.split()) > 1 else gap) + part
         else:
             joined.append(part)
     return joined

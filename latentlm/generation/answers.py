@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..media.sound import Audio
 from ..tokenizers.base import StreamDecoder, Tokenizer
 from ..types import GenerationOutput, Segment, Text
-from .task import Event
+from .active_request import Event
 
 DIVERGED = "the model diverged: its numbers are no longer finite; try less guidance, or fp32"
 
@@ -179,7 +179,7 @@ def as_segments(answers: Sequence[Sequence[KeptRun]], tokenizers: Mapping[str, A
 
 
 def stacked(latents: Sequence[Tensor], tokenizer: Tokenizer) -> Tensor:
-    """Latents (C,) as one span (N, C), fp32. A grid that was not completed, as the task diverged, ends in zeros."""
+    """Latents (C,) as one span (N, C), fp32. A grid that was not completed, as the model diverged, ends in zeros."""
     found = torch.stack(list(latents)).float() if latents else torch.zeros(0, tokenizer.latent_dim)
     missing = (tokenizer.num_latents or 0) - len(found)
     return F.pad(found, (0, 0, 0, missing)) if missing > 0 else found

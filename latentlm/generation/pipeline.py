@@ -25,12 +25,12 @@ from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import IGNORE, Document, GenerationOutput, Text
+from .active_request import ActiveRequest
 from .answers import AnswerReader, KeptRun, Piece, answer, as_segments, check_finite, streamed_run
 from .engine import Engine
 from .prompts import make_prompt
 from .request import USUAL_LIMIT, Request, check, with_defaults
 from .scores import Scores
-from .task import Task
 
 if TYPE_CHECKING:
     from .prompts import Clip, Prompt
@@ -104,18 +104,18 @@ class Pipeline:
         """All requests at once; each answer is what the request would get alone."""
         if not requests:
             return []
-        tasks = self._tasks(requests)
-        engine = Engine.of(self.model, tasks, self._streams)
-        readers = [AnswerReader(KeptRun) for _ in tasks]
-        answers: list[list[KeptRun]] = [[] for _ in tasks]
+        active = self._active_requests(requests)
+        engine = Engine.of(self.model, active, self._streams)
+        readers = [AnswerReader(KeptRun) for _ in active]
+        answers: list[list[KeptRun]] = [[] for _ in active]
         for event in engine.run():
-            answers[event.task] += readers[event.task].read(event)
+            answers[event.handle] += readers[event.handle].read(event)
         for request, runs in zip(requests, answers, strict=True):
             if not runs and request.to != "auto":  # what was asked for is there, though the model ended at once
                 runs.append(KeptRun(request.to))
         return [
-            GenerationOutput(tuple(segments), task.finish_reason, task.num_tokens + task.num_latents)
-            for segments, task in zip(as_segments(answers, self.tokenizers), tasks, strict=True)
+            GenerationOutput(tuple(segments), done.finish_reason, done.num_tokens + done.num_latents)
+            for segments, done in zip(as_segments(answers, self.tokenizers), active, strict=True)
         ]
 
     def stream(self, request: Request) -> Generator[Piece, None, str]:
@@ -124,24 +124,24 @@ class Pipeline:
         Nothing of a chunk is kept after it was given out. The generator returns the finish reason; one that is
         closed before its end cancels what it was generating.
         """
-        (task,) = self._tasks([request])
-        engine = Engine.of(self.model, [task], self._streams)
+        (active,) = self._active_requests([request])
+        engine = Engine.of(self.model, [active], self._streams)
         reader = AnswerReader(lambda name: streamed_run(name, self.tokenizers, self._streams))
         try:
             for event in engine.run():
                 yield from reader.read(event)
         finally:
-            engine.cancel(task.handle)
-        return task.finish_reason
+            engine.cancel(active.handle)
+        return active.finish_reason
 
-    def _tasks(self, requests: Sequence[Request]) -> list[Task]:
+    def _active_requests(self, requests: Sequence[Request]) -> list[ActiveRequest]:
         """Requests as the engine wants them; their media are encoded together."""
         requests = [with_defaults(self._laid_out(request), self.model.config.sampling) for request in requests]
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         cache.prepare(request.prompt for request in requests)
-        return [self._task(request, cache.resolve(request.prompt)) for request in requests]
+        return [self._active_request(request, cache.resolve(request.prompt)) for request in requests]
 
     def _laid_out(self, request: Request) -> Request:
         """`request` with a document as its prompt; one that is a document stays exactly that."""
@@ -149,13 +149,13 @@ class Pipeline:
             return request
         return replace(request, prompt=self.prompt(request.prompt, request.to))
 
-    def _task(self, request: Request, document: Document) -> Task:
+    def _active_request(self, request: Request, document: Document) -> ActiveRequest:
         prompt = self.encoder(document, closed=False)
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
         values = {name: getattr(request, name) for name in ("to", "guidance", "steps", "solver", "temperature")}
         usual = None if self.model.config.prompt == "script" else USUAL_LIMIT
-        return Task(
+        return ActiveRequest(
             prompt,
             **values,
             max_tokens=request.max_tokens,

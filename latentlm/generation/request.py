@@ -1,6 +1,6 @@
 """What a user asks of a model: a request, what it leaves open, and what is wrong with it.
 
-Place in the flow: 4, in front of `pipeline.py`, which makes it a task of the engine.
+Place in the flow: 4, in front of `pipeline.py`, which makes it an `ActiveRequest` of the engine.
 """
 
 from __future__ import annotations
