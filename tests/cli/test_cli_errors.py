@@ -10,7 +10,7 @@ import pytest
 
 from latentlm import cli
 from latentlm.checkpoint import write_config
-from latentlm.commands.generate import read_part
+from latentlm.commands.prompt_words import read_part
 from latentlm.weights import save_weights
 
 
