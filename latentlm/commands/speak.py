@@ -50,7 +50,8 @@ def speak(pipeline: Pipeline, request: Request, out: Path) -> None:
     from ..generation.answers import DIVERGED
     from ..media.recording import Recording
 
-    latent = 1 / pipeline.tokenizers["speech"].rate  # seconds
+    speech = pipeline.tokenizers.get("speech")
+    latent = 1 / speech.rate if speech else 0.0  # seconds; `stream` refuses a model without speech
     limit = request.max_seconds if request.max_latents is None else request.max_latents * latent
     with Recording(out) as recording:
         try:
