@@ -41,7 +41,7 @@ app = App(
         "latentlm demo",
         "latentlm COMMAND --help",
     ),
-    help_format="plaintext",
+    help_format="markdown",
     version=__version__,
     suppress_keyboard_interrupt=False,
 )

@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import Any, get_args
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, Token
 from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
+
+from ..errors import UserError
 
 HOME = re.compile(r"(?P<before>(?:-{0,2}[\w.-]+=)*)(?P<path>~[\w.-]*/.*)", re.DOTALL)
 """A path below a home folder, alone or as the value of --OPTION=, NAME= or both."""
@@ -36,6 +39,19 @@ def expanded(word: str) -> str:
     """`word` with a leading "~/" or "~name/" of its path as that home folder; unknown names stay as they are."""
     found = HOME.fullmatch(word)
     return found["before"] + os.path.expanduser(found["path"]) if found else word
+
+
+def whole(hint: Any, tokens: Sequence[Token]) -> int | str:
+    """Converter for options whose `hint` is int, perhaps with Literal words. UserError for anything else, as 1.5."""
+    value = tokens[0].value
+    words = [word for each in get_args(hint) for word in get_args(each)]
+    if value in words:
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        wanted = " or ".join(["a whole number", *words])
+        raise UserError(f"expected {wanted}, got {value!r}") from None
 
 
 def explain(error: CycloptsError, arguments: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from cyclopts import Group, Parameter
 from ..config.modalities import modality, modality_names
 from ..errors import UserError
 from .answers import check_out, places, write
+from .arguments import whole
 from .prompt_words import read_parts, spaced
 
 if TYPE_CHECKING:
@@ -40,21 +41,21 @@ def generate(
     *,
     to: Literal[TARGETS],
     out: Path | None = None,
-    num: int = 1,
+    num: Annotated[int, Parameter(converter=whole)] = 1,
     adapter: Path | None = None,
     guidance: Annotated[float | None, Parameter(group=SAMPLING)] = None,
-    steps: Annotated[int | None, Parameter(group=SAMPLING)] = None,
+    steps: Annotated[int | None, Parameter(group=SAMPLING, converter=whole)] = None,
     solver: Annotated[str | None, Parameter(group=SAMPLING)] = None,
-    seed: Annotated[int | Literal["random"], Parameter(group=SAMPLING)] = 0,
+    seed: Annotated[int | Literal["random"], Parameter(group=SAMPLING, converter=whole)] = 0,
     temperature: Annotated[float, Parameter(group=SAMPLING)] = 0.0,
     voice: Annotated[tuple[str, ...], Parameter(group=SAMPLING, negative=(), show_default=False)] = (),
     raw: Annotated[bool, Parameter(group=SAMPLING, negative=(), show_default=False)] = False,
-    max_tokens: Annotated[int, Parameter(group=LIMITS)] = MAX_TOKENS,
+    max_tokens: Annotated[int, Parameter(group=LIMITS, converter=whole)] = MAX_TOKENS,
     max_seconds: Annotated[float | None, Parameter(group=LIMITS)] = None,
-    max_latents: Annotated[int | None, Parameter(group=LIMITS)] = None,
+    max_latents: Annotated[int | None, Parameter(group=LIMITS, converter=whole)] = None,
     device: Annotated[str, Parameter(group=MACHINE)] = "auto",
     dtype: Annotated[Literal["auto", "fp32", "bf16"], Parameter(group=MACHINE)] = "auto",
-    threads: Annotated[int | None, Parameter(group=MACHINE)] = None,
+    threads: Annotated[int | None, Parameter(group=MACHINE, converter=whole)] = None,
 ) -> None:
     """Continue a prompt with text, a picture or speech.
 
