@@ -19,7 +19,7 @@ from ..checkpoint import build_from_config, check_tokenizers, fill, kind_of, loa
 from ..config.kinds import lookup
 from ..config.modalities import modality
 from ..data.cache import LatentCache
-from ..data.packing import DocumentEncoder, pack
+from ..data.packing import DocumentEncoder, pack, with_lowercase_conditions
 from ..errors import UserError
 from ..hardware import choose_device, choose_dtype
 from ..model.adapter import apply as apply_adapter
@@ -45,7 +45,7 @@ class Pipeline:
     def __init__(self, model: LatentLM, tokenizers: dict):
         self.model = model.eval()
         self.tokenizers = tokenizers
-        self.encoder = DocumentEncoder(tokenizers["text"])
+        self.encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
         self._streams = feature_streams(model, tokenizers)
 
     def __repr__(self) -> str:
@@ -170,6 +170,8 @@ class Pipeline:
         return replace(request, prompt=self.prompt(request.prompt, request.to))
 
     def _task(self, request: Request, document: Document) -> Task:
+        if self.model.config.lowercase and request.to in self.model.modalities:  # the encoder sees no target
+            document = with_lowercase_conditions(document)
         prompt = self.encoder(document, closed=False)
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
