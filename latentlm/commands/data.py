@@ -119,14 +119,17 @@ def validate(
     columns
         NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
     """
+    from ..data.manifest import read
     from ..data.manifest import validate as check
+    from ..data.placed import place_of
+    from ..data.script import describe_speakers, spoken_text
     from ..data.sources import documents
 
     if not _is_manifest(name):
         found = documents(_rows_or_shards(name, columns, task))
-        for number in range(len(found)):
-            found[number]
-        print(f"{name}: {len(found)} documents, all of them can be read")
+        texts = ((place_of(found, number, name), spoken_text(found[number].segments)) for number in range(len(found)))
+        speakers = describe_speakers((place, text) for place, text in texts if text)
+        print("\n    ".join([f"{name}: {len(found)} documents, all of them can be read", *speakers]))
         return
     _refuse_for_manifest(name, columns, task)
     manifest = Path(name)
@@ -135,6 +138,9 @@ def validate(
     files = ", ".join(f"{count} {name}" for name, count in report.num_files.items() if count) or "none"
     print(f"{manifest}: {report.num_documents} documents, segments: {segments}")
     print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
+    texts = ((f"{manifest}:{line.number}", spoken_text(line.document.segments)) for line in read(manifest))
+    for said in describe_speakers((place, text) for place, text in texts if text):
+        print(f"    {said}")
 
 
 def _is_manifest(name: str) -> bool:

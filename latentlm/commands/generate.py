@@ -121,12 +121,11 @@ def generate(
     set_threads(threads)
     weights = "raw" if raw else "ema"
     pipeline = load(model, adapter=adapter, weights=weights, device=place, dtype=choose_dtype(dtype, place))
-    is_script = to == "speech" and pipeline.model.config.prompt == "script"  # each text is a line
     if seed == "random":
         seed = new_seed()
         say(f"--seed {seed}")
     request = Request(
-        pipeline.prompt(parts if is_script else spaced(parts), to, clips.pop("", None), clips),
+        pipeline.prompt(spaced(parts, lines=to == "speech"), to, clips.pop("", None), clips),
         to,
         guidance=guidance,
         steps=steps,

@@ -61,13 +61,16 @@ def as_text(data: bytes, origin: str, to: str) -> str | Script:
     return parse_script(text, origin) if to == "speech" else text.rstrip("\r\n")
 
 
-def spaced(parts: Sequence[Part]) -> list[Part]:
-    """`parts` with consecutive texts joined into one, by a space unless there is white space already."""
+def spaced(parts: Sequence[Part], lines: bool = False) -> list[Part]:
+    """`parts` with consecutive texts joined into one, by a space unless there is white space already.
+
+    lines: a text of several words begins a new line, as in "Speaker 1: Hello." "Speaker 2: Good morning.".
+    """
     joined: list[Part] = []
     for part in parts:
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
             gap = " " if joined[-1][-1:].strip() and part[:1].strip() else ""
-            joined[-1] += gap + part
+            joined[-1] += ("\n" if lines and len(part.split()) > 1 else gap) + part
         else:
             joined.append(part)
     return joined

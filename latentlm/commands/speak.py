@@ -21,24 +21,26 @@ if TYPE_CHECKING:
 
 
 def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
-    """`1=a.wav` as speaker and sound; a path alone, which may hold a = itself, as that of speaker "".
+    """The clips in `--voice` arguments by speaker: of `1=a.wav` under "1", of a path alone under "".
 
-    Raises UserError for a second voice of one speaker, a file that cannot be read, and silence.
+    A path alone may hold a = itself. Raises UserError for a second voice of one speaker, however its name is spelled,
+    for a file that cannot be read, and for silence.
     """
-    from ..media.sound import load_audio
+    from ..data.speaker_labels import speaker_key, speaker_name
+    from ..generation.prompts import read_voice
 
     found: dict[str, Audio] = {}
+    keys: set[str] = set()
     for item in items:
         name, equals, path = item.partition("=")
         if not equals or Path(item).is_file():
             name, path = "", item
-        if name in found:
+        name = speaker_name(name)
+        if speaker_key(name) in keys:
             whose = f"speaker {name} has a voice already" if name else "whose voice is it? write --voice 1=clip.wav"
             raise UserError(f"--voice {item}: {whose}")
-        clip = load_audio(path)
-        if not clip.samples.any():
-            raise UserError(f"{path}: the clip is silent")
-        found[name.strip()] = clip
+        keys.add(speaker_key(name))
+        found[name] = read_voice(path)
     return found
 
 

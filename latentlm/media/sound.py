@@ -20,6 +20,8 @@ from ..errors import UserError
 from .files import BROKEN, existing, one_line, target
 from .sound_file import SoundFileWriter, read_sound
 
+SILENCE = 2.0**-13
+"""A sound whose peak is below this, four steps of 16 bits, is silent."""
 QUIETEST = 1e-6
 """Keeps the loudness of silence finite."""
 
@@ -117,6 +119,18 @@ def _decoded(source: Path | bytes, name: str) -> Audio:
     audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, name)
     if samples.shape[1] > 1:
         _say(audio, f"{samples.shape[1]} channels mixed down to one")
+    return audio
+
+
+def is_silent(audio: Audio) -> bool:
+    """Whether there is nothing to hear: no sample, or a peak below SILENCE."""
+    return audio.samples.numel() == 0 or float(audio.samples.abs().max()) < SILENCE
+
+
+def check_voice(audio: Audio) -> Audio:
+    """`audio`, a clip of a speaker. UserError, which names it, where it is silent."""
+    if is_silent(audio):
+        raise UserError(f"{audio.name or 'sound without a file'}: the clip is silent, it cannot be a voice")
     return audio
 
 

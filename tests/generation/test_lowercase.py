@@ -65,10 +65,12 @@ def test_no_given_text_of_the_packaged_recipes_has_a_capital(name):
     recipe = load_recipe(name)
     assert recipe.model.lowercase
     for source in recipe.data.sources:
+        if source.task == "text_to_speech_in_voice":  # the words of the other speech; a list of them needs all clips
+            continue
         if "speech" in source.task:
             pytest.importorskip("espeakng_loader")
-        found = documents(source, "train")
-        for number in range(0, len(found), len(found) // 50):
+        found = documents(source.model_copy(update={"limit": source.limit or 200}), "train")
+        for number in range(0, len(found), max(1, len(found) // 50)):
             texts = [s.text for s in found[number].segments if isinstance(s, Text) and s.condition]
             assert texts == [text.lower() for text in texts]
 
