@@ -111,7 +111,9 @@ def check(request: Request, modalities: Collection[str], text: TextTokenizer) ->
     if request.to not in ("text", "auto") and request.to not in modalities:
         raise UserError(f"this model has no {request.to}; it has {', '.join(('text', *modalities))}")
     if request.to in ("text", "auto") and text.is_classes:
-        raise UserError(f"this model makes pictures of classes; it writes no text (--to {request.to})")
+        raise UserError(
+            f"this model makes pictures of classes; it writes no text, so to={request.to!r} is not possible"
+        )
     for name in ("steps", "max_tokens", "max_latents"):
         value = getattr(request, name)
         if value is not None:

@@ -6,11 +6,13 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from latentlm import cli
 from latentlm.checkpoint import resolve
 from latentlm.commands.arguments import expanded, prepared
 from latentlm.commands.prompt_words import read_part, read_parts
+from latentlm.config import load_recipe
 from latentlm.errors import Notice, UserError
 
 
@@ -105,6 +107,21 @@ def test_a_packaged_name_is_the_packaged_model(tmp_path, monkeypatch, capsys):
     assert resolve(".") if (tmp_path / "config.json").write_text("{}") else None
     cli.main(["generate", "tiny", "a", "--to", "text", "--max-tokens", "1"])
     assert capsys.readouterr().err.count("is the packaged model") == 1
+
+
+def test_a_packaged_recipe_is_the_packaged_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("latentlm.training.run.train", lambda recipe, folder, **_: asked.append(str(folder)) or folder)
+    cli.main(["train", "demo"])
+    assert capsys.readouterr().err == ""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "recipe.yaml").write_text(yaml.safe_dump(load_recipe("demo").model_dump(mode="json")))
+    cli.main(["train", "demo"])
+    assert "'demo' is the packaged recipe; write ./demo for the run in the folder demo" in capsys.readouterr().err
+    cli.main(["train", "./demo"])
+    assert capsys.readouterr().err == ""
+    assert asked == ["runs/demo", "runs/demo", "demo"]
 
 
 def test_a_random_seed_is_printed_and_repeats_the_answer(tmp_path, monkeypatch, capsys):
