@@ -29,22 +29,31 @@ PACKAGED = resources.files("latentlm") / "pretrained"
 
 
 def resolve(name: str | Path) -> Path:
-    """The local folder of a checkpoint: a path, a packaged name, or a hub id (fetched by huggingface_hub).
+    """The local folder of a checkpoint: a packaged name, a path, or a hub id (fetched by huggingface_hub).
 
-    Raises UserError where there is none, and for an empty name, which as a path would be the working directory.
+    A packaged name wins over a folder of that name in the working directory, with a Notice; "./tiny" or a Path is the
+    folder. Raises UserError if there is no such model, and for an empty name.
     """
     if not str(name).strip():
         raise UserError("the name of the model is empty")
     folder = Path(name)
+    packaged = packaged_models()
+    if str(name) in packaged and (isinstance(name, str) or not folder.is_dir()):
+        if folder.is_dir():
+            notice(f"{name!r} is the packaged model; write ./{name} for the folder {name} that is here")
+        return packaged[str(name)]
     if folder.is_dir():
         return newest(folder)
-    packaged = Path(str(PACKAGED / str(name)))
-    if "/" not in str(name) and packaged.is_dir():
-        return packaged
     if not is_hub_id(name):
-        known = sorted(entry.name for entry in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
-        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {', '.join(known) or 'none'})")
+        known = ", ".join(packaged) or "none"
+        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {known})")
     return from_hub(str(name))
+
+
+def packaged_models() -> dict[str, Path]:
+    """The folders of the models that come with the package, by name."""
+    found = sorted(PACKAGED.iterdir(), key=lambda entry: entry.name) if PACKAGED.is_dir() else []
+    return {entry.name: Path(str(entry)) for entry in found if entry.is_dir()}
 
 
 def newest(folder: Path) -> Path:

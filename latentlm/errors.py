@@ -27,15 +27,17 @@ def notice(message: str) -> None:
 
 @contextmanager
 def notices_as_lines() -> Iterator[None]:
-    """Context manager: shows each `Notice` as one line on stderr, any other warning as Python shows it."""
+    """Context manager: shows each `Notice` once, as a line on stderr, and other warnings as Python shows them."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Notice)
-        warnings.showwarning = partial(_show, warnings.showwarning)
+        warnings.showwarning = partial(_show, warnings.showwarning, set())
         yield
 
 
-def _show(show: Callable, message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show(show: Callable, said: set[str], message: Warning | str, category: type[Warning], *place: Any) -> None:
     if issubclass(category, Notice):
-        print(f"latentlm: {message}", file=sys.stderr)
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"latentlm: {message}", file=sys.stderr)
     else:
         show(message, category, *place)

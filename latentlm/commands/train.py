@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import UserError
+from ..errors import UserError, notice
 
 
 def demo(
@@ -71,6 +71,8 @@ def train(
     """
     from ..config import load_recipe, recipe_names
 
+    if recipe in recipe_names() and (Path(recipe) / "recipe.yaml").is_file():
+        notice(f"{recipe!r} is the packaged recipe; write ./{recipe} for the run in the folder {recipe} that is here")
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")
     is_run = recipe not in recipe_names() and (Path(recipe) / "recipe.yaml").is_file()

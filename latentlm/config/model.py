@@ -135,6 +135,11 @@ class ModelConfig(Config):
     prompt: Literal["document", "script"] = Field(
         "document", description="of speech: how it was laid out in training, as a document or a script (PAPER §6)"
     )
+    lowercase: bool = Field(
+        False,
+        description="given texts of documents with media (of a picture or speech to make, or a question about one) are "
+        "lower-cased, in training and in prompts; plain text is not",
+    )
     transformer: TransformerConfig = TransformerConfig()
     head: HeadConfig = DiffusionHeadConfig()
     heads: dict[str, HeadConfig] = Field({}, description="by modality, where it differs from `head`")

@@ -41,8 +41,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     elif str(name_or_path) in recipe_names():
         text = (resources.files("latentlm") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
-        hint = did_you_mean(str(name_or_path), recipe_names())
-        raise RecipeError(f"no recipe {str(name_or_path)!r}{hint}; packaged: {', '.join(recipe_names())}")
+        raise RecipeError(f"no recipe {str(name_or_path)!r}{did_you_mean(str(name_or_path), recipe_names())}")
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -32,8 +32,16 @@ if TYPE_CHECKING:
     """A sound, or the path of its file."""
 
 
-OTHERS = (".heic", ".heif", ".avif", ".jxl", ".svg", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma", ".mp4", ".mov")
-"""Suffixes that nobody means as words, though no such file is read."""
+OTHER_MEDIA = (
+    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".ico", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma"),
+    *(".amr", ".mid", ".mp4", ".mov", ".mkv", ".avi", ".webm", ".gz", ".zip", ".tar", ".7z"),
+)
+OTHER_DOCUMENTS = (
+    *(".md", ".markdown", ".rst", ".tex", ".rtf", ".pdf", ".doc", ".docx", ".odt", ".epub", ".htm", ".html", ".xml"),
+    *(".srt", ".vtt", ".ass", ".lrc", ".csv", ".tsv", ".json", ".jsonl", ".yaml", ".yml", ".toml", ".log", ".ipynb"),
+    *(".parquet", ".npz", ".pt", ".pth", ".ckpt", ".bin"),
+)
+"""Suffixes of files that cannot be part of a prompt. A word that ends in one is still taken for the name of a file."""
 
 
 def make_prompt(
@@ -178,30 +186,38 @@ def _as_segment(part: Any) -> Segment:
 
 
 def read_file(path: str | os.PathLike, to: str) -> Any:
-    """A medium or a text (.txt) as part of a prompt; a text to be spoken (`to` "speech") is a script.
+    """The medium or the text (.txt) in a file, as part of a prompt; a text to be spoken (`to` "speech") is a script.
 
-    The line ends at a text's end, which editors write, are no part of it. Raises UserError, one line that names the
-    file, for one that is missing, broken or of another kind.
+    Line ends at the end of a text are dropped. Raises UserError naming the file if it is missing, broken or of another
+    kind.
     """
     suffix = Path(path).suffix.lower()
     found = modality_of_suffix(suffix)
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; a prompt is made of files")
     if found is not None:
         return found.load(path)
     if suffix == ".txt":
         return read_script(path) if to == "speech" else read_text(path).rstrip("\n")
     if suffix:
         raise UserError(f"{path}: files of this kind are not read, only {', '.join(readable())}")
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file")
     raise UserError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(readable())})")
 
 
 def readable() -> list[str]:
-    """The suffixes of the files that may be part of a prompt."""
+    """The suffixes of files that can be part of a prompt."""
     return [suffix for each in modalities() for suffix in each.suffixes] + [".txt"]
 
 
 def means_file(word: str) -> bool:
-    """Whether a word of the command line is a file's name: what ends like one, or is there."""
+    """Whether a word of the command line names a file: it exists, or it looks like a path or the name of a document.
+
+    Words with white space in them are only taken for a file that exists, or that ends in a suffix that is read.
+    """
     suffix = Path(word).suffix.lower()
-    return suffix in readable() or (suffix in OTHERS and " " not in word) or os.path.isfile(word)
+    if suffix in readable() or os.path.isfile(word):
+        return True
+    looks_like_one = "/" in word or suffix in (*OTHER_MEDIA, *OTHER_DOCUMENTS)
+    return looks_like_one and len(word.split()) == 1 and word.strip() == word

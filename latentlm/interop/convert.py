@@ -106,7 +106,7 @@ def _export(what: Conversion, folder: Path) -> None:
     from ..generation.pipeline import load
     from . import hf_llm
 
-    hf_llm.save(load(what.source), folder, shard_size=what.shard_size)
+    hf_llm.save(load(what.source, device="cpu", dtype=torch.float32), folder, shard_size=what.shard_size)
 
 
 def _read_hf_llm(what: Conversion) -> Pipeline:

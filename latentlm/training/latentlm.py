@@ -62,7 +62,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     the text tokenizer. A model that is asked by scripts learns from documents that are laid out alike. What the model
     begins with is the same in every process.
     """
-    start = load(recipe.model.start, device=world.device) if recipe.model.start else None
+    start = load(recipe.model.start, device=world.device, dtype=torch.float32) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
     layout = (start.model.config if start else recipe.model).prompt
     sources = recipe_documents(recipe, layout)
@@ -71,9 +71,9 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
     cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
     resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
-    encoder = DocumentEncoder(tokenizers["text"])
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
+    encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
     context = model.config.transformer.context_length
     world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
     identity = fingerprints | _choose_weights(model, recipe)
@@ -96,7 +96,7 @@ def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Docum
 def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Loader:
     """Packed batches of the documents of `run`: this process's streams of them."""
     latent_dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
-    encoder = DocumentEncoder(run.tokenizers["text"])
+    encoder = DocumentEncoder(run.tokenizers["text"], run.model.config.lowercase)
     return packed_batches(recipe.data, run.documents, encoder, latent_dims, recipe.training, world)
 
 
@@ -147,7 +147,7 @@ def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
 
     Weights that do not train are not in its checkpoints, so what the model begins with is part of that.
     """
-    config, training = model.config.model_dump(mode="json"), recipe.training
+    config, training = model.config.model_dump(mode="json", exclude={"lowercase"}), recipe.training
     identity: dict = {"model": config}
     if recipe.model.start or training.adapter or training.freeze:
         identity["model.start"] = adapter.start_of(model)

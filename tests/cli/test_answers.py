@@ -11,7 +11,7 @@ import latentlm
 from latentlm import Request, cli
 from latentlm.checkpoint import write_config
 from latentlm.commands import answers
-from latentlm.commands.generate import spaced
+from latentlm.commands.prompt_words import spaced
 from latentlm.evaluation import folder as evaluation
 from latentlm.evaluation.report import Report
 from latentlm.generation.answers import answer

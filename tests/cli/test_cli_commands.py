@@ -10,7 +10,7 @@ import yaml
 
 from latentlm import __version__, cli
 from latentlm.checkpoint import write_config
-from latentlm.commands.generate import read_part
+from latentlm.commands.prompt_words import read_part
 from latentlm.config import AdapterConfig
 from latentlm.evaluation import folder as evaluation
 from latentlm.evaluation.protocol import GUIDANCE

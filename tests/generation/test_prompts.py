@@ -31,6 +31,8 @@ def files(tmp_path, monkeypatch):
     save_audio(said, "a.wav")
     Path("a.txt").write_text("two words\n", encoding="utf-8")
     Path("noext").write_bytes(Path("a.png").read_bytes())
+    Path("kept.heic").write_bytes(b"")
+    Path("folder").mkdir()
     return drawn, said
 
 
@@ -61,7 +63,9 @@ def test_a_path_is_read_by_its_suffix(files):
         (Path("nowhere.png"), "^nowhere.png: no such file"),
         (Path("nowhere"), "^nowhere: no such file"),
         (Path("noext"), r"^noext: its kind is unknown, the name has no extension \(read are .png, "),
-        (Path("a.heic"), "^a.heic: files of this kind are not read, only .png, "),
+        (Path("a.heic"), "^a.heic: no such file"),
+        (Path("kept.heic"), "^kept.heic: files of this kind are not read, only .png, "),
+        (Path("folder"), "^folder: is a folder; a prompt is made of files"),
         (5, r"a prompt is made of text, files \(pathlib.Path\) and media \(image, speech, vectors\), not int"),
         (b"bytes", "and media .*, not bytes"),
         (np.zeros(8), "and media .*, not ndarray"),
@@ -149,4 +153,4 @@ def test_a_request_takes_what_generate_takes(files, pipeline):
         (expected,) = pipeline.generate(prompt, "image", steps=2)
         assert np.array_equal(np.asarray(output.segments[0].content), np.asarray(expected))
         (streamed,) = pipeline.stream(Request(prompt, "image", steps=2))
-        assert np.array_equal(np.asarray(streamed.content), np.asarray(expected))
+        assert np.array_equal(np.asarray(streamed), np.asarray(expected))
