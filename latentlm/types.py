@@ -52,11 +52,16 @@ class Latents:
 
 
 _LEVEL = {"sigma": (1.0, 0.0), "learned": (0.0, 1.0), "none": (0.0, 0.0)}
-"""(a, b) by posterior: an example's noise is a·n + b standard deviations strong, n ~ N(0, 1)."""
+"""(a, b) by posterior: the noise of an example has a level of a·n + b standard deviations, n ~ N(0, 1)."""
+
+
+def perturb(mean: Tensor, level: Tensor | float, std: Tensor, noise: Tensor) -> Tensor:
+    """z = mean + level·std·ε: a draw from a posterior, for noise ε ~ N(0, I)."""
+    return mean + level * std * noise
 
 
 def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The means of `latents`, one after the other, and a draw z from the posterior of each: (sum of N, C) both."""
+    """The means of all `latents` in one tensor, and a draw z from the posterior of each: both (sum of N, C)."""
     means = torch.cat([each.mean for each in latents])
     stds = torch.cat([each.std.expand_as(each.mean) for each in latents])
     noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
@@ -64,7 +69,7 @@ def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -
     a, b = torch.tensor([_LEVEL[each.posterior] for each in latents], dtype=means.dtype).to(means.device).unbind(1)
     sizes = torch.tensor([len(each) for each in latents]).to(means.device)
     levels = (a * n + b).repeat_interleave(sizes, output_size=len(means))[:, None]
-    return means, means + levels * stds * noise
+    return means, perturb(means, levels, stds, noise)
 
 
 @dataclass(frozen=True, kw_only=True)

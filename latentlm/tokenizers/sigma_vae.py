@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..config import PosteriorConfig
 from ..errors import UserError
+from ..types import perturb
 
 MOMENTUM = 0.1
 """Weight of the newest batch in the running mean and std of μ; 1/k in the first ten batches."""
@@ -65,17 +66,16 @@ class Posterior(nn.Module):
         """
         mean, std = self.split(parameters)
         scale = self._track(mean.detach(), valid) if self.training else self.running_std
-        noise = torch.zeros_like(mean)
+        z, penalty, level = mean, mean.square(), 1.0
         if self.config.kind != "none":
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        if self.config.kind == "sigma":
-            n = torch.randn((len(mean), 1, 1), generator=generator, device=mean.device, dtype=mean.dtype)
-            noise = noise * (n * self.config.c_sigma * scale)
-        penalty = mean.square()
+            if self.config.kind == "sigma":
+                n = torch.randn((len(mean), 1, 1), generator=generator, device=mean.device, dtype=mean.dtype)
+                level = n * self.config.c_sigma
+            z = perturb(mean, level, scale if std is None else std, noise)
         if std is not None:
-            noise = noise * std
             penalty = 0.5 * (penalty + std.square() - 1 - 2 * std.log())
-        z = (mean + noise) * valid[..., None]
+        z = z * valid[..., None]
         prior = (penalty.mean(-1) * valid).sum(-1) / valid.sum(-1).clamp(min=1)
         return z, prior
 
