@@ -70,8 +70,8 @@ class InverseSTFT(nn.Module):
         frames = torch.fft.irfft(torch.polar(magnitude, phase), n=self.window) * self.taper  # (B, T, W)
         parts = frames.unflatten(2, (self.overlap, self.hop))  # (B, T, m, h)
         parts = with_past(self, parts, self.overlap - 1, state)  # (B, T + m - 1, m, h)
-        # A frame has m parts of h samples. Part j of frame i belongs to block i + j of the output, which is m - 1 blocks
-        # late, so block t is the sum of the parts j of the frames t - j, from the oldest's last to the newest's first.
+        # A frame has m parts of h samples. Part j of frame i belongs to block i + j of the output, which is m - 1
+        # blocks late. Block t is the sum of part j of frame t - j over all j.
         length = x.shape[1]
         blocks = sum(parts[:, self.overlap - 1 - j :][:, :length, j] for j in range(self.overlap))  # (B, T, h)
         return blocks.flatten(1)
