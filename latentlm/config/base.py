@@ -51,3 +51,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else (f" (known: {', '.join(known)})" if known else "")
+
+
+def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
+    """UserError, which names both, unless `value` is a multiple of `divisor`."""
+    if value % divisor:
+        raise UserError(f"{name} {value} is not a multiple of {of} {divisor}")

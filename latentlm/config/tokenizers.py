@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, model_validator
 
 from ..errors import UserError
-from .base import Config, Count
+from .base import Config, Count, require_multiple
 
 Fit = Literal["crop", "pad", "stretch"]
 FIT = "of pictures that are not square: crop to the centre square, pad with white, or stretch to a square"
@@ -43,10 +43,8 @@ class ImageTokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _divides(self):
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.num_heads:
-            raise UserError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        require_multiple("width", self.width, "num_heads", self.num_heads)
         return self
 
 
@@ -69,11 +67,9 @@ class ConvImageTokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _divides(self):
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size {self.image_size} is not a multiple of {self.patch_size}, the stages' cell")
+        require_multiple("image_size", self.image_size, "the pixels per latent,", self.patch_size)
         for width in self.channels:
-            if width % self.norm_groups:
-                raise UserError(f"channels {width} is not a multiple of norm_groups {self.norm_groups}")
+            require_multiple("channels", width, "norm_groups", self.norm_groups)
         return self
 
     @property
@@ -110,7 +106,15 @@ class SpeechTokenizerConfig(Config):
     @model_validator(mode="after")
     def _depths(self):
         if len(self.depths) != len(self.strides) + 1:
-            raise UserError(f"depths needs {len(self.strides) + 1} entries, one a stage, got {len(self.depths)}")
+            raise UserError(f"depths needs {len(self.strides) + 1} entries, one per stage, got {len(self.depths)}")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_fit(self):
+        if self.front == "waveform" and self.frame_hop != 1:
+            raise UserError(f"frame_hop {self.frame_hop}: of the front waveform it is 1, which works on samples")
+        if self.front == "spectral":
+            require_multiple("frame_window", self.frame_window, "2 · frame_hop =", 2 * self.frame_hop)
         return self
 
     @property

@@ -112,7 +112,7 @@ def _in_range(samples: Tensor) -> Tensor:
         raise UserError("holds samples that are not finite numbers")
     peak = float(samples.abs().max()) if len(samples) else 0.0
     if peak > LOUDEST:
-        raise UserError(f"its peak is {peak:,.0f}; samples are floats in [-1, 1], or integers (divide by 32768 first?)")
+        raise UserError(f"its peak is {peak:,.0f}; samples are floats in [-1, 1] (16-bit numbers: divide by 32768)")
     return samples
 
 
@@ -166,6 +166,7 @@ def _remark_on_channels(audio: Audio, samples: np.ndarray) -> None:
         mono, power = audio.samples.square().mean(), float(np.square(samples).mean())
         if power > 0 and float(mono) < CANCELLED**2 * power:
             remark(_name(audio), "its channels cancel each other: mixed down to one they are silence, or nearly")
+            return
     remark_on_silence(audio)
 
 

@@ -2,7 +2,8 @@
 
 Place in the flow: below `sound_file.py`. libsndfile reads what is left of a cut file as if it were all of it.
 Each reader gives the byte at which the samples should end, or None where the file does not say. Formats that declare no
-length (PAF, PVF, IRCAM, SD2, raw) cannot be checked; of CAF, FLAC, HTK and SDS libsndfile refuses cut files itself.
+length (PAF, PVF, IRCAM, SD2, raw) and those of other programs (MAT4, MAT5, XI) are not checked; of FLAC, HTK and SDS
+libsndfile itself refuses cut files.
 """
 
 from __future__ import annotations
@@ -99,6 +100,18 @@ def _iff_end(data: bytes) -> DeclaredEnd:
     return end
 
 
+def _caf_end(file: IO[bytes], size: int) -> int | None:
+    """Core Audio: chunks with lengths of 64 bits; that of the data is -1 where the writer did not know it."""
+    position = 8
+    while position + 12 <= size:
+        file.seek(position)
+        name, length = struct.unpack(">4sq", file.read(12))
+        if name == b"data":
+            return position + 12 + length if length >= 0 else None
+        position += 12 + max(length, 0)
+    return None
+
+
 def _au_end(file: IO[bytes], size: int) -> int | None:
     """AU: offset and length of the samples follow the magic, in either order of bytes."""
     head = file.read(12)
@@ -156,6 +169,7 @@ DECLARED_ENDS: dict[str, DeclaredEnd] = {
     "W64": _w64_end,
     "AIFF": _iff_end(b"SSND"),
     "SVX": _iff_end(b"BODY"),
+    "CAF": _caf_end,
     "AU": _au_end,
     "NIST": _nist_end,
     "VOC": _voc_end,
