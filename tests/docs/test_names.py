@@ -1,4 +1,4 @@
-"""The documentation names what is there: symbols beside their file, tests beside their choice."""
+"""Symbols and tests that the documentation names exist."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ TESTS = re.compile(r"`(?:([\w/]+\.py))?::(test_\w+)`")
 
 
 def defined(node: ast.AST) -> dict[str, ast.AST]:
-    """What a module or a class defines: functions, classes, names that are assigned or declared, attributes of self."""
+    """The definitions of a module or class: functions, classes, assigned or declared names, attributes of self."""
     found: dict[str, ast.AST] = {}
     if isinstance(node, ast.ClassDef):
         found |= {part.attr: part for part in ast.walk(node) if isinstance(part, ast.Attribute) and is_set(part)}
@@ -33,7 +33,7 @@ def is_set(part: ast.Attribute) -> bool:
 
 
 def lacks(file: Path, symbol: str) -> bool:
-    """Whether `file` does not define `symbol`, written as Class.member where it is one."""
+    """Whether `file` does not define `symbol`, a name or Class.member."""
     node: ast.AST | None = ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
     for name in symbol.split("."):
         node = defined(node).get(name) if node is not None else None
@@ -41,7 +41,7 @@ def lacks(file: Path, symbol: str) -> bool:
 
 
 def wrong_names(text: str) -> list[str]:
-    """Symbols (`file.py`: `a`, `b`) that are not in the package, and tests (`file.py::test`, `::test`) that are not."""
+    """Symbols (`file.py`: `a`, `b`) and tests (`file.py::test`, `::test`) in `text` that do not exist."""
     found = [
         f"{file}: {symbol}"
         for file, symbols in SYMBOLS.findall(text)
@@ -57,11 +57,11 @@ def wrong_names(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_what_a_page_names_is_there(page):
+def test_a_page_names_only_what_exists(page):
     assert wrong_names(page.read_text(encoding="utf-8")) == []
 
 
-def test_a_wrong_name_is_seen():
+def test_a_wrong_name_is_found():
     page = "`model/heads/base.py`: `Head`, `Head.forgotten` and `model/test_layers.py::test_nothing`"
     assert wrong_names(page) == [
         "model/heads/base.py: Head.forgotten",

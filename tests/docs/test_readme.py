@@ -135,7 +135,7 @@ def test_the_readme_has_commands_to_test():
     found = blocks((ROOT / "README.md").read_text(encoding="utf-8"))
     assert [language for language, _ in found] == ["bash", "python"]
     assert "latentlm generate tiny" in found[0][1]
-    assert "model.score" in found[1][1]
+    assert "latentlm.load" in found[1][1]
 
 
 def test_a_command_that_fails_is_seen(tmp_path):

@@ -1,4 +1,4 @@
-"""The tree that README and tour draw is the tree: every room is named there, and no other."""
+"""README and tour name every folder and module at the top of the package, and no other."""
 
 import re
 from pathlib import Path
