@@ -8,11 +8,7 @@ goes into a folder beside the target, which takes its name when everything is in
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +18,7 @@ import torch
 from ..checkpoint import write_config
 from ..config import SourceConfig
 from ..errors import UserError, notice
-from ..weights import FLOATS, save_weights
+from ..weights import FLOATS, new_folder, save_weights
 from .checkpoint_files import CheckpointFiles, locate
 from .mapping import SHARD_SIZE, matches
 
@@ -65,23 +61,8 @@ def convert(what: Conversion, target: str | Path, format: str, to: str = "latent
     for name, formats in OPTIONS.items():
         if getattr(what, name) is not None and format not in formats:
             raise UserError(f"--{name.replace('_', '-')} is for --from {formats[0]}, not for {format}")
-    with _new_folder(Path(target)) as folder:
+    with new_folder(Path(target)) as folder:
         CONVERSIONS[format, to](what, folder)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when all went well, and is gone when not."""
-    if target.exists():
-        raise UserError(f"{target}: exists already; name a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders are for their owner alone
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unilm(what: Conversion, folder: Path) -> None:
