@@ -1,7 +1,8 @@
-"""The folder of a model: config, weights and tokenizers, complete in one place, without pickle.
+"""The folder of a model: config, weights and tokenizers, self-contained and without pickle.
 
-Place in the flow: beside the model; training writes what is here, `latentlm.load` (generation/pipeline.py) reads it.
+Place in the flow: beside the model; training writes such folders, `latentlm.load` (generation/pipeline.py) reads them.
     config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,…}/
+A run that has not ended has no such folder yet: its latest checkpoint is read instead (`run_folder.py`).
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ PACKAGED = resources.files("latentlm") / "pretrained"
 
 
 def resolve(name: str | Path) -> Path:
-    """The local folder of a checkpoint: a path, a packaged name, or a hub id (fetched by huggingface_hub).
+    """The local folder of a model: `name` is a path, the name of a packaged model, or a hub id (then downloaded).
 
-    Raises UserError where there is none, and for an empty name, which as a path would be the working directory.
+    Of a run's folder it is the exported model, or the latest checkpoint where the run has gone on since. Raises
+    UserError where there is none, and for an empty name.
     """
     if not str(name).strip():
         raise UserError("the name of the model is empty")
@@ -89,7 +91,7 @@ def kind_of(folder: Path) -> TrainSpec:
 
 
 def load_tokenizers(folder: Path) -> dict:
-    """All tokenizers under `folder`, by modality."""
+    """All tokenizers in `folder` (text/, image/, …) by modality."""
     tokenizers: dict = {"text": TextTokenizer.load(folder / "text")}
     for name in tokenizer_names():
         if (folder / name).is_dir():
@@ -98,7 +100,7 @@ def load_tokenizers(folder: Path) -> dict:
 
 
 def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
-    """What the model has to know about its continuous tokenizers."""
+    """The shape of each modality that has a tokenizer in `tokenizers`."""
     specs = {}
     for name in modality_names():
         if name in tokenizers:
@@ -136,7 +138,10 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
 
 
 def fill(model: LatentLM, folder: Path, weights: str) -> None:
-    """Read the weights of a model: "ema", the average or, where the folder has none, the raw ones; or "raw"."""
+    """Read the weights of a model from `folder`, or from a step of a run.
+
+    weights: "ema", the averaged ones (the raw ones where there is no average), or "raw".
+    """
     if step_of(folder) is not None:
         fill_from_step(model, folder, weights)
         return
@@ -185,7 +190,7 @@ def _fill_start(model: LatentLM, step: Path, identity: dict) -> None:
 
 
 def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
-    """UserError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
+    """Raise UserError for a tokenizer that the model needs and that is missing or has latents of another shape."""
     found = modality_specs(tokenizers)
     for name, wanted in model.modalities.items():
         path = config_folder(folder) / "tokenizers" / name
@@ -198,7 +203,10 @@ def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
 
 
 def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict | None = None) -> None:
-    """config.json and tokenizers/ beside the weights, which the caller writes."""
+    """Write config.json and tokenizers/ into `folder`; the caller writes the weights.
+
+    metadata: JSON values about how the model was made (recipe, steps).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     fields = {
         "format_version": FORMAT_VERSION,
@@ -214,15 +222,14 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
 
 
 def read_metadata(folder: str | Path) -> dict:
-    """What training wrote about a checkpoint: recipe, steps, data."""
+    """The metadata in config.json of the model that `folder` names as in `resolve`: recipe, steps."""
     return read_config(config_folder(resolve(folder)) / "config.json").get("metadata", {})
 
 
 def shrink(source: str | Path, target: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Copy a model's folder with the averaged weights alone, in `dtype`: half the size, for a package or a download.
+    """Copy a model to the folder `target` with its averaged weights alone, in `dtype`: half the size in bfloat16.
 
-    It makes what is packaged: recipes/tiny.yaml has the command. `latentlm.load` computes in the dtype it is asked for.
-    Raises UserError as `latentlm.load`.
+    Packaged models are made this way: recipes/tiny.yaml has the command. Raises UserError as `latentlm.load`.
     """
     folder, target = resolve(source), Path(target)
     tokenizers = load_tokenizers(config_folder(folder) / "tokenizers")

@@ -12,14 +12,15 @@ from .errors import UserError
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether `name` can only be meant as owner/name on the hub: one slash, and no folder `owner` here."""
+    """Whether `name` looks like owner/name on the hub: one slash, and no folder called `owner` here."""
     return str(name).count("/") == 1 and not str(name).startswith((".", "/")) and not Path(name).parent.is_dir()
 
 
 def from_hub(name: str, patterns: Sequence[str] | None = None) -> Path:
-    """The folder with the files of a repository, fetched unless they are here already; `patterns` names which files.
+    """The local folder with the files of a repository, downloaded unless they are in the cache.
 
-    Raises UserError, one line, where the hub or the repository cannot be reached.
+    patterns: glob patterns of the files to fetch; all files by default. Raises UserError, one line, where the hub or
+    the repository cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -1,4 +1,4 @@
-"""`latentlm merge`: a model and an adapter into one model, loaded and served like any other."""
+"""`latentlm merge`: a model and a LoRA adapter become one model, which loads like any other."""
 
 from __future__ import annotations
 

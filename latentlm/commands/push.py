@@ -52,14 +52,14 @@ def push(
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a model to `target`: its config, tokenizers and averaged weights. UserError for what is no LatentLM."""
+    """Copy a model to `target`: its config, tokenizers and averaged weights. UserError for what is no model."""
     from .. import load
     from ..checkpoint import kind_of
     from ..run_folder import step_of
 
     spec = kind_of(source)
-    if spec.kind != "latentlm":
-        raise UserError(f"{source}: {spec.no_model or f'a {spec.kind}, and only models of kind latentlm are pushed'}")
+    if spec.no_model:
+        raise UserError(f"{source}: {spec.no_model}")
     if step_of(source) is not None:
         load(source).save(target)
         return

@@ -220,8 +220,8 @@ def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
         "intermediate_size": config.ffn_width or ffn_width(config.width),
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads or config.num_heads,
-        "head_dim": config.head_dim or config.width // config.num_heads,
+        "num_key_value_heads": config.effective_num_kv_heads,
+        "head_dim": config.effective_head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": rope,
@@ -233,8 +233,7 @@ def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
 
 def rules(config: TransformerConfig, rows: int | None = None, prefix: str = "model.") -> list[Rule]:
     """Where the weights of a backbone lie. `rows` of the embedding are the backbone's (default all of them)."""
-    head_dim = config.head_dim or config.width // config.num_heads
-    num_kv_heads = config.num_kv_heads or config.num_heads
+    head_dim, num_kv_heads = config.effective_head_dim, config.effective_num_kv_heads
     heads = (config.num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim)
     found = [Rule("embed_tokens.weight", (f"{prefix}embed_tokens.weight",), rows=rows)]
     for number in range(config.num_layers):
