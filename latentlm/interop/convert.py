@@ -1,8 +1,8 @@
-"""Checkpoints of other projects into ours, and language models back (`latentlm convert`).
+"""`latentlm convert`: checkpoints of other projects to ours, and language models back.
 
-Place in the flow: interop, on top of the importers. A name of `--from` is an importer, imported when it is asked for.
-Weights are streamed: the model is in memory once, and of the files no more than one shard beside it. What is written
-goes into a folder beside the target, which takes its name when everything is in it.
+Place in the flow: interop, on top of the importers. Each value of `--from` has an importer, imported when it is used.
+Weights are streamed: memory holds the model once and one shard of the files. The result is written to a temporary
+folder beside the target, which is renamed at the end.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert: the source as the user named it, and options that some formats have.
+    """What to convert, and options of some formats.
 
-    image_size  of the pictures of a tokenizer, where its files do not say or another is wanted
-    calibrate   an embedded source of pictures or a JSONL manifest, to measure the normalisation of a tokenizer on
+    source      folder, file or hub id
+    image_size  width and height of an image tokenizer's pictures, where its files do not say or another is wanted
+    calibrate   pictures on which an image tokenizer is calibrated: an embedded source or a JSONL manifest
     tokenizer   a tokenizer.json, or a folder with one, where the checkpoint has none
-    shard_size  bytes of a file for `transformers`
+    shard_size  largest size in bytes of a weights file for `transformers`
     """
 
     source: str
@@ -46,14 +47,14 @@ class Conversion:
 
 VIBEVOICE = ("vibevoice", "vibevoice-original")
 OPTIONS = {"image_size": ("diffusers-vae",), "calibrate": ("diffusers-vae",), "tokenizer": VIBEVOICE}
-"""The formats that have an option."""
+"""The formats of each option."""
 
 
 def convert(what: Conversion, target: str | Path, format: str, to: str = "latentlm") -> None:
-    """Write what `format` reads from `what.source` into the new folder `target`, as `to` ("latentlm" or "hf-llm").
+    """Convert `what.source`, of `format`, to the new folder `target`, in the format `to` ("latentlm" or "hf-llm").
 
-    Raises UserError, one line, for a target that exists, formats that do not go together, options that the format does
-    not have, and everything that the importer refuses. Then there is no target.
+    Raises UserError, one line, for a target that exists, formats that cannot be combined, options that the format does
+    not have, and everything that the importer refuses; then `target` is not written.
     """
     if (format, to) not in CONVERSIONS:
         pairs = ", ".join(f"{a} to {b}" for a, b in CONVERSIONS)
@@ -152,7 +153,7 @@ def prevailing_dtype(path: Path) -> torch.dtype:
 
 
 def _calibrate(tokenizer: Tokenizer, name: str) -> None:
-    """Measure the normalisation on the pictures of an embedded source or a manifest."""
+    """Calibrate on the pictures of an embedded source or a manifest."""
     from ..data.sources import media
 
     config = SourceConfig(manifest=name) if name.endswith(".jsonl") else SourceConfig(name=name)
