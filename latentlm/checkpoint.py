@@ -21,7 +21,7 @@ from .errors import UserError, notice
 from .hub import from_hub, is_hub_id
 from .model.adapter import merge_into, start_of
 from .model.latentlm import LatentLM, ModalitySpec
-from .run_folder import CHECKPOINTS, MODEL, SETUP, complete_steps, read_state, state_shapes, step_of
+from .run_folder import CHECKPOINTS, MODEL, SETUP, complete_steps, is_step, read_state, state_shapes, step_of
 from .tokenizers.load import load_tokenizer
 from .tokenizers.text import TextTokenizer, read_config
 from .weights import load_weights, save_weights, shape_mismatches, write_text
@@ -54,7 +54,7 @@ def newest(folder: Path) -> Path:
 
     Raises UserError where there is none, and for a run that has no checkpoint yet or none that can be loaded.
     """
-    if (folder / "config.json").is_file() or step_of(folder) is not None:
+    if (folder / "config.json").is_file() or is_step(folder):
         config_folder(folder)
         return folder
     steps = complete_steps(folder / CHECKPOINTS)
@@ -71,8 +71,11 @@ def newest(folder: Path) -> Path:
 
 
 def config_folder(folder: Path) -> Path:
-    """Where config.json and tokenizers/ of what `resolve` found are: there, or of a step in its run's folder."""
-    if step_of(folder) is None:
+    """The folder with config.json and tokenizers/ of a model that `resolve` found: itself, or for a step its run's.
+
+    Raises UserError for a step of a run that has neither setup/ nor model/.
+    """
+    if not is_step(folder):
         return folder
     run = folder.absolute().parent.parent
     for name in (SETUP, MODEL):
@@ -142,7 +145,7 @@ def fill(model: LatentLM, folder: Path, weights: str) -> None:
 
     weights: "ema", the averaged ones (the raw ones where there is no average), or "raw".
     """
-    if step_of(folder) is not None:
+    if is_step(folder):
         fill_from_step(model, folder, weights)
         return
     averaged = folder / "ema.safetensors"
@@ -186,7 +189,7 @@ def _fill_start(model: LatentLM, step: Path, identity: dict) -> None:
         raise UserError(f"{step}: holds only the weights that train; load the run when its end has written {MODEL}/")
     fill(model, resolve(name), "ema")
     if start_of(model) != identity.get("model.start"):
-        raise UserError(f"{step}: the run began with {name}, whose weights are others now")
+        raise UserError(f"{step}: the run began with {name}, whose weights have changed since")
 
 
 def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:

@@ -55,12 +55,12 @@ def _copy(source: Path, target: Path) -> None:
     """Copy a model to `target`: its config, tokenizers and averaged weights. UserError for what is no model."""
     from .. import load
     from ..checkpoint import kind_of
-    from ..run_folder import step_of
+    from ..run_folder import is_step
 
     spec = kind_of(source)
     if spec.no_model:
         raise UserError(f"{source}: {spec.no_model}")
-    if step_of(source) is not None:
+    if is_step(source):
         load(source).save(target)
         return
     target.mkdir()
