@@ -1,7 +1,8 @@
-"""The folder of a model: config, weights and tokenizers, complete in one place, without pickle.
+"""The folder of a model: config, weights and tokenizers, self-contained and without pickle.
 
-Place in the flow: beside the model; training writes what is here, `latentlm.load` (generation/pipeline.py) reads it.
+Place in the flow: beside the model; training writes such folders, `latentlm.load` (generation/pipeline.py) reads them.
     config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,…}/
+A run that has not ended has no such folder yet: its latest checkpoint is read instead (`run_folder.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .errors import UserError, notice
 from .hub import from_hub, is_hub_id
 from .model.adapter import merge_into, start_of
 from .model.latentlm import LatentLM, ModalitySpec
-from .run_folder import CHECKPOINTS, MODEL, SETUP, complete_steps, read_state, state_shapes, step_of
+from .run_folder import CHECKPOINTS, MODEL, SETUP, complete_steps, is_step, read_state, state_shapes, step_of
 from .tokenizers.load import load_tokenizer
 from .tokenizers.text import TextTokenizer, read_config
 from .weights import load_weights, save_weights, shape_mismatches, write_text
@@ -29,10 +30,11 @@ PACKAGED = resources.files("latentlm") / "pretrained"
 
 
 def resolve(name: str | Path) -> Path:
-    """The local folder of a checkpoint: a packaged name, a path, or a hub id (fetched by huggingface_hub).
+    """The local folder of a model: `name` is a packaged model, a path, or a hub id (then downloaded).
 
     A packaged name wins over a folder of that name in the working directory, with a Notice; "./tiny" or a Path is the
-    folder. Raises UserError if there is no such model, and for an empty name.
+    folder. Of a run's folder it is the exported model, or the latest checkpoint where the run has gone on since. Raises
+    UserError where there is none, and for an empty name.
     """
     if not str(name).strip():
         raise UserError("the name of the model is empty")
@@ -61,7 +63,7 @@ def newest(folder: Path) -> Path:
 
     Raises UserError where there is none, and for a run that has no checkpoint yet or none that can be loaded.
     """
-    if (folder / "config.json").is_file() or step_of(folder) is not None:
+    if (folder / "config.json").is_file() or is_step(folder):
         config_folder(folder)
         return folder
     steps = complete_steps(folder / CHECKPOINTS)
@@ -78,8 +80,11 @@ def newest(folder: Path) -> Path:
 
 
 def config_folder(folder: Path) -> Path:
-    """Where config.json and tokenizers/ of what `resolve` found are: there, or of a step in its run's folder."""
-    if step_of(folder) is None:
+    """The folder with config.json and tokenizers/ of a model that `resolve` found: itself, or for a step its run's.
+
+    Raises UserError for a step of a run that has neither setup/ nor model/.
+    """
+    if not is_step(folder):
         return folder
     run = folder.absolute().parent.parent
     for name in (SETUP, MODEL):
@@ -98,7 +103,7 @@ def kind_of(folder: Path) -> TrainSpec:
 
 
 def load_tokenizers(folder: Path) -> dict:
-    """All tokenizers under `folder`, by modality."""
+    """All tokenizers in `folder` (text/, image/, …) by modality."""
     tokenizers: dict = {"text": TextTokenizer.load(folder / "text")}
     for name in tokenizer_names():
         if (folder / name).is_dir():
@@ -107,7 +112,7 @@ def load_tokenizers(folder: Path) -> dict:
 
 
 def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
-    """What the model has to know about its continuous tokenizers."""
+    """The shape of each modality that has a tokenizer in `tokenizers`."""
     specs = {}
     for name in modality_names():
         if name in tokenizers:
@@ -145,8 +150,11 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
 
 
 def fill(model: LatentLM, folder: Path, weights: str) -> None:
-    """Read the weights of a model: "ema", the average or, where the folder has none, the raw ones; or "raw"."""
-    if step_of(folder) is not None:
+    """Read the weights of a model from `folder`, or from a step of a run.
+
+    weights: "ema", the averaged ones (the raw ones where there is no average), or "raw".
+    """
+    if is_step(folder):
         fill_from_step(model, folder, weights)
         return
     averaged = folder / "ema.safetensors"
@@ -190,11 +198,11 @@ def _fill_start(model: LatentLM, step: Path, identity: dict) -> None:
         raise UserError(f"{step}: holds only the weights that train; load the run when its end has written {MODEL}/")
     fill(model, resolve(name), "ema")
     if start_of(model) != identity.get("model.start"):
-        raise UserError(f"{step}: the run began with {name}, whose weights are others now")
+        raise UserError(f"{step}: the run began with {name}, whose weights have changed since")
 
 
 def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
-    """UserError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
+    """Raise UserError for a tokenizer that the model needs and that is missing or has latents of another shape."""
     found = modality_specs(tokenizers)
     for name, wanted in model.modalities.items():
         path = config_folder(folder) / "tokenizers" / name
@@ -207,7 +215,10 @@ def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
 
 
 def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict | None = None) -> None:
-    """config.json and tokenizers/ beside the weights, which the caller writes."""
+    """Write config.json and tokenizers/ into `folder`; the caller writes the weights.
+
+    metadata: JSON values about how the model was made (recipe, steps).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     fields = {
         "format_version": FORMAT_VERSION,
@@ -223,15 +234,14 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
 
 
 def read_metadata(folder: str | Path) -> dict:
-    """What training wrote about a checkpoint: recipe, steps, data."""
+    """The metadata in config.json of the model that `folder` names as in `resolve`: recipe, steps."""
     return read_config(config_folder(resolve(folder)) / "config.json").get("metadata", {})
 
 
 def shrink(source: str | Path, target: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Copy a model's folder with the averaged weights alone, in `dtype`: half the size, for a package or a download.
+    """Copy a model to the folder `target` with its averaged weights alone, in `dtype`: half the size in bfloat16.
 
-    It makes what is packaged: recipes/tiny.yaml has the command. `latentlm.load` computes in the dtype it is asked for.
-    Raises UserError as `latentlm.load`.
+    Packaged models are made this way: recipes/tiny.yaml has the command. Raises UserError as `latentlm.load`.
     """
     folder, target = resolve(source), Path(target)
     tokenizers = load_tokenizers(config_folder(folder) / "tokenizers")

@@ -30,6 +30,11 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_step(folder: Path) -> bool:
+    """Whether `folder` is a step's checkpoint, and not a model's folder that happens to have such a name."""
+    return step_of(folder) is not None and not (folder / "config.json").is_file()
+
+
 def complete_steps(checkpoints: Path) -> list[Path]:
     """The complete checkpoints in a folder `checkpoints`, oldest first."""
     if not checkpoints.is_dir():

@@ -54,11 +54,21 @@ class TransformerConfig(Config):
     def _divides(self):
         if self.head_dim is None and self.width % self.num_heads:
             raise UserError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: give head_dim")
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
+        if self.num_heads % self.effective_num_kv_heads:
             raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if (head_dim := self.head_dim or self.width // self.num_heads) % 2:
-            raise UserError(f"head_dim {head_dim} is odd: positions rotate pairs")
+        if self.effective_head_dim % 2:
+            raise UserError(f"head_dim {self.effective_head_dim} is odd: positions rotate pairs")
         return self
+
+    @property
+    def effective_head_dim(self) -> int:
+        """`head_dim`, or its default."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def effective_num_kv_heads(self) -> int:
+        """`num_kv_heads`, or its default."""
+        return self.num_kv_heads or self.num_heads
 
 
 class DiffusionHeadConfig(Config):

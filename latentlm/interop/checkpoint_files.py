@@ -1,8 +1,8 @@
 """A checkpoint of another project as tensors by name, read one at a time.
 
-Place in the flow: interop, files ──▶ tensors; `mapping.py` puts them into a module. Nothing here knows a model.
-Safetensors, whole or in shards with an index, hold no code. Pickled weights are read with `weights_only`, which builds
-tensors and plain containers alone, and a line on stderr says so.
+Place in the flow: interop, files ──▶ tensors; `mapping.py` puts them into a module. Nothing here depends on a model.
+Safetensors files, whole or in shards with an index, hold no code. Pickled weights are read with `weights_only`, which
+builds only tensors and plain containers; a line on stderr says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..hub import from_hub, is_hub_id
 from .quantised import refuse_quantised_config
 
 STEMS = ("model", "diffusion_pytorch_model")
-"""What `transformers` and `diffusers` call the weights of a model."""
+"""Names of weight files in `transformers` and `diffusers`, without suffix."""
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 READABLE = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -44,10 +44,10 @@ log = logging.getLogger("latentlm")
 
 
 def locate(name: str | Path) -> Path:
-    """A folder or file here, or the folder with the files of a hub id ("owner/name").
+    """The path of a local folder or file, or the folder with the downloaded files of a hub id ("owner/name").
 
-    Of a hub repository pickled weights are fetched only where it has no safetensors. Raises UserError, one line, that
-    says what to put where.
+    Pickled weights are downloaded only from a repository without safetensors. Raises UserError, one line, that says
+    which files to put where.
     """
     path = Path(name)
     if path.exists():
@@ -88,7 +88,7 @@ class CheckpointFiles:
 
     @property
     def folder(self) -> Path:
-        """Where config.json, tokenizer.json and the like lie."""
+        """The folder of the checkpoint, with config.json and tokenizer.json."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
@@ -108,7 +108,7 @@ class CheckpointFiles:
 
 
 class _SafetensorsFiles(CheckpointFiles):
-    """One shard is open at a time, so that no more of the files than that stays in memory."""
+    """Safetensors files, of which one is open at a time, so that at most one is in memory."""
 
     def __init__(self, path: Path, config: dict, files: list[Path]):
         self._where: dict[str, Path] = {}
@@ -157,7 +157,7 @@ class LoadedTensors(CheckpointFiles):
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The weight files that `path` means, safetensors before pickled ones."""
+    """The weight files at `path`, a file or a folder; safetensors are preferred to pickled files."""
     if path.is_file():
         if path.suffix not in (".safetensors", *PICKLED):
             raise UserError(f"{path}: not a weights file (known: .safetensors, {', '.join(PICKLED)})")

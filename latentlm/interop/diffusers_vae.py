@@ -1,8 +1,8 @@
 """Autoencoders of latent diffusion as image tokenizers: `AutoencoderKL` of diffusers, and KL-16 in its original file.
 
-Place in the flow: interop, their files ──▶ `ConvImageTokenizer`. Nothing here needs diffusers.
-Their `scaling_factor` and `shift_factor` are not taken over: they were measured on other pictures, some on one batch
-(PAPER §1.6). The tokenizer comes uncalibrated; `calibrate` measures both on the media that it will read.
+Place in the flow: interop, their files ──▶ `ConvImageTokenizer`. diffusers itself is not needed.
+Their `scaling_factor` and `shift_factor` are not used: they were measured on other pictures, some on a single batch
+(PAPER §1.6). The tokenizer is returned uncalibrated; `calibrate` measures both on your own pictures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIFFUSERS = (
     (r"\.attention\.out\.", ".to_out.0."),
     (r"\.norm_out\.", ".conv_norm_out."),
 )
-"""Our names to theirs, by `re.sub` in this order."""
+"""Substitutions from our names to theirs, applied by `re.sub` in this order."""
 
 ORIGINAL = (
     (r"encoder\.stages\.(\d+)\.", r"encoder.down.\1."),
@@ -56,11 +56,11 @@ COMMON = (
 
 QKV = {"diffusers": ("to_q", "to_k", "to_v"), "original": ("q", "k", "v")}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names in files written before diffusers 0.18, Stable Diffusion 1 among them."""
+"""Names in files written before diffusers 0.18, for instance Stable Diffusion 1."""
 
 KEEP = ("latent_mean", "latent_std", "posterior.*")
 IGNORE = ("loss.*",)
-"""The discriminator that latent diffusion keeps beside its autoencoder."""
+"""The discriminator that latent diffusion saves with its autoencoder."""
 
 SUPPORTED = {
     "in_channels": 3,
@@ -80,13 +80,14 @@ DEFAULTS = {
     "use_quant_conv": True,
     "use_post_quant_conv": True,
 }
-"""What a field means that a config.json leaves out."""
+"""Values of fields that a config.json leaves out."""
 
 
 def read_config(fields: dict, image_size: int | None = None) -> ConvImageTokenizerConfig:
-    """Our config of an `AutoencoderKL`'s; image_size: of the pictures, its own `sample_size` unless given.
+    """Our config from the `fields` of an `AutoencoderKL`'s config.json.
 
-    Raises UserError naming the field, and its value, that we do not support.
+    image_size: width and height of the pictures; default: the field `sample_size`. Raises UserError naming a field that
+    is not supported, and its value.
     """
     given = {name: value for name, value in fields.items() if not name.startswith("_")}
     unknown = sorted(given.keys() - DEFAULTS.keys() - SUPPORTED.keys() - UNUSED)
@@ -121,7 +122,7 @@ def _config(**fields) -> ConvImageTokenizerConfig:
 
 
 def original_config(files: CheckpointFiles, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
-    """What the shapes of a latent diffusion file say; `norm_groups` they don't, and it is always 32 there."""
+    """Our config from the shapes in a latent diffusion file, which do not show `norm_groups`: it is always 32 there."""
 
     def count(pattern: str) -> int:
         found = [re.match(pattern, name) for name in files.names]
@@ -144,7 +145,7 @@ def original_config(files: CheckpointFiles, image_size: int, norm_groups: int = 
 
 
 def rules(config: ConvImageTokenizerConfig, layout: str = "diffusers") -> list[Rule]:
-    """Rules for files of `layout` "diffusers" or "original", seen through `view`."""
+    """Rules for files of the layout "diffusers" or "original", as `view` shows them."""
     with torch.device("meta"):
         names = [name for name, _ in ConvImageTokenizer(config).named_parameters()]
     result = []
@@ -159,7 +160,8 @@ def rules(config: ConvImageTokenizerConfig, layout: str = "diffusers") -> list[R
 
 
 def view(files: CheckpointFiles) -> View:
-    """`files` under today's names, without the "model." of training scripts; attention's convolutions as matrices."""
+    """`files` under current names and without the prefix "model." of training scripts; the 1×1 convolutions of
+    attention as matrices."""
     prefix = "model." if any(name.startswith("model.encoder.") for name in files.names) else ""
 
     def rename(name: str) -> str:
@@ -173,19 +175,19 @@ def view(files: CheckpointFiles) -> View:
 
 
 def load(path: str | Path, image_size: int | None = None) -> ConvImageTokenizer:
-    """The tokenizer in a diffusers folder, the repository of a pipeline (its folder vae), or a latent diffusion file.
+    """The tokenizer in a diffusers folder, a pipeline's repository (its folder vae/), or a latent diffusion file.
 
-    path: a folder, a file or a hub id. image_size: of the pictures; required where no config.json names one. Raises
-    UserError, one line, for files that are missing, that do not fit, or that hold what we do not support.
+    path: a folder, a file or a hub id. image_size: width and height of the pictures; required without a config.json.
+    Raises UserError, one line, for files that are missing, do not fit or are not supported.
     """
     path = locate(path)
     if (path / "vae").is_dir() and not (path / "config.json").is_file():
         path = path / "vae"
-    return from_source(CheckpointFiles.open(path), image_size)
+    return from_files(CheckpointFiles.open(path), image_size)
 
 
-def from_source(files: CheckpointFiles, image_size: int | None = None) -> ConvImageTokenizer:
-    """As `load`, of an open file."""
+def from_files(files: CheckpointFiles, image_size: int | None = None) -> ConvImageTokenizer:
+    """As `load`, for open files."""
     seen = view(files)
     if files.config:
         config, layout = read_config(files.config, image_size), "diffusers"

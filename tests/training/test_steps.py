@@ -101,6 +101,12 @@ def test_a_checkpoint_is_loaded_by_its_own_path(run):
         assert not equal(last, weights_of(run / "checkpoints" / "step-00000002"))
 
 
+@pytest.mark.parametrize("run", ["new"], indirect=True)
+def test_a_model_in_a_folder_with_the_name_of_a_step_is_a_model(run, tmp_path):
+    shutil.copytree(run / "model", tmp_path / "step-00000400")
+    assert equal(weights_of(tmp_path / "step-00000400"), weights_of(run))
+
+
 def test_a_finished_run_is_its_model_without_a_word(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -142,7 +148,7 @@ def test_weights_that_do_not_train_must_be_those_that_the_run_began_with(run, tm
     save_weights(tmp_path / "other" / "model.safetensors", {n: v + 1 for n, v in model.state_dict().items()})
     fields["metadata"]["recipe"]["model"]["start"] = str(tmp_path / "other")
     path.write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=r"step-00000004: the run began with .*other, whose weights are others now"):
+    with pytest.raises(UserError, match=r"step-00000004: the run began with .*other, whose weights have changed since"):
         latentlm.load(folder)
     fields["metadata"]["recipe"]["model"]["start"] = None
     path.write_text(json.dumps(fields))

@@ -1,10 +1,11 @@
 """VibeVoice's config.json, of either layout, as configurations of our modules.
 
-Place in the flow: interop, fields ──▶ model, two speech tokenizers, special tokens. A field that we do not support is a
-UserError with its name and value. What does not change the computation (initialisation, dtypes) is not read.
+Place in the flow: interop, fields ──▶ model, two speech tokenizers, special tokens. A field that is not supported, in
+any section, is a UserError with its name and value. Fields without effect on the computation (initialisation, dtypes)
+are not read.
 
-What VibeVoice is among our options (PAPER §6): connectors, a head with learned norms on a condition that is not normed,
-answers that last until <EOS>, <BOD> and <EOD> and going on out of Qwen's unused vision tokens, no <BOS>.
+VibeVoice in terms of our options (PAPER §6): connectors; a head with learned norm weights and no norm on its condition;
+answers that last until <EOS>; <BOD>, <EOD> and <PROCEED> are unused vision tokens of Qwen; no <BOS>.
 """
 
 from __future__ import annotations
@@ -30,19 +31,24 @@ from ..hf_llm import read_config as read_backbone
 from .names import ORIGINAL, TRANSFORMERS, Layout
 
 SIGMA_DIVISOR = 0.8
-"""E|n| of n ~ N(0, 1) is 0.798: with σ ~ N(0, (std / 0.8)²) the mean |σ| is about the `fix_std` that a config names."""
+"""E|n| is 0.798 for n ~ N(0, 1): so with σ ~ N(0, (std / 0.8)²) the mean of |σ| is about `fix_std` of the config."""
 
 QWEN = {"eos": 151643, "bod:speech": 151652, "eod": 151653, "proceed": 151654, "latent": 151654}
-"""<|endoftext|>, <|vision_start|>, <|vision_end|> and <|vision_pad|>. The original's code takes them from Qwen's
-tokenizer; its config does not name them."""
+"""Ids of <|endoftext|>, <|vision_start|>, <|vision_end|> and <|vision_pad|> in Qwen's tokenizer. The original layout's
+code looks them up there; its config does not have them."""
 
 ABSENT = {"bos": None, "bod:image": None}
 
 
 @dataclass(frozen=True)
 class VibeVoice:
-    """A checkpoint in our terms. `noise` is the std of σ in raw latents: `speech` gets it relative to the latents' own
-    std, which the weights know. VibeVoice-Realtime has no semantic tokenizer, and `num_upper` layers that speak."""
+    """The configuration of a checkpoint.
+
+    noise      std of σ in raw latents; `with_processor` makes it relative to the std of the latents, which the weights
+               contain
+    semantic   None for VibeVoice-Realtime
+    num_upper  the upper layers of VibeVoice-Realtime, which produce speech; None for the others
+    """
 
     layout: Layout
     model: ModelConfig
@@ -55,7 +61,7 @@ class VibeVoice:
 
 
 def read_config(fields: Mapping) -> VibeVoice:
-    """The configuration in `fields`, of config.json. UserError, one line, names the field that does not fit."""
+    """The configuration in the fields of config.json. UserError, one line, names a field that is not supported."""
     if "acoustic_tokenizer_config" in fields and "decoder_config" in fields:
         read = _original
     elif fields.get("model_type") == "vibevoice":
@@ -197,7 +203,7 @@ def _model(
 
 
 def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
-    """A tokenizer by the fields of `transformers`, whose defaults these are."""
+    """A tokenizer's config from fields in the layout of `transformers`, with its defaults."""
     _only(fields, name, channels=1, hidden_act="gelu", ffn_expansion=4, rms_norm_eps=NORM_EPS)
     depths = tuple(fields.get("depths", (3, 3, 3, 3, 3, 3, 8)))
     filters = _count(fields, name, "num_filters", 32)
@@ -217,7 +223,7 @@ def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
 
 
 def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
-    """A tokenizer by the fields of Microsoft's config, put into those of `transformers`."""
+    """A tokenizer's config from fields in Microsoft's layout, which are translated to those of `transformers`."""
     same = {"causal": True, "corpus_normalize": 0.0, "mixer_layer": "depthwise_conv", "conv_norm": "none"}
     same |= {"pad_mode": "constant", "disable_last_norm": True, "layernorm": "RMSNorm", "conv_bias": True}
     same |= {"layernorm_elementwise_affine": True}
@@ -237,7 +243,7 @@ def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokeniz
 
 
 def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
-    """ "3-3-8" or [3, 3, 8]; None where nothing is said."""
+    """The list in the field `name`, written "3-3-8" or [3, 3, 8]; None where the field is absent or null."""
     value = fields.get(name)
     try:
         return (
@@ -262,7 +268,7 @@ def _part(fields: Mapping, name: str) -> Mapping:
 
 
 def _count(fields: Mapping, part: str, name: str, default: int | None = None) -> int:
-    """A whole number above 0, without a default one that must be there."""
+    """The whole number above 0 in the field `name`; without a default the field must be there."""
     value = fields.get(name, default)
     if value is None:
         raise UserError(f"{part}.{name} is missing")
