@@ -39,15 +39,14 @@ PREFIX = re.compile(
 )
 """What may stand in front of a label: list bullets, quote and heading marks, a time stamp."""
 
-HEAD = re.compile(
-    rf"((?:[^{COLONS}()\[\]（）]|\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）){{1,80}}?)\s*[{COLONS}]\s*(.*)", re.DOTALL
-)
+IN_BRACKETS = r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）"
+HEAD = re.compile(rf"((?:[^{COLONS}()\[\]（）]|{IN_BRACKETS}){{1,80}}?)\s*[{COLONS}]\s*(.*)", re.DOTALL)
 """Groups: the text in front of the first colon outside brackets, and the text behind it."""
 
 TAG = re.compile(rf"[*_`~]*[\[(<{{]([^\[\]()<>{{}}]{{1,60}})[\])>}}][*_`~]*\s*([{COLONS}]?)[*_`~]*\s*(.*)", re.DOTALL)
 """Groups: the text in brackets, the colon if there is one, the words."""
 
-BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）")
+BRACKETS = re.compile(IN_BRACKETS)
 MARKS = re.compile(r"""[*_`~"']+""")
 """Markdown emphasis and quotation marks in front of a label."""
 NUMBERED = r"(?:speakers?|spk)[\s_#.-]*(?:(?:no|nr|number)\b\.?\s*)?\d+"
@@ -59,7 +58,7 @@ KEYWORD = re.compile(
 INNER_TAG = re.compile(r"(?=\[\s*(?:s|spk|speaker)[\s_#-]*\d+\s*\])", re.IGNORECASE)
 UNREADABLE = re.compile(rf"[\W_]*{NUMBERED}", re.IGNORECASE)
 """The beginning of a line that was meant to open a turn."""
-INNER_LABEL = re.compile(rf"\b{NUMBERED}\s*(?:\([^()]*\)|\[[^\[\]]*\])?[*_`~]*\s*[{COLONS}]", re.IGNORECASE)
+INNER_LABEL = re.compile(rf"\b{NUMBERED}\s*(?:{IN_BRACKETS})?[*_`~]*\s*[{COLONS}]", re.IGNORECASE)
 """A label that does not begin its line."""
 
 MAX_NAME_WORDS = 8
@@ -181,7 +180,7 @@ def _without_marks(head: str, words: str, opening: str) -> tuple[str, str]:
 
 
 def _name(found: re.Match) -> str | None:
-    """The name in a match of KEYWORD; None where the word Speaker begins a sentence. UserError where it may be either."""
+    """The name in a match of KEYWORD; None where a sentence begins with Speaker. UserError where it may be either."""
     number, name = found["number"] or found["tag"], found["name"]
     if number:
         return speaker_name(number)
