@@ -1,4 +1,4 @@
-"""Scripts: who says what, line by line, and the documents that models read them as.
+"""Scripts: turns of several speakers, and the documents in which models read them.
 
 Place in the flow: 2, a text and voice clips ──▶ `types.Document`, the prompt of long speech of several speakers.
 
@@ -48,9 +48,9 @@ class Turn:
 class Script:
     """Turns in order. A speaker is known by the name after the word Speaker: "1", "2", or any other.
 
-    Names that differ in case alone ("Anna", "anna") are one speaker, spelled as it first occurs.
-    Of a script that was read from text: its number of lines, whether any line had a label, and the moods and time
-    stamps of its labels, which are left out.
+    Names that differ only in case ("Anna", "anna") are one speaker, spelled as in the first turn.
+    num_lines, has_labels, left_out: of a script that was read from text, the number of lines, whether any has a label,
+    and the moods and time stamps of the labels, which are not spoken.
     """
 
     turns: tuple[Turn, ...]
@@ -173,9 +173,12 @@ def parse_script(text: str, origin: str = "script") -> Script:
 
 
 def _refuse_bare_labels(lines: Sequence[tuple[int, str]], origin: str, has_labels: bool) -> None:
-    """UserError for lines such as "Anna: Hi.": any in a script with labels, else where most lines are of this kind."""
+    """UserError for lines such as "Anna: Hi.", in a text without labels only where they make a dialogue: at least half
+    of the lines are of this kind, or several names of which one comes back."""
     found = [(number, name) for number, line in lines if (name := bare_label(line, capitals=has_labels))]
-    if found and (has_labels or (len(found) > 1 and 2 * len(found) >= len(lines))):
+    num_names = len({name for _, name in found})
+    is_dialogue = len(found) > 1 and (2 * len(found) >= len(lines) or 1 < num_names < len(found))
+    if found and (has_labels or is_dialogue):
         number, name = found[0]
         mend = "join this line to the one above it" if has_labels else "write the text as one line"
         raise UserError(
