@@ -30,6 +30,7 @@ from .commands.evaluate import evaluate
 from .commands.examples import examples
 from .commands.generate import generate
 from .commands.merge import merge
+from .commands.push import push
 from .commands.train import demo, train
 from .errors import Notice, UserError
 
@@ -110,6 +111,14 @@ app.command(
         "latentlm convert checkpoint-250000 imagenet --from unilm",
         "latentlm convert kl16.ckpt kl16 --from diffusers-vae --image-size 256 --calibrate mine.jsonl",
         "latentlm convert runs/mine/model mine-hf --from latentlm --to hf-llm",
+    ),
+)
+app.command(
+    push,
+    sort_key=7,
+    help_epilogue=examples(
+        "latentlm push runs/mine OWNER/mine --private",
+        "latentlm push merged OWNER/mine --evaluation mine.json",
     ),
 )
 app.command(data)

@@ -1,6 +1,6 @@
-"""Files from the Hugging Face hub, or one line that says what to put where.
+"""The Hugging Face hub: files from there, and models to there.
 
-Place in the flow: below everything that takes a name of a model: `checkpoint.py`, `interop/source.py`.
+Place in the flow: below everything that takes the name of a model (`checkpoint.py`, `interop/checkpoint_files.py`).
 """
 
 from __future__ import annotations
@@ -33,3 +33,38 @@ def from_hub(name: str, patterns: Sequence[str] | None = None) -> Path:
             f"{name}: neither a folder here nor reachable on the hub ({reason}); "
             f"download {files} elsewhere, put them into a folder, and pass its path instead"
         ) from None
+
+
+def check_name(name: str) -> None:
+    """UserError for a name that the hub does not accept as OWNER/NAME."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.count("/") != 1:
+        raise UserError(f"{name}: not a name on the hub; write OWNER/NAME")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{name}: not a name on the hub ({error})") from None
+
+
+def to_hub(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload `folder` to the repository `name` (OWNER/NAME), which is made where it is missing; returns its address.
+
+    private: of a new repository. token: of the user; by default HF_TOKEN, or the one that `hf auth login` has kept.
+    Raises UserError, one line, for a name that is none, and where the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_name(name)
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a LatentLM model")
+    except (OSError, *HfHubHTTPError.__bases__) as error:  # the base of what its HTTP library raises, whichever it is
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: the hub did not take it ({reason}); log in with `hf auth login`, or give --token"
+        ) from None
+    return str(address)

@@ -9,6 +9,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes in which weights are read. Integers and fp8 mean nothing without their scales, and are refused."""
 
 
 @contextmanager
@@ -42,6 +47,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Context manager: a temporary folder that is renamed to `target` on exit, or removed where the body raises.
+
+    Raises UserError where `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"{target}: exists already; name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # temporary folders are for their owner alone
+        os.replace(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -90,14 +113,24 @@ def save_weights(
 def load_weights(path: str | Path, module: nn.Module) -> None:
     """Copy the weights of `path` into `module`, cast to its dtypes.
 
-    Raises UserError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts.
+    Raises UserError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts,
+    or a tensor of integers or fp8 where the module has floats.
     """
     loaded = read_weights(path)
     expected = module.state_dict()
     shapes = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (loaded, expected))
     if problems := shape_mismatches(*shapes):
         raise UserError(f"{path}: weights do not fit this model; {problems}")
+    check_floats(path, {name: loaded[name] for name, value in expected.items() if value.is_floating_point()})
     module.load_state_dict(loaded)
+
+
+def check_floats(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """UserError, naming the file and the first tensor, where any of `tensors` has another dtype than FLOATS."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name} is {dtype}; quantised weights are not supported")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -22,12 +22,9 @@ def merge(model: str, adapter: Path, /, *, out: Path) -> None:
     import torch
 
     from .. import load
-    from ..checkpoint import read_metadata, write_config
-    from ..weights import save_weights
 
     if out.exists():
         raise UserError(f"--out {out}: is already there")
     pipeline = load(model, adapter=adapter, device="cpu", dtype=torch.float32)
-    write_config(out, pipeline.model, pipeline.tokenizers, read_metadata(model) | {"adapter": str(adapter)})
-    save_weights(out / "model.safetensors", pipeline.model.state_dict())
-    print(out)
+    pipeline.metadata["adapter"] = str(adapter)
+    print(pipeline.save(out))

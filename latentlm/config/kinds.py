@@ -28,6 +28,8 @@ class TrainSpec:
     build      (recipe, folder of the run, World) -> `training.objective.Run`, or a subclass
     loader     (recipe, run, World) -> `training.protocols.Loader`
     export     (recipe, run, trainer, folder): writes what `load` reads beside the weights; called on rank 0
+    setup      (recipe, run, folder): writes what loading a step's checkpoint needs beside its tensors; called on rank 0
+               before the first step. None: steps of this kind cannot be loaded, only what is exported
     load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)
     evaluate   (`evaluation.folder.Wish`) -> `evaluation.report.Report`; None: it cannot be evaluated
     folders    what `kind` is in the config.json of the folders that `load` reads; by default the kind itself
@@ -40,6 +42,7 @@ class TrainSpec:
     loader: Lazy
     export: Lazy
     load: Lazy
+    setup: Lazy | None = None
     evaluate: Lazy | None = None
     folders: tuple[str, ...] = ()
     no_model: str | None = None
@@ -86,6 +89,7 @@ register(
         build="latentlm.training.latentlm:build_latentlm",
         loader="latentlm.training.latentlm:document_loader",
         export="latentlm.training.latentlm:export_latentlm",
+        setup="latentlm.training.latentlm:write_setup",
         load="latentlm.generation.pipeline:load_pipeline",
         evaluate="latentlm.evaluation.folder:evaluate_model",
     )

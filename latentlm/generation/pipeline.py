@@ -11,11 +11,21 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import build_from_config, check_tokenizers, fill, kind_of, load_tokenizers, resolve
+from ..checkpoint import (
+    build_from_config,
+    check_tokenizers,
+    config_folder,
+    fill,
+    kind_of,
+    load_tokenizers,
+    read_metadata,
+    resolve,
+    write_config,
+)
 from ..config.kinds import lookup
 from ..config.modalities import modality
 from ..data.cache import LatentCache
@@ -26,9 +36,11 @@ from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import IGNORE, Document, GenerationOutput, Text
+from ..weights import new_folder, save_weights
 from .answers import AnswerReader, KeptRun, answer, as_segments, check_finite, contents, streamed_run
 from .batch import check_single, say_unread_files, split_prompts
 from .engine import Engine
+from .model_card import write_card
 from .prompts import make_prompt
 from .request import USUAL_LIMIT, Request, check, check_num, check_whole, new_seed, with_defaults
 from .scores import Scores
@@ -42,7 +54,9 @@ if TYPE_CHECKING:
 class Pipeline:
     """A model with its tokenizers. Made by `latentlm.load`."""
 
-    def __init__(self, model: LatentLM, tokenizers: dict):
+    def __init__(self, model: LatentLM, tokenizers: dict, metadata: Mapping[str, Any] | None = None):
+        """metadata: what is known of the model's making (recipe, steps), which `save` keeps."""
+        self.metadata = dict(metadata or {})
         self.model = model.eval()
         self.tokenizers = tokenizers
         self.encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
@@ -51,6 +65,19 @@ class Pipeline:
     def __repr__(self) -> str:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return f"<Pipeline: {', '.join(('text', *self.model.modalities))}; {num_parameters:,} parameters>"
+
+    def save(self, folder: str | Path, *, evaluation: str | Path | None = None) -> Path:
+        """Write the model into a new folder that `load` reads, with a model card; returns the folder.
+
+        The folder gets config.json, model.safetensors (in the dtype of this model), tokenizers/ and README.md, the
+        card: `latentlm.generation.model_card`. evaluation: a JSON file of `latentlm evaluate`, whose figures go into
+        the card. Raises UserError where the folder exists, and for an evaluation that cannot be read.
+        """
+        with new_folder(Path(folder)) as target:
+            write_config(target, self.model, self.tokenizers, self.metadata)
+            save_weights(target / "model.safetensors", self.model.state_dict())
+            write_card(target, evaluation)
+        return Path(folder)
 
     # ------------------------------------------------------------------ generate
 
@@ -280,7 +307,7 @@ def load_pipeline(
     folder: Path, *, adapter: str | Path | None, weights: str, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
     """The LatentLM in `folder`; arguments and errors as in `load`."""
-    tokenizers = load_tokenizers(folder / "tokenizers")
+    tokenizers = load_tokenizers(config_folder(folder) / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     check_tokenizers(folder, model, tokenizers)
     fill(model, folder, weights)
@@ -289,4 +316,4 @@ def load_pipeline(
     for tokenizer in tokenizers.values():
         if isinstance(tokenizer, torch.nn.Module):
             tokenizer.to(device)
-    return Pipeline(model.to(device, dtype), tokenizers)
+    return Pipeline(model.to(device, dtype), tokenizers, read_metadata(folder))

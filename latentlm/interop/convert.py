@@ -7,11 +7,8 @@ goes into a folder beside the target, which takes its name when everything is in
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +17,10 @@ import torch
 
 from ..checkpoint import write_config
 from ..config import SourceConfig
-from ..errors import UserError
-from ..weights import save_weights
-from .mapping import SHARD_SIZE
-from .source import Source, locate
+from ..errors import UserError, notice
+from ..weights import FLOATS, new_folder, save_weights
+from .checkpoint_files import CheckpointFiles, locate
+from .mapping import SHARD_SIZE, matches
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
@@ -64,23 +61,8 @@ def convert(what: Conversion, target: str | Path, format: str, to: str = "latent
     for name, formats in OPTIONS.items():
         if getattr(what, name) is not None and format not in formats:
             raise UserError(f"--{name.replace('_', '-')} is for --from {formats[0]}, not for {format}")
-    with _new_folder(Path(target)) as folder:
+    with new_folder(Path(target)) as folder:
         CONVERSIONS[format, to](what, folder)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when all went well, and is gone when not."""
-    if target.exists():
-        raise UserError(f"{target}: exists already; name a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders are for their owner alone
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unilm(what: Conversion, folder: Path) -> None:
@@ -112,14 +94,14 @@ def _read_hf_llm(what: Conversion) -> Pipeline:
     from . import hf_llm
 
     path = locate(what.source)
-    return hf_llm.load(path, dtype=_dtype_of(path))
+    return hf_llm.load(path, dtype=prevailing_dtype(path))
 
 
 def _vibevoice(what: Conversion, folder: Path) -> None:
     from . import vibevoice
 
     path = locate(what.source)
-    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=_dtype_of(path))
+    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=prevailing_dtype(path))
     _write_pipeline(pipeline, folder, what)
 
 
@@ -147,11 +129,26 @@ def _write_pipeline(pipeline: Pipeline, folder: Path, what: Conversion) -> None:
     save_weights(folder / "model.safetensors", pipeline.model.state_dict())
 
 
-def _dtype_of(path: Path) -> torch.dtype:
-    """Of the largest tensor: what the weights are kept in."""
-    source = Source.open(path)
-    largest = max(source.names, key=lambda name: torch.Size(source.shape(name)).numel())
-    return source.read(largest).dtype
+def prevailing_dtype(path: Path) -> torch.dtype:
+    """The dtype that most of the values in the files have; of two with equal shares the wider, bfloat16 before float16.
+
+    A notice tells the user where the files mix dtypes. Quantised dtypes do not count: the importer refuses them.
+    """
+    from .hf_llm import IGNORE
+
+    files = CheckpointFiles.open(path)
+    counts = dict.fromkeys(FLOATS, 0)  # in the order of preference
+    for name in files.names:
+        dtype = files.dtype(name)
+        if dtype in counts and not matches(name, IGNORE):
+            counts[dtype] += math.prod(files.shape(name))
+    found = {str(dtype).removeprefix("torch."): number for dtype, number in counts.items() if number}
+    chosen = max(counts, key=counts.__getitem__)
+    if len(found) > 1:
+        shares = ", ".join(f"{name} {number:,} values" for name, number in found.items())
+        most = str(chosen).removeprefix("torch.")
+        notice(f"{path}: the weights mix dtypes ({shares}); the model is written in {most}, which most of them have")
+    return chosen
 
 
 def _calibrate(tokenizer: Tokenizer, name: str) -> None:

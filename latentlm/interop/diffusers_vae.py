@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from ..config import ConvImageTokenizerConfig, describe
 from ..errors import UserError
 from ..tokenizers.conv_image import ConvImageTokenizer
+from .checkpoint_files import CheckpointFiles, locate
 from .mapping import Rule, fill
-from .source import Source, locate
 from .view import Derived, View
 
 DIFFUSERS = (
@@ -120,25 +120,25 @@ def _config(**fields) -> ConvImageTokenizerConfig:
         raise UserError(describe(error, ConvImageTokenizerConfig)) from None
 
 
-def original_config(source: Source, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
+def original_config(files: CheckpointFiles, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
     """What the shapes of a latent diffusion file say; `norm_groups` they don't, and it is always 32 there."""
 
     def count(pattern: str) -> int:
-        found = [re.match(pattern, name) for name in source.names]
+        found = [re.match(pattern, name) for name in files.names]
         return 1 + max((int(match[1]) for match in found if match), default=-1)
 
     stages, blocks = count(r"encoder\.down\.(\d+)\."), count(r"encoder\.down\.0\.block\.(\d+)\.")
-    if not stages or not blocks or "post_quant_conv.weight" not in source.names:
-        raise UserError(f"{source.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
+    if not stages or not blocks or "post_quant_conv.weight" not in files.names:
+        raise UserError(f"{files.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
                          "post_quant_conv)")  # fmt: skip
     deepest = f"encoder.down.{stages - 1}.attn.0.norm.weight"
     return _config(
         image_size=image_size,
-        latent_dim=source.shape("post_quant_conv.weight")[0],
-        channels=tuple(source.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(stages)),
+        latent_dim=files.shape("post_quant_conv.weight")[0],
+        channels=tuple(files.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(stages)),
         num_blocks=blocks,
         norm_groups=norm_groups,
-        deepest_attention=deepest in source.names,
+        deepest_attention=deepest in files.names,
         latent_conv=True,
     )
 
@@ -158,9 +158,9 @@ def rules(config: ConvImageTokenizerConfig, layout: str = "diffusers") -> list[R
     return result
 
 
-def view(source: Source) -> View:
-    """`source` under today's names, without the "model." of training scripts; attention's convolutions as matrices."""
-    prefix = "model." if any(name.startswith("model.encoder.") for name in source.names) else ""
+def view(files: CheckpointFiles) -> View:
+    """`files` under today's names, without the "model." of training scripts; attention's convolutions as matrices."""
+    prefix = "model." if any(name.startswith("model.encoder.") for name in files.names) else ""
 
     def rename(name: str) -> str:
         stem, _, kind = name.removeprefix(prefix).rpartition(".")
@@ -168,8 +168,8 @@ def view(source: Source) -> View:
         return f"{parent}.{OLD_ATTENTION[last]}.{kind}" if last in OLD_ATTENTION else f"{stem}.{kind}".lstrip(".")
 
     matrices = re.compile(r".*(attentions\.\d+|attn\.\d+|mid\.attn_1)\.(to_.*|q|k|v|proj_out)\.weight")
-    names = [rename(name) for name in source.names]
-    return View(source, {n: Derived((n,), lambda w: w.flatten(1)) for n in names if matrices.fullmatch(n)}, rename)
+    names = [rename(name) for name in files.names]
+    return View(files, {n: Derived((n,), lambda w: w.flatten(1)) for n in names if matrices.fullmatch(n)}, rename)
 
 
 def load(path: str | Path, image_size: int | None = None) -> ConvImageTokenizer:
@@ -181,16 +181,16 @@ def load(path: str | Path, image_size: int | None = None) -> ConvImageTokenizer:
     path = locate(path)
     if (path / "vae").is_dir() and not (path / "config.json").is_file():
         path = path / "vae"
-    return from_source(Source.open(path), image_size)
+    return from_source(CheckpointFiles.open(path), image_size)
 
 
-def from_source(source: Source, image_size: int | None = None) -> ConvImageTokenizer:
+def from_source(files: CheckpointFiles, image_size: int | None = None) -> ConvImageTokenizer:
     """As `load`, of an open file."""
-    seen = view(source)
-    if source.config:
-        config, layout = read_config(source.config, image_size), "diffusers"
+    seen = view(files)
+    if files.config:
+        config, layout = read_config(files.config, image_size), "diffusers"
     elif image_size is None:
-        raise UserError(f"{source.path}: no config.json says how large the pictures are; give an image size")
+        raise UserError(f"{files.path}: no config.json says how large the pictures are; give an image size")
     else:
         config, layout = original_config(seen, image_size), "original"
     tokenizer = ConvImageTokenizer(config)

@@ -29,8 +29,9 @@ from ..model.latentlm import LatentLM
 from ..model.layers import ffn_width
 from ..tokenizers.text import TextTokenizer
 from ..weights import write_text
+from .checkpoint_files import CheckpointFiles, locate
 from .mapping import SHARD_SIZE, Rule, export, fill
-from .source import Source, locate
+from .quantised import refuse_quantised_tensors
 
 HEAD = "lm_head.weight"
 IGNORE = ("*.rotary_emb.inv_freq",)
@@ -93,21 +94,21 @@ class Backbone:
     text   the backbone's own, and our special tokens
     """
 
-    source: Source
+    files: CheckpointFiles
     transformer: TransformerConfig
     text: TextTokenizer
 
     @classmethod
     def open(cls, name: str | Path) -> Backbone:
         """A folder of `transformers` with tokenizer.json, or a hub id. UserError, one line, says what is wrong."""
-        source = Source.open(locate(name))
+        files = CheckpointFiles.open(locate(name))
         try:
-            transformer = read_config(source.config)
-            vocab_size, special = _count(source.config, "vocab_size"), special_tokens(source.config)
+            transformer = read_config(files.config)
+            vocab_size, special = _count(files.config, "vocab_size"), special_tokens(files.config)
         except UserError as error:
-            raise UserError(f"{source.path}: config.json: {error}") from None
-        text = TextTokenizer.from_backbone(source.folder / "tokenizer.json", vocab_size, special)
-        return cls(source, transformer, text)
+            raise UserError(f"{files.path}: config.json: {error}") from None
+        text = TextTokenizer.from_backbone(files.folder / "tokenizer.json", vocab_size, special)
+        return cls(files, transformer, text)
 
     def fill(self, model: LatentLM) -> None:
         """Copy the weights into `model`, and give its own special tokens their rows. Latent maps and heads stay.
@@ -117,9 +118,9 @@ class Backbone:
         rows = self.text.base_size
         ignore = IGNORE
         if self.transformer.tied_embeddings:
-            check_tied(self.source)
+            check_tied(self.files)
             ignore = (*IGNORE, HEAD)
-        fill(model, self.source, rules(self.transformer, rows), ignore=ignore, keep=_own(model))
+        fill(model, self.files, rules(self.transformer, rows), ignore=ignore, keep=_own(model))
         with torch.no_grad():
             for weight in {model.embed_tokens.weight, model.text_head.weight}:
                 weight[rows:] = weight[:rows].mean(0)
@@ -268,10 +269,11 @@ def special_tokens(fields: Mapping) -> dict[str, int]:
     return {name: i for name, i in known.items() if i is not None}
 
 
-def check_tied(source: Source, embedding: str = "model.embed_tokens.weight") -> None:
+def check_tied(files: CheckpointFiles, embedding: str = "model.embed_tokens.weight") -> None:
     """UserError where a checkpoint whose head is its embedding holds another head as well."""
-    if {HEAD, embedding} <= source.names and not torch.equal(source.read(HEAD), source.read(embedding)):
-        raise UserError(f"{source.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
+    refuse_quantised_tensors(files, (HEAD, embedding))
+    if {HEAD, embedding} <= files.names and not torch.equal(files.read(HEAD), files.read(embedding)):
+        raise UserError(f"{files.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
 
 
 def _first(value: int | list[int] | None) -> int | None:

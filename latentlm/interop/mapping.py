@@ -1,6 +1,6 @@
 """Our parameters out of another project's tensors by rules that work both ways.
 
-Place in the flow: interop, `source.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
+Place in the flow: interop, `checkpoint_files.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
 A rule says which of their tensors make one of ours: one as it is, or several one below the other (q, k, v; gate, up).
 """
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import save_weights, shape_mismatches, write_text
-from .source import Source
+from .checkpoint_files import CheckpointFiles
+from .quantised import refuse_quantised_tensors
 
 SHARD_SIZE = 5_000_000_000
 
@@ -53,19 +54,20 @@ class Rule:
 
 def fill(
     module: nn.Module,
-    source: Source,
+    files: CheckpointFiles,
     rules: Sequence[Rule],
     *,
     ignore: Iterable[str] = (),
     keep: Iterable[str] = (),
 ) -> None:
-    """Copy `source` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
+    """Copy `files` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
 
-    Parameters on the meta device are made on the CPU first. ignore: patterns of source names that nothing reads. keep:
-    patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
-    Raises UserError as `check` does; the module is then as it was.
+    Parameters on the meta device are made on the CPU first. ignore: patterns of names in the files that nothing reads.
+    keep: patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
+    Raises UserError for quantised weights, and as `check` does; the module is then as it was.
     """
-    check(module, source, rules, ignore=ignore, keep=keep)
+    refuse_quantised_tensors(files, [name for rule in rules for name in rule.sources])
+    check(module, files, rules, ignore=ignore, keep=keep)
     left = [name for name, tensor in _unfilled(module, rules).items() if tensor.is_meta]
     assert not left, f"kept, but on the meta device: {left[:10]}"
     materialise(module)
@@ -73,12 +75,12 @@ def fill(
     with torch.no_grad():
         for rule in rules:
             for part, name in zip(rule.parts(ours[rule.target]), rule.sources, strict=True):
-                part.copy_(source.read(name))
+                part.copy_(files.read(name))
 
 
 def check(
     module: nn.Module,
-    source: Source,
+    files: CheckpointFiles,
     rules: Sequence[Rule],
     *,
     ignore: Iterable[str] = (),
@@ -93,10 +95,10 @@ def check(
     wanted = {
         name: part for rule in rules for name, part in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)
     }
-    read = sorted(name for name in source.names if name in wanted or not _matches(name, ignore))
+    read = sorted(name for name in files.names if name in wanted or not matches(name, ignore))
     expected = {name: tuple(part.shape) for name, part in wanted.items()}
-    if problems := shape_mismatches({name: source.shape(name) for name in read}, expected):
-        raise UserError(f"{source.path}: weights do not fit this model; {problems}")
+    if problems := shape_mismatches({name: files.shape(name) for name in read}, expected):
+        raise UserError(f"{files.path}: weights do not fit this model; {problems}")
 
 
 def export(
@@ -165,7 +167,7 @@ def _check_cover(module: nn.Module, rules: Sequence[Rule], keep: tuple[str, ...]
     unknown = [target for target in targets if target not in ours]
     assert not unknown, f"rules for what the module does not have: {unknown[:10]}"
     assert len({id(ours[target]) for target in targets}) == len(targets), "two rules fill the same tensor"
-    unruled = [name for name in _unfilled(module, rules) if not _matches(name, keep)]
+    unruled = [name for name in _unfilled(module, rules) if not matches(name, keep)]
     assert not unruled, f"no rule fills {unruled[:10]}"
 
 
@@ -175,5 +177,6 @@ def _unfilled(module: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in ours.items() if id(tensor) not in filled}
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether `name` fits one of the `patterns`, in which * stands for anything."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

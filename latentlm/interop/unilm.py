@@ -25,8 +25,9 @@ from ..model.latentlm import LatentLM
 from ..tokenizers.image import PictureTokenizer
 from ..tokenizers.text import TextTokenizer
 from . import diffusers_vae, unilm_vae
+from .checkpoint_files import CheckpointFiles, LoadedTensors, locate, unpickle
 from .mapping import Rule, fill
-from .source import Source, TensorSource, locate, unpickle
+from .quantised import refuse_quantised_config
 from .view import Derived, View
 
 SIZES = {  # width, layers, heads, head layers, mlp_ratio
@@ -113,7 +114,7 @@ def read_config(fields: dict, num_latents: int) -> ModelConfig:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    """For a source seen through `view`. In the order of their parameters, which their EMA's list follows."""
+    """For files seen through `view`. In the order of their parameters, which their EMA's list follows."""
     head = "heads.image"
     result = [
         Rule("embed_latents.image.weight", ("x_embedder.proj.weight",)),
@@ -142,7 +143,7 @@ def rules(config: ModelConfig) -> list[Rule]:
     ]
 
 
-def view(source: Source) -> View:
+def view(files: CheckpointFiles) -> View:
     """1×1 patches as matrices, the class table as rows of our vocabulary; without parallel training's "module."."""
 
     def tokens(table: torch.Tensor) -> torch.Tensor:
@@ -156,7 +157,7 @@ def view(source: Source) -> View:
         TABLE: Derived((TABLE,), tokens),
         NO_HEAD: Derived((TABLE,), lambda table: torch.zeros_like(tokens(table))),
     }
-    return View(source, derived, lambda name: name.removeprefix("module."))
+    return View(files, derived, lambda name: name.removeprefix("module."))
 
 
 def load(path: str | Path, weights: str = "ema") -> Pipeline:
@@ -189,7 +190,9 @@ def _fields(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
-    return read_json(path)
+    fields = read_json(path)
+    refuse_quantised_config(folder, fields)
+    return fields
 
 
 def _other_state(folder: Path) -> dict:
@@ -211,26 +214,26 @@ def _tokenizer(folder: Path, run: Run, std: float, mean: float) -> PictureTokeni
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file (config.json: vae {run.vae!r})")
     loaded = unpickle(path)
-    source = TensorSource.of(path, loaded.get("model", loaded))
+    files = LoadedTensors.of(path, loaded.get("model", loaded))
     if "config" in loaded:
         config = unilm_vae.read_config(loaded["config"], 1 / std)
         if config.image_size != run.image_size:
             raise UserError(f"{path}: its pictures have {config.image_size} pixels, config.json says {run.image_size}")
-        tokenizer: PictureTokenizer = unilm_vae.load_sigma_vae(source, config)
+        tokenizer: PictureTokenizer = unilm_vae.load_sigma_vae(files, config)
     else:
-        tokenizer = diffusers_vae.from_source(source, run.image_size)
+        tokenizer = diffusers_vae.from_source(files, run.image_size)
     tokenizer.latent_mean.fill_(mean)
     tokenizer.latent_std.fill_(std)
     return tokenizer
 
 
-def _raw(folder: Path) -> Source:
+def _raw(folder: Path) -> CheckpointFiles:
     if not (folder / "model.safetensors").is_file() and (folder / DEEPSPEED).is_file():
-        return Source.open(folder / DEEPSPEED)
-    return Source.open(folder)
+        return CheckpointFiles.open(folder / DEEPSPEED)
+    return CheckpointFiles.open(folder)
 
 
-def _average(folder: Path, config: ModelConfig, state: dict) -> Source | None:
+def _average(folder: Path, config: ModelConfig, state: dict) -> CheckpointFiles | None:
     """The EMA's list of tensors under the names of the parameters that it averages."""
     if state.get("ema") is None:
         return None
@@ -238,7 +241,7 @@ def _average(folder: Path, config: ModelConfig, state: dict) -> Source | None:
     names = [name for rule in rules(config) for name in rule.sources if name != NO_HEAD]
     if len(values) != len(names):
         raise UserError(f"{folder / 'other_state.pth'}: {len(values)} averaged tensors, this model has {len(names)}")
-    return TensorSource.of(folder / "other_state.pth", dict(zip(names, values, strict=True)))
+    return LoadedTensors.of(folder / "other_state.pth", dict(zip(names, values, strict=True)))
 
 
 def _ffn(ours: str, theirs: str) -> list[Rule]:

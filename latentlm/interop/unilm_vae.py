@@ -11,8 +11,8 @@ import torch
 from ..config import ImageTokenizerConfig, PosteriorConfig
 from ..errors import UserError
 from ..tokenizers.image import ImageTokenizer
+from .checkpoint_files import CheckpointFiles
 from .mapping import Rule, fill
-from .source import Source
 from .view import Derived, View
 
 ENCODERS = ("beit3-base", "vit-base")
@@ -67,7 +67,7 @@ def read_config(fields: dict, scale: float) -> ImageTokenizerConfig:
 
 
 def rules(config: ImageTokenizerConfig) -> list[Rule]:
-    """For a source seen through `view`."""
+    """For files seen through `view`."""
     result = [
         *_both("to_latent", "encoder_post_processor.dense"),
         *_both("from_latent", "decoder.patch_embed.proj"),
@@ -89,7 +89,7 @@ def rules(config: ImageTokenizerConfig) -> list[Rule]:
     return result
 
 
-def view(source: Source, config: ImageTokenizerConfig) -> View:
+def view(files: CheckpointFiles, config: ImageTokenizerConfig) -> View:
     """Convolutions over patches as matrices, positions without batch, class tokens with theirs, biases with k's."""
     patches = [f"{part}.proj.weight" for part in ("encoder.patch_embed", "encoder.vision_embed", "decoder.patch_embed")]
     derived = {name: Derived((name,), lambda w: w.flatten(1)) for name in patches}
@@ -106,13 +106,13 @@ def view(source: Source, config: ImageTokenizerConfig) -> View:
             biases = (f"{side}.blocks.{i}.attn.q_bias", f"{side}.blocks.{i}.attn.v_bias")
             make = Derived(biases, lambda q, v: torch.cat((q, torch.zeros_like(q), v)))
             derived[f"{side}.blocks.{i}.attn.qkv.bias"] = make
-    return View(source, derived)
+    return View(files, derived)
 
 
-def load_sigma_vae(source: Source, config: ImageTokenizerConfig) -> ImageTokenizer:
+def load_sigma_vae(files: CheckpointFiles, config: ImageTokenizerConfig) -> ImageTokenizer:
     """The tokenizer, not yet calibrated. UserError lists the names that do not fit."""
     tokenizer = ImageTokenizer(config)
-    fill(tokenizer, view(source, config), rules(config), ignore=IGNORE, keep=KEEP)
+    fill(tokenizer, view(files, config), rules(config), ignore=IGNORE, keep=KEEP)
     return tokenizer.eval()
 
 

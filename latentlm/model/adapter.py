@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import UserError
-from ..weights import fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
+from ..weights import check_floats, fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -165,6 +165,7 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         raise UserError(f"{path}: this adapter does not fit the model; {problems}")
     if not layers:
         raise UserError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+    check_floats(path, tensors)
     start = start_of(model)
     if read_note(path) not in (None, start):
         raise UserError(
@@ -180,6 +181,17 @@ def apply(model: LatentLM, folder: str | Path) -> None:
             weights[name].copy_(tensors[name])
     if all(torch.equal(a, b) for a, b in zip(before, _answers(model), strict=True)):
         raise UserError(f"{path}: the adapter changes nothing, the model answers with it as without it")
+
+
+def merge_into(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> None:
+    """Merge the matrices of an adapter into `model`, in place; named as `insert` does, LAYER.lora_A.default.weight."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    suffix = ".lora_A.default.weight"
+    with torch.no_grad():
+        for name in tensors:
+            if layer := name.removesuffix(suffix) if name.endswith(suffix) else "":
+                weight = weights[f"{layer}.weight"]
+                weight.copy_(_merged(weight, tensors[name], tensors[f"{layer}.lora_B.default.weight"], scale))
 
 
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:

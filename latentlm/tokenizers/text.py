@@ -219,8 +219,14 @@ class TextTokenizer:
         backend = _read_backend(Path(path))
         backend.no_padding()
         backend.no_truncation()
-        config = TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special))
-        return cls(config, backend)
+        try:
+            config = TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special))
+        except ValidationError as error:
+            raise UserError(f"{path}: {describe(error, TextTokenizerConfig)}") from None
+        try:
+            return cls(config, backend)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def with_modalities(self, names: Iterable[str]) -> TextTokenizer:
         """The same tokenizer with a <BOD> for each of `names`; new ones are numbered behind all that there are."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import modality_specs, resolve, write_config
+from ..checkpoint import config_folder, modality_specs, resolve, write_config
 from ..config import LatentLMRecipe, SourceConfig, TextTokenizerConfig
 from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
@@ -101,7 +101,13 @@ def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> L
 
 
 def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, folder: Path) -> None:
-    """config.json and tokenizers/ beside the weights."""
+    """Write config.json and tokenizers/ beside the weights."""
+    metadata = {"recipe": recipe.model_dump(mode="json"), "step": trainer.state.step}
+    write_config(folder, run.model, run.tokenizers, metadata)
+
+
+def write_setup(recipe: LatentLMRecipe, run: LatentLMRun, folder: Path) -> None:
+    """Write config.json and tokenizers/, with which `load` reads any step's checkpoint of the run."""
     write_config(folder, run.model, run.tokenizers, {"recipe": recipe.model_dump(mode="json")})
 
 
@@ -203,7 +209,7 @@ def tokenizer_folder(name: str, modality: str) -> Path:
     for candidate in (folder / "model", folder):
         if (candidate / "model.safetensors").is_file() and not (candidate / "tokenizers").is_dir():
             return candidate
-    inside = resolve(name) / "tokenizers" / modality
+    inside = config_folder(resolve(name)) / "tokenizers" / modality
     if not inside.is_dir():
         raise UserError(f"tokenizers.{modality}: {name!r} has no {modality} tokenizer")
     return inside

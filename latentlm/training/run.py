@@ -17,9 +17,11 @@ from pathlib import Path
 from ..config import Recipe, check_divisible, load_recipe, parse_recipe
 from ..config.kinds import KINDS, lookup
 from ..errors import UserError
+from ..run_folder import SETUP
 from .checkpoint import CheckpointError
 from .distributed import World, finish, follow_launcher, launch, start
 from .folder import RECIPE, holds_run, locked_run_folder, write_recipe
+from .objective import Run
 from .trainer import NonFiniteLoss, Trainer
 
 STOPPED = 130
@@ -70,7 +72,7 @@ def _train(recipe: Recipe, folder: Path, world: World, says: bool = False) -> No
     run = lookup(spec.build)(recipe, folder, world)
     loader = lookup(spec.loader)(recipe, run, world)
     export = lookup(spec.export)
-    run.on_start = lambda: write_recipe(folder, recipe)
+    run.on_start = lambda: _begin(recipe, run, folder)
     run.on_export = lambda target: export(recipe, run, trainer, target)
     run.tensorboard = find_spec("tensorboard") is not None
     with closing(loader):
@@ -81,6 +83,13 @@ def _train(recipe: Recipe, folder: Path, world: World, says: bool = False) -> No
     finish(world, 0 if finished else STOPPED)
     if not finished:
         raise ProcessFailed(STOPPED)
+
+
+def _begin(recipe: Recipe, run: Run, folder: Path) -> None:
+    """Write the recipe, and what loading a step needs, into `folder`."""
+    write_recipe(folder, recipe)
+    if setup := KINDS[recipe.kind].setup:
+        lookup(setup)(recipe, run, folder / SETUP)
 
 
 def main(folder: Path, recipe: str | None = None) -> int:

@@ -23,6 +23,7 @@ from ...config import (
     SpeechTokenizerConfig,
     describe,
 )
+from ...config.base import did_you_mean
 from ...errors import UserError
 from ...tokenizers.causal import NORM_EPS
 from ..hf_llm import read_config as read_backbone
@@ -67,6 +68,9 @@ def read_config(fields: Mapping) -> VibeVoice:
 def _transformers(fields: Mapping) -> VibeVoice:
     acoustic, semantic = (_part(fields, name) for name in ("audio_config", "semantic_model_config"))
     backbone, head = _part(fields, "text_config"), _part(fields, "diffusion_head_config")
+    for part, name in ((acoustic, "audio_config"), (semantic, "semantic_model_config")):
+        _refuse_unknown(part, name, TOKENIZER_FIELDS)
+    _refuse_unknown(head, "diffusion_head_config", HEAD_FIELDS)
     width = _count(backbone, "text_config", "hidden_size")
     latent_dim = _count(acoustic, "audio_config", "hidden_size")
     _only(head, "diffusion_head_config", hidden_act="silu", frequency_embedding_size=256, diffusion_max_period=10000)
@@ -107,6 +111,8 @@ def _original(fields: Mapping) -> VibeVoice:
     latent_dim = _count(acoustic, "acoustic_tokenizer_config", "vae_dim")
     name = "diffusion_head_config"
     _only(head, name, diffusion_type="ddpm", hidden_size=width, latent_size=latent_dim)
+    _only(head, name, ddpm_algorithm_type="dpmsolver++")
+    _refuse_unknown(head, name, ORIGINAL_HEAD_FIELDS)
     _among(head, name, "ddpm_beta_schedule", ("cosine", "squaredcos_cap_v2"))
     predictions = {"v_prediction": "v", "epsilon": "epsilon"}
     _among(head, name, "prediction_type", tuple(predictions))
@@ -140,6 +146,36 @@ def _original(fields: Mapping) -> VibeVoice:
 
 
 HEAD = {"norm_weight": True, "condition_norm": False}
+
+TOKENIZER_FIELDS = (
+    *("channels", "hidden_size", "kernel_size", "rms_norm_eps", "num_filters", "downsampling_ratios", "depths"),
+    *("hidden_act", "ffn_expansion", "vae_std"),
+)
+HEAD_FIELDS = (
+    *("hidden_size", "latent_size", "num_hidden_layers", "intermediate_size", "rms_norm_eps", "hidden_act"),
+    *("frequency_embedding_size", "diffusion_max_period", "mlp_bias"),
+)
+ORIGINAL_TOKENIZER_FIELDS = (
+    *("causal", "channels", "conv_bias", "conv_norm", "corpus_normalize", "decoder_depths", "decoder_n_filters"),
+    *("decoder_ratios", "disable_last_norm", "encoder_depths", "encoder_n_filters", "encoder_ratios", "fix_std"),
+    *("layernorm", "layernorm_elementwise_affine", "layernorm_eps", "mixer_layer", "pad_mode", "std_dist_type"),
+    "vae_dim",
+)
+ORIGINAL_HEAD_FIELDS = (
+    *("ddpm_algorithm_type", "ddpm_batch_mul", "ddpm_beta_schedule", "ddpm_num_inference_steps", "ddpm_num_steps"),
+    *("diffusion_type", "head_ffn_ratio", "head_layers", "hidden_size", "latent_size", "prediction_type"),
+    *("rms_norm_eps", "speech_vae_dim"),
+)
+"""The fields of each section that are read or checked here."""
+
+NO_EFFECT = (
+    *("initializer_range", "layer_scale_init_value", "weight_init_value", "model_type", "architectures", "auto_map"),
+    *("dtype", "torch_dtype", "transformers_version", "name_or_path", "torchscript", "use_cache", "return_dict"),
+    *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder", "problem_type"),
+    *("id2label", "label2id"),
+)
+"""Fields of initialisation and bookkeeping, which `transformers` may write into every section. Those that begin with _
+are of this kind too."""
 
 
 def _model(
@@ -186,6 +222,7 @@ def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokeniz
     same |= {"pad_mode": "constant", "disable_last_norm": True, "layernorm": "RMSNorm", "conv_bias": True}
     same |= {"layernorm_elementwise_affine": True}
     _only(fields, name, **same)
+    _refuse_unknown(fields, name, ORIGINAL_TOKENIZER_FIELDS)
     depths = _depths(fields, name, "encoder_depths") or [3, 3, 3, 3, 3, 3, 8]
     ratios = list(fields.get("encoder_ratios") or (8, 5, 5, 4, 2, 2))
     filters = _count(fields, name, "encoder_n_filters", 32)
@@ -208,6 +245,13 @@ def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
         )
     except (ValueError, TypeError):
         raise UserError(f"{part}.{name} {value!r} is not a list of whole numbers") from None
+
+
+def _refuse_unknown(fields: Mapping, name: str, known: tuple[str, ...]) -> None:
+    """UserError for a field of section `name` that might change the computation and is not read here."""
+    for key, value in fields.items():
+        if key not in known and key not in NO_EFFECT and not key.startswith("_"):
+            raise UserError(f"{name}.{key} {value!r} is not supported{did_you_mean(key, known)}")
 
 
 def _part(fields: Mapping, name: str) -> Mapping:

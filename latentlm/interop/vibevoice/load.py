@@ -21,9 +21,9 @@ from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
 from ...tokenizers.speech import SpeechTokenizer
 from ...tokenizers.text import SpecialTokens, TextTokenizer
+from ..checkpoint_files import CheckpointFiles, locate
 from ..hf_llm import HEAD, IGNORE, check_tied
 from ..mapping import fill
-from ..source import Source, locate
 from .configs import VibeVoice, read_config
 from .names import BACKBONE, rules
 
@@ -46,27 +46,27 @@ def load(
     Qwen2.5). Raises UserError, one line: a field that we do not support, weights that do not fit, a file that is
     missing.
     """
-    source, found = open_checkpoint(path)
+    files, found = open_checkpoint(path)
     if found.semantic is None:
-        raise UserError(f"{source.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
-    text = read_text_tokenizer(source.folder, tokenizer, found)
-    scale, bias = read_factors(source, found)
-    found = with_processor(found, source.folder, scale)
+        raise UserError(f"{files.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
+    text = read_text_tokenizer(files.folder, tokenizer, found)
+    scale, bias = read_factors(files, found)
+    found = with_processor(found, files.folder, scale)
     if found.model.transformer.tied_embeddings:
-        check_tied(source, f"{BACKBONE}embed_tokens.weight")
+        check_tied(files, f"{BACKBONE}embed_tokens.weight")
     whole = build(found, scale, bias, dtype)
-    fill(whole, source, rules(found.layout, found.model, found.speech, found.semantic), ignore=unread(found), keep=KEPT)
+    fill(whole, files, rules(found.layout, found.model, found.speech, found.semantic), ignore=unread(found), keep=KEPT)
     whole = whole.eval().to(device)
     return Pipeline(whole["model"], {"text": text, "speech": whole["speech"], "semantic": whole["semantic"]})
 
 
-def open_checkpoint(path: str | Path) -> tuple[Source, VibeVoice]:
+def open_checkpoint(path: str | Path) -> tuple[CheckpointFiles, VibeVoice]:
     """Weights and configuration. UserError names the file."""
-    source = Source.open(locate(path))
+    files = CheckpointFiles.open(locate(path))
     try:
-        return source, read_config(source.config)
+        return files, read_config(files.config)
     except UserError as error:
-        raise UserError(f"{source.folder / 'config.json'}: {error}") from None
+        raise UserError(f"{files.folder / 'config.json'}: {error}") from None
 
 
 def unread(found: VibeVoice) -> tuple[str, ...]:
@@ -115,18 +115,18 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
     return replace(found, speech=found.speech.model_copy(update=heard | {"posterior": posterior}), semantic=semantic)
 
 
-def read_factors(source: Source, found: VibeVoice) -> tuple[float, float]:
+def read_factors(files: CheckpointFiles, found: VibeVoice) -> tuple[float, float]:
     """Scale and bias of the latents. UserError where they are missing or were never fitted."""
     values = []
     for name in (found.layout.scale, found.layout.bias):
-        if name not in source.names:
-            raise UserError(f"{source.path}: {name} is missing")
-        if source.shape(name) not in ((), (1,)):
-            raise UserError(f"{source.path}: {name} has shape {source.shape(name)}, expected one number")
-        values.append(float(source.read(name)))
+        if name not in files.names:
+            raise UserError(f"{files.path}: {name} is missing")
+        if files.shape(name) not in ((), (1,)):
+            raise UserError(f"{files.path}: {name} has shape {files.shape(name)}, expected one number")
+        values.append(float(files.read(name)))
     scale, bias = values
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
-        raise UserError(f"{source.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
+        raise UserError(f"{files.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
     return scale, bias
 
 

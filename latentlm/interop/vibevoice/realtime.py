@@ -53,15 +53,15 @@ class RealtimeParts(nn.Module):
 
 def load_realtime(path: str | Path) -> RealtimeParts:
     """The parts in a folder, or of a hub id, in fp32. UserError, one line, for what does not fit."""
-    source, found = open_checkpoint(path)
+    files, found = open_checkpoint(path)
     if found.num_upper is None:
-        raise UserError(f"{source.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
-    scale, bias = read_factors(source, found)
-    found = with_processor(found, source.folder, scale)
+        raise UserError(f"{files.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
+    scale, bias = read_factors(files, found)
+    found = with_processor(found, files.folder, scale)
     with torch.device("meta"):
         parts = RealtimeParts(found)
     normalise(parts.speech, -bias, 1 / scale)
-    fill(parts, source, realtime_rules(found), ignore=realtime_unread(found), keep=KEPT)
+    fill(parts, files, realtime_rules(found), ignore=realtime_unread(found), keep=KEPT)
     return parts.eval()
 
 
