@@ -29,13 +29,13 @@ from ..checkpoint import (
 from ..config.kinds import lookup
 from ..config.modalities import modality
 from ..data.cache import LatentCache
-from ..data.packing import DocumentEncoder, pack, with_lowercase_conditions
+from ..data.packing import DocumentEncoder, with_lowercase_conditions
 from ..errors import UserError
 from ..hardware import choose_device, choose_dtype
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
-from ..types import IGNORE, Document, GenerationOutput, Text
+from ..types import Document, GenerationOutput, Text
 from ..weights import new_folder, save_weights
 from .active_request import ActiveRequest
 from .answers import AnswerReader, KeptRun, answer, as_segments, check_finite, contents, streamed_run
@@ -43,8 +43,8 @@ from .batch import check_single, say_unread_files, split_prompts
 from .engine import Engine
 from .model_card import write_card
 from .prompts import make_prompt
-from .request import USUAL_LIMIT, Request, check, check_num, check_whole, new_seed, with_defaults
-from .scores import Scores
+from .request import Request, check, check_num, check_whole, latent_limit, new_seed, with_defaults
+from .scores import Scores, score_document
 
 if TYPE_CHECKING:
     from .answers import Piece
@@ -207,18 +207,12 @@ class Pipeline:
             prompt,
             **values,
             max_tokens=request.max_tokens,
-            max_latents=self._latent_limit(request),
+            max_latents=latent_limit(request, self.tokenizers, self.model.config.prompt),
             generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(operator.index(request.seed)),
         )
 
-    def _latent_limit(self, request: Request) -> int | None:
-        if request.max_seconds is not None:
-            return max(1, round(request.max_seconds * self.tokenizers["speech"].rate))
-        return request.max_latents or (None if self.model.config.prompt == "script" else USUAL_LIMIT)
-
     # --------------------------------------------------------------------- score
 
-    @torch.inference_mode()
     def score(self, document: Document | str, seed: int = 0) -> Scores:
         """The negative log-likelihood of a document's text targets, and the losses of its latents.
 
@@ -230,23 +224,9 @@ class Pipeline:
         if not isinstance(document, Document):
             kind = type(document).__name__
             raise UserError(f"score takes a text or a latentlm.Document, which says what is a target, not {kind}")
+        check_whole("seed", seed)
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
-        encoded = self.encoder(cache.resolve(document))
-        limit = self.model.config.transformer.context_length
-        if len(encoded) > limit:
-            raise UserError(f"the document has {len(encoded)} positions, the context is {limit}")
-        dims = {name: m.latent_dim for name, m in self.model.modalities.items()}
-        batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(self.model.embed_tokens.weight.device)
-        sums = self.model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))
-        counts = batch.target_counts()
-        return Scores(
-            text_nats=float(sums["text"]),
-            num_text_tokens=int((batch.text_targets != IGNORE).sum()),
-            num_text_bytes=sum(len(s.text.encode()) for s in document.segments if isinstance(s, Text) and s.loss),
-            end_nats=float(sums["end"]),
-            diffusion={name: float(sums[name]) / counts[name] for name in dims if counts[name]},
-            num_latents={name: counts[name] for name in dims if counts[name]},
-        )
+        return score_document(self.model, self.encoder, cache.resolve(document), operator.index(seed))
 
 
 def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[], FeatureStream]]:

@@ -9,9 +9,9 @@ import math
 import numbers
 import operator
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import SamplingConfig
 from ..config.base import did_you_mean
@@ -66,6 +66,16 @@ def with_defaults(request: Request, own: SamplingConfig) -> Request:
         solver=own.solver if request.solver is None else request.solver,
         seed=new_seed() if request.seed is None else request.seed,
     )
+
+
+def latent_limit(request: Request, tokenizers: Mapping[str, Any], layout: str) -> int | None:
+    """The most latents of a span that the model ends itself; None is all that the context holds.
+
+    layout: `prompt` of the model's config.
+    """
+    if request.max_seconds is not None:
+        return max(1, round(request.max_seconds * tokenizers["speech"].rate))
+    return request.max_latents or (None if layout == "script" else USUAL_LIMIT)
 
 
 def new_seed() -> int:

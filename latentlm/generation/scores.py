@@ -10,7 +10,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..types import Document, Text
+import torch
+
+from ..data.packing import DocumentEncoder, pack
+from ..errors import UserError
+from ..model.latentlm import LatentLM
+from ..types import IGNORE, Document, Text
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,27 @@ class Scores:
     @property
     def bits_per_byte(self) -> float:
         return self.text_nats / (math.log(2) * max(1, self.num_text_bytes))
+
+
+@torch.inference_mode()
+def score_document(model: LatentLM, encoder: DocumentEncoder, document: Document, seed: int) -> Scores:
+    """The scores of a document whose media are latents. UserError if it is longer than the context."""
+    encoded = encoder(document)
+    limit = model.config.transformer.context_length
+    if len(encoded) > limit:
+        raise UserError(f"the document has {len(encoded)} positions, the context is {limit}")
+    dims = {name: spec.latent_dim for name, spec in model.modalities.items()}
+    batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(model.embed_tokens.weight.device)
+    sums = model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))
+    counts = batch.target_counts()
+    return Scores(
+        text_nats=float(sums["text"]),
+        num_text_tokens=int((batch.text_targets != IGNORE).sum()),
+        num_text_bytes=sum(len(s.text.encode()) for s in document.segments if isinstance(s, Text) and s.loss),
+        end_nats=float(sums["end"]),
+        diffusion={name: float(sums[name]) / counts[name] for name in dims if counts[name]},
+        num_latents={name: counts[name] for name in dims if counts[name]},
+    )
 
 
 def is_plain(document: Document) -> bool:

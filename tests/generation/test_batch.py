@@ -108,7 +108,7 @@ def test_no_seed_is_a_new_one_each_time(pipeline):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"seed": 1.5}, "^seed must be a whole number, got 1.5"),
         ({"seed": "1"}, "seed must be a whole number, got '1'"),
         ({"num": 2.0}, "num must be a whole number, got 2.0"),
         ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
@@ -165,3 +165,8 @@ def test_a_model_is_loaded_as_the_command_line_loads_it(given, monkeypatch):
 def test_an_unknown_dtype_is_named():
     with pytest.raises(UserError, match=r"unknown dtype 'fp8' \(known: auto, fp32, bf16\)"):
         latentlm.load("tiny", dtype="fp8")
+
+
+def test_a_score_has_a_whole_seed_too(pipeline):
+    with pytest.raises(UserError, match=r"^seed must be a whole number, got 1.5$"):
+        pipeline.score("a", seed=1.5)
