@@ -74,13 +74,16 @@ class TokenizersConfig(Config):
 
     text: TextTokenizerConfig = TextTokenizerConfig()
 
-    @model_validator(mode="after")
-    def _known(self):
-        for name in self.__pydantic_extra__:
-            known = ("text", *tokenizer_names())
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, fields: Any) -> Any:
+        known = ("text", *tokenizer_names())
+        for name in fields if isinstance(fields, dict) else ():
             if name not in known:
-                raise UserError(f"unknown key {name!r}{did_you_mean(name, known)}")
-        return self
+                of_text = name in TextTokenizerConfig.model_fields
+                hint = f", did you mean 'text.{name}'?" if of_text else did_you_mean(name, known)
+                raise UserError(f"unknown key {name!r}{hint}")
+        return fields
 
     def folder(self, name: str) -> str | None:
         """What is named for a modality or a second tokenizer; None where nothing is."""

@@ -62,6 +62,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     the text tokenizer. A model that is asked by scripts learns from documents that are laid out alike. What the model
     begins with is the same in every process.
     """
+    if recipe.training.adapter:
+        adapter.require_peft()
     start = load(recipe.model.start, device=world.device) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
     layout = (start.model.config if start else recipe.model).prompt

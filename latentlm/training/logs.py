@@ -49,7 +49,7 @@ class TrainLog:
         self.steps, self.minutes = steps, minutes
         self.path, self.figures_path = folder / "train.jsonl", folder / HELD_OUT
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise UserError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
+            raise UserError("tensorboard is not installed: pip install tensorboard")
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
