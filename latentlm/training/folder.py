@@ -6,7 +6,7 @@ Place in the flow: 5, below `run.py` and the demo, which ask here before they wr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ..config import Recipe
+from ..config import Recipe, SourceConfig
 from ..errors import UserError
 from ..weights import write_text
 from .checkpoint import Checkpoints
@@ -75,6 +75,26 @@ def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
     if path is not None:
         record = TrainerState.parse(path, checkpoints.record(path))
         replace(record, identity={key: record.identity.get(key) for key in identity}).check(path, identity)
+
+
+def check_sources(folder: Path, fingerprints: Sequence[str | None], sources: Sequence[SourceConfig]) -> None:
+    """Raise UserError, naming the source, if the last checkpoint in `folder` was trained on other documents.
+
+    A checkpoint of an older release has no fingerprints, and is accepted.
+    """
+    checkpoints = Checkpoints(folder, keep=1, world=World())
+    path = checkpoints.latest()
+    then = checkpoints.record(path)["identity"].get("data.sources") if path else None
+    if then is None:
+        return
+    if len(then) != len(sources):
+        raise UserError(f"{path}: was trained on {len(then)} data sources, this run has {len(sources)}; cannot resume")
+    for source, before, now in zip(sources, then, fingerprints, strict=True):
+        if before != now:
+            raise UserError(
+                f"{path}: was trained on other documents of data source {source.label!r}, which has changed or is "
+                "another one; cannot resume"
+            )
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
