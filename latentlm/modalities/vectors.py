@@ -114,10 +114,12 @@ def save(vectors: np.ndarray, path: str | Path) -> None:
 class VectorTokenizerConfig(Config):
     """Only a scale per channel; the posterior has no noise."""
 
-    kind: Literal["vectors"] = "vectors"
-    latent_dim: Count
-    per_channel: bool = Field(True, description="normalise each channel by itself instead of one scalar")
-    posterior: PosteriorConfig = PosteriorConfig(kind="none", weight=0.0)
+    kind: Literal["vectors"] = Field("vectors", description="vectors: an identity with a scale")
+    latent_dim: Count = Field(description="channels per vector")
+    per_channel: bool = Field(
+        True, description="whether each channel has its own mean and scale; false: one for all channels"
+    )
+    posterior: PosteriorConfig = Field(PosteriorConfig(kind="none", weight=0.0), description="none: the vector itself")
 
 
 class VectorTokenizer(Tokenizer):

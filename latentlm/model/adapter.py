@@ -59,14 +59,19 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         weights[name].requires_grad_(False)
 
 
+def require_peft() -> None:
+    """Raise UserError, which says how to install it, where peft is missing."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("training.adapter needs peft, which is not installed: pip install peft")
+
+
 def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
     """Insert a new adapter into `model`, in place; afterwards only it and the modules in `config.full` train.
 
     base: the name of the model, which is saved with the adapter. Needs peft. Raises UserError for targets that are no
     linear layers or are in `config.full` too, and for the text head, whose rows the model also reads one by one.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("training.adapter needs peft: pip install 'latentlm[finetune]'")
+    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]

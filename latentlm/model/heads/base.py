@@ -53,6 +53,8 @@ class Head(nn.Module, ABC):
 
     latent_dim: int
     unit: ClassVar[str]
+    passes_per_latent: int = 1
+    """Forward passes of the head per latent in a training step."""
 
     @abstractmethod
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:

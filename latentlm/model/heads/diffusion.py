@@ -30,7 +30,7 @@ class DiffusionHead(DiffusionNetwork, Head):
     def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig, diffusion: DiffusionConfig):
         super().__init__(condition_width, latent_dim, config)
         self.process = DiffusionProcess.from_config(diffusion)
-        self.timesteps_per_latent = diffusion.timesteps_per_latent
+        self.timesteps_per_latent = self.passes_per_latent = diffusion.timesteps_per_latent
 
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over latents of the mean squared error over their K noisy copies and their channels."""
