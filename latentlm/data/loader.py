@@ -17,6 +17,7 @@ import torch
 
 from ..config import DataConfig, check_divisible
 from ..errors import UserError
+from ..tokenizers.base import collate_media
 from ..types import Document, MediaBatch, PackedBatch
 from .packing import DocumentEncoder, Packer
 
@@ -238,11 +239,3 @@ class MediaLoader(Streams):
             for _ in range(steps * self.batch_size):
                 mixture.take(mixture.peek()[0])
         self.step += steps
-
-
-def collate_media(examples: Sequence[torch.Tensor], seed: int = 0) -> MediaBatch:
-    """Tensors (..., S) that differ at most in their last dimension, zero-padded to the longest."""
-    lengths = torch.tensor([example.shape[-1] for example in examples])
-    longest = int(lengths.max())
-    media = torch.stack([torch.nn.functional.pad(example, (0, longest - example.shape[-1])) for example in examples])
-    return MediaBatch(media, lengths, seed)
