@@ -32,8 +32,8 @@ def import_figures(repeats: int) -> list[Figure]:
     ]
 
 
-def printed_seconds(code: str) -> float:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def printed_seconds(code: str, environment: dict[str, str] | None = None) -> float:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout)
 
 
@@ -51,9 +51,9 @@ def cold_generate_figure(model: str, repeats: int) -> Figure:
     return Figure("generate.cold_seconds", what, median(runs), "s", "< 5", detail)
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: list[str], environment: dict[str, str] | None = None) -> None:
     """Raises RuntimeError with the command's last line where it fails."""
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise RuntimeError(f"{arguments[1:]}: exit code {done.returncode}: {' '.join(last)}")

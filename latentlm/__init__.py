@@ -4,6 +4,8 @@ The public names, nothing else. They arrive on first use, so that `import latent
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from .modalities.speech import Speech
     from .modalities.vectors import Vectors
     from .types import Document, Text
+
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    # Read when torch loads its OpenMP: threads that wait yield their core soon instead of spinning against whoever else
+    # is at work (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "UserError", "Vectors", "__version__", "load"]

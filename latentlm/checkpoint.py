@@ -1,7 +1,8 @@
-"""The folder of a model: config, weights and tokenizers, complete in one place, without pickle.
+"""The folder of a model: config, weights and tokenizers, self-contained and without pickle.
 
-Place in the flow: beside the model; training writes what is here, `latentlm.load` (generation/pipeline.py) reads it.
+Place in the flow: beside the model; training writes such folders, `latentlm.load` (generation/pipeline.py) reads them.
     config.json   model.safetensors   ema.safetensors (optional)   tokenizers/{text,image,speech,…}/
+A run that has not ended has no such folder yet: its latest checkpoint is read instead (`run_folder.py`).
 """
 
 from __future__ import annotations
@@ -13,55 +14,96 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from .config import FORMAT_VERSION, ModelConfig, describe
+from .config import FORMAT_VERSION, ModelConfig, describe, read_json
 from .config.kinds import TrainSpec, spec_of_folder
 from .config.modalities import modality, modality_names, tokenizer_names
-from .errors import UserError
+from .errors import UserError, notice
 from .hub import from_hub, is_hub_id
+from .model.adapter import merge_into, start_of
 from .model.latentlm import LatentLM, ModalitySpec
+from .run_folder import CHECKPOINTS, MODEL, SETUP, complete_steps, is_step, read_state, state_shapes, step_of
 from .tokenizers.load import load_tokenizer
 from .tokenizers.text import TextTokenizer, read_config
-from .weights import load_weights, save_weights, write_text
+from .weights import load_weights, save_weights, shape_mismatches, write_text
 
 PACKAGED = resources.files("latentlm") / "pretrained"
 
 
 def resolve(name: str | Path) -> Path:
-    """The local folder of a checkpoint: a path, a packaged name, or a hub id (fetched by huggingface_hub).
+    """The local folder of a model: `name` is a packaged model, a path, or a hub id (then downloaded).
 
-    Raises UserError where there is none, and for an empty name, which as a path would be the working directory.
+    A packaged name wins over a folder of that name in the working directory, with a Notice; "./tiny" or a Path is the
+    folder. Of a run's folder it is the exported model, or the latest checkpoint where the run has gone on since. Raises
+    UserError where there is none, and for an empty name.
     """
     if not str(name).strip():
         raise UserError("the name of the model is empty")
     folder = Path(name)
+    packaged = packaged_models()
+    if str(name) in packaged and (isinstance(name, str) or not folder.is_dir()):
+        if folder.is_dir():
+            notice(f"{name!r} is the packaged model; write ./{name} for the folder {name} that is here")
+        return packaged[str(name)]
     if folder.is_dir():
-        return latest_export(folder)
-    packaged = Path(str(PACKAGED / str(name)))
-    if "/" not in str(name) and packaged.is_dir():
-        return packaged
+        return newest(folder)
     if not is_hub_id(name):
-        known = sorted(entry.name for entry in PACKAGED.iterdir()) if PACKAGED.is_dir() else []
-        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {', '.join(known) or 'none'})")
+        known = ", ".join(packaged) or "none"
+        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {known})")
     return from_hub(str(name))
 
 
-def latest_export(folder: Path) -> Path:
-    """`folder` itself, or the exported model inside a run's folder."""
-    if (folder / "config.json").is_file():
+def packaged_models() -> dict[str, Path]:
+    """The folders of the models that come with the package, by name."""
+    found = sorted(PACKAGED.iterdir(), key=lambda entry: entry.name) if PACKAGED.is_dir() else []
+    return {entry.name: Path(str(entry)) for entry in found if entry.is_dir()}
+
+
+def newest(folder: Path) -> Path:
+    """The newest model in `folder`: itself, a run's exported model, or the latest step of a run that has gone on since.
+
+    Raises UserError where there is none, and for a run that has no checkpoint yet or none that can be loaded.
+    """
+    if (folder / "config.json").is_file() or is_step(folder):
+        config_folder(folder)
         return folder
-    if (folder / "model" / "config.json").is_file():
-        return folder / "model"
+    steps = complete_steps(folder / CHECKPOINTS)
+    exported, has_setup = folder / MODEL, (folder / SETUP / "config.json").is_file()
+    if (exported / "config.json").is_file():
+        done = read_config(exported / "config.json").get("metadata", {}).get("step", -1)
+        return steps[-1] if steps and has_setup and step_of(steps[-1]) > done else exported
+    if steps:
+        config_folder(steps[-1])
+        return steps[-1]
+    if has_setup:
+        raise UserError(f"{folder}: a run without a checkpoint yet; it writes one every training.save_every steps")
     raise UserError(f"{folder}: not a checkpoint directory, it has no config.json")
 
 
+def config_folder(folder: Path) -> Path:
+    """The folder with config.json and tokenizers/ of a model that `resolve` found: itself, or for a step its run's.
+
+    Raises UserError for a step of a run that has neither setup/ nor model/.
+    """
+    if not is_step(folder):
+        return folder
+    run = folder.absolute().parent.parent
+    for name in (SETUP, MODEL):
+        if (run / name / "config.json").is_file():
+            return run / name
+    raise UserError(
+        f"{folder}: a checkpoint of a run without {SETUP}/, whose steps cannot be loaded (a tokenizer, which is "
+        f"calibrated at the end, or a run of an older release); the end of the run writes {run / MODEL}"
+    )
+
+
 def kind_of(folder: Path) -> TrainSpec:
-    """The kind of what `folder` holds, by its config.json. UserError for a config.json of no kind that there is."""
-    path = folder / "config.json"
+    """The kind of what `folder` holds, by its config.json. UserError for an unknown kind."""
+    path = config_folder(folder) / "config.json"
     return spec_of_folder(read_config(path).get("kind"), str(path))
 
 
 def load_tokenizers(folder: Path) -> dict:
-    """All tokenizers under `folder`, by modality."""
+    """All tokenizers in `folder` (text/, image/, …) by modality."""
     tokenizers: dict = {"text": TextTokenizer.load(folder / "text")}
     for name in tokenizer_names():
         if (folder / name).is_dir():
@@ -70,7 +112,7 @@ def load_tokenizers(folder: Path) -> dict:
 
 
 def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
-    """What the model has to know about its continuous tokenizers."""
+    """The shape of each modality that has a tokenizer in `tokenizers`."""
     specs = {}
     for name in modality_names():
         if name in tokenizers:
@@ -81,8 +123,8 @@ def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
 
 
 def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
-    """An unfilled model as config.json describes it."""
-    path = folder / "config.json"
+    """A new model by config.json, without its weights. Raises UserError, one line, that names the key."""
+    path = config_folder(folder) / "config.json"
     fields = read_config(path)
     for key in ("model", "modalities"):
         if key not in fields:
@@ -108,16 +150,62 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
 
 
 def fill(model: LatentLM, folder: Path, weights: str) -> None:
-    """Read the weights of a model: "ema", the average or, where the folder has none, the raw ones; or "raw"."""
+    """Read the weights of a model from `folder`, or from a step of a run.
+
+    weights: "ema", the averaged ones (the raw ones where there is no average), or "raw".
+    """
+    if is_step(folder):
+        fill_from_step(model, folder, weights)
+        return
     averaged = folder / "ema.safetensors"
     load_weights(averaged if weights == "ema" and averaged.is_file() else folder / "model.safetensors", model)
 
 
+def fill_from_step(model: LatentLM, step: Path, weights: str) -> None:
+    """Read the weights of a model from a step's checkpoint of a run; a notice says which step it is.
+
+    Weights that do not train are not in it: they come from the model that the run began with, and an adapter is merged.
+    Raises UserError where the checkpoint is of another model, damaged, or of a frozen backbone.
+    """
+    shapes = state_shapes(step)
+    prefix = "ema." if weights == "ema" and any(name.startswith("ema.") for name in shapes) else "model."
+    names = {name.partition(".")[2] for name in shapes if name.startswith(("model.", "ema."))}
+    stored = {name: f"{prefix}{name}" if f"{prefix}{name}" in shapes else f"model.{name}" for name in names}
+    tensors = {name: torch.empty(shapes[key]) for name, key in stored.items()}
+    identity = read_json(step / "trainer.json").get("identity", {})
+    own = model.state_dict(keep_vars=True)
+    trained = {id(own[name]) for name in names if name in own}
+    if any(id(value) not in trained for value in own.values()):
+        _fill_start(model, step, identity)
+    expected = {name: tuple(own[name].shape) for name in names & own.keys()}
+    adapters = {name for name in names if ".lora_" in name}
+    if problems := shape_mismatches({name: shapes[stored[name]] for name in names - adapters}, expected):
+        raise UserError(f"{step}: weights do not fit this model; {problems}")
+    read_state(step, {stored[name]: value for name, value in tensors.items()})
+    with torch.no_grad():
+        for name in expected:
+            own[name].copy_(tensors[name])
+    if adapters:
+        settings = identity["training.adapter"]
+        merge_into(model, {name: tensors[name] for name in adapters}, settings["alpha"] / settings["rank"])
+    notice(f"{step.absolute().parent.parent}: loaded step {step_of(step)}, the checkpoint {step.name} of the run")
+
+
+def _fill_start(model: LatentLM, step: Path, identity: dict) -> None:
+    """Read the weights that a run began with. UserError where it did not begin with a model, or that has changed."""
+    name = read_metadata(step).get("recipe", {}).get("model", {}).get("start")
+    if name is None:
+        raise UserError(f"{step}: holds only the weights that train; load the run when its end has written {MODEL}/")
+    fill(model, resolve(name), "ema")
+    if start_of(model) != identity.get("model.start"):
+        raise UserError(f"{step}: the run began with {name}, whose weights have changed since")
+
+
 def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
-    """UserError for a tokenizer that the model needs and is not there, or whose latents are not the model's."""
+    """Raise UserError for a tokenizer that the model needs and that is missing or has latents of another shape."""
     found = modality_specs(tokenizers)
     for name, wanted in model.modalities.items():
-        path = folder / "tokenizers" / name
+        path = config_folder(folder) / "tokenizers" / name
         if name not in found:
             raise UserError(f"{path}: no such tokenizer, and the model has {name}")
         for key in ("latent_dim", "num_latents"):
@@ -127,7 +215,10 @@ def check_tokenizers(folder: Path, model: LatentLM, tokenizers: dict) -> None:
 
 
 def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict | None = None) -> None:
-    """config.json and tokenizers/ beside the weights, which the caller writes."""
+    """Write config.json and tokenizers/ into `folder`; the caller writes the weights.
+
+    metadata: JSON values about how the model was made (recipe, steps).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     fields = {
         "format_version": FORMAT_VERSION,
@@ -143,18 +234,17 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
 
 
 def read_metadata(folder: str | Path) -> dict:
-    """What training wrote about a checkpoint: recipe, steps, data."""
-    return read_config(resolve(folder) / "config.json").get("metadata", {})
+    """The metadata in config.json of the model that `folder` names as in `resolve`: recipe, steps."""
+    return read_config(config_folder(resolve(folder)) / "config.json").get("metadata", {})
 
 
 def shrink(source: str | Path, target: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Copy a model's folder with the averaged weights alone, in `dtype`: half the size, for a package or a download.
+    """Copy a model to the folder `target` with its averaged weights alone, in `dtype`: half the size in bfloat16.
 
-    It makes what is packaged: recipes/tiny.yaml has the command. `latentlm.load` computes in the dtype it is asked for.
-    Raises UserError as `latentlm.load`.
+    Packaged models are made this way: recipes/tiny.yaml has the command. Raises UserError as `latentlm.load`.
     """
     folder, target = resolve(source), Path(target)
-    tokenizers = load_tokenizers(folder / "tokenizers")
+    tokenizers = load_tokenizers(config_folder(folder) / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     fill(model, folder, "ema")
     write_config(target, model, tokenizers, read_metadata(source))

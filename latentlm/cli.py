@@ -1,24 +1,25 @@
-"""The command line: the commands of `commands/` under one name, and what happens when something goes wrong.
+"""The command line: registers the commands of `commands/`, runs one, and turns errors into exit codes.
 
-Place in the flow: on top of everything; a command parses, calls and prints, and imports what it needs when it runs.
-What the user can mend (a UserError, a file that cannot be read or written, a full disk) is one line on stderr and exit
-code 2. A closed pipe (`| head`) ends the command without a word. Any other exception is a bug: it keeps its traceback
-and exits with code 1.
+Place in the flow: on top of everything. A command parses, calls and prints; it imports heavy libraries when it runs.
+
+    0    success
+    1    a bug: the exception keeps its traceback
+    2    what the user can mend, one line on stderr: a UserError, a wrong option, a file that cannot be read or written
+    130  Ctrl-C
+    141  the reader of a pipe has gone (`| head`); no message
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from cyclopts import App, CycloptsError
 
 from . import __version__
+from .commands.arguments import explain, prepared
 from .commands.convert import convert
 from .commands.data import app as data
 from .commands.encode import encode
@@ -26,8 +27,9 @@ from .commands.evaluate import evaluate
 from .commands.examples import examples
 from .commands.generate import generate
 from .commands.merge import merge
+from .commands.push import push
 from .commands.train import demo, train
-from .errors import Notice, UserError
+from .errors import UserError, notices_as_lines
 
 app = App(
     name="latentlm",
@@ -37,7 +39,7 @@ app = App(
         "latentlm demo",
         "latentlm COMMAND --help",
     ),
-    help_format="plaintext",
+    help_format="markdown",
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
@@ -77,6 +79,7 @@ app.command(
         "latentlm generate tiny apple.png --to text",
         'latentlm generate tiny "blue circle" --to image --num 4 --out circle.png',
         'latentlm generate tiny "seven" --to speech --adapter runs/mine --out seven.wav',
+        "echo 'red apple' | latentlm generate tiny - --to image --out apple.png",
         'latentlm generate runs/demo picture.png "how many shapes are there? " --to text',
         "latentlm generate MODEL talk.txt --to speech --voice 1=anna.wav --voice 2=ben.wav --out talk.wav",
     ),
@@ -107,28 +110,37 @@ app.command(
         "latentlm convert runs/mine/model mine-hf --from latentlm --to hf-llm",
     ),
 )
+app.command(
+    push,
+    sort_key=7,
+    help_epilogue=examples(
+        "latentlm push runs/mine OWNER/mine --private",
+        "latentlm push merged OWNER/mine --evaluation mine.json",
+    ),
+)
 app.command(data)
 
 
 PIPE_CLOSED = 141
-"""Exit code of a command whose reader has gone, as the shell gives it: 128 + SIGPIPE."""
+"""Exit code if the reader of the output has gone, as shells give it: 128 + SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command of `arguments` (default: of this process); ends by SystemExit unless all went well."""
+    """Run the command in `arguments` (default: those of this process); raises SystemExit if it fails."""
+    words = prepared(sys.argv[1:] if arguments is None else arguments)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", Notice)
-            warnings.showwarning = partial(_show, warnings.showwarning)
-            app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+        with notices_as_lines():
+            app(words, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()
-    except (CycloptsError, UserError) as error:
+    except CycloptsError as error:
+        _fail(explain(error, words))
+    except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
         _give_up_output()
         sys.exit(PIPE_CLOSED)
     except OSError as error:
-        if error.errno is None:  # no answer of the system's: raised by a library, or by a mistake of ours
+        if error.errno is None:  # not from the operating system: a bug
             raise
         _give_up_output()
         where = "" if error.filename is None else f"{error.filename}: "
@@ -138,20 +150,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _give_up_output() -> None:
-    """What stdout does not take goes nowhere: the interpreter would try once more at its end."""
+    """Discard what stdout still holds: the interpreter would try to write it again when it exits."""
     try:
         sys.stdout.flush()
     except OSError:
-        with suppress(OSError, ValueError):  # not a file of the system's
+        with suppress(OSError, ValueError):  # stdout is not a file of the operating system
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _show(show: Callable, message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """A Notice as one line; any other warning as Python shows it."""
-    if issubclass(category, Notice):
-        print(f"latentlm: {message}", file=sys.stderr)
-    else:
-        show(message, category, *place)
 
 
 def _fail(message: str) -> None:

@@ -80,21 +80,38 @@ def prefers_mkl() -> bool:
     return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
-def set_threads(requested: int | None = None, processes: int = 1) -> int:
-    """Set torch's CPU threads per process, and return how many: `requested`, else OMP_NUM_THREADS where it is set, else
-    the free cores divided by the `processes` on this machine. UserError for fewer than 1."""
+PARAMETERS_PER_THREAD = 2_000_000
+"""Fewer than this per thread, and threads wait for each other longer than they compute."""
+
+
+def set_threads(requested: int | None = None, *, processes: int = 1, parameters: int | None = None) -> int:
+    """Set torch's CPU threads of this process, and return how many.
+
+    requested: this many. Without it OMP_NUM_THREADS, where that is set; else the free cores divided by the `processes`
+    on this machine, but at most one thread per PARAMETERS_PER_THREAD of a model of `parameters`.
+    Raises UserError for fewer than 1.
+    """
     if requested is not None and requested < 1:
         raise UserError(f"threads must be at least 1, got {requested}")
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    chosen = requested or (int(given) if given.isdecimal() and int(given) else max(1, free_cores() // processes))
-    torch.set_num_threads(chosen)
-    return chosen
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    chosen = requested or (int(given) if given.isdecimal() else free_cores() // processes)
+    if requested is None and not given and parameters is not None:
+        chosen = min(chosen, round(parameters / PARAMETERS_PER_THREAD))
+    torch.set_num_threads(max(1, chosen))
+    return max(1, chosen)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(_cores())
 
 
 def free_cores(seconds: float = 0.1) -> int:
-    """How many of this process's cores are idle now, at least 1: measured over `seconds` from /proc/stat on Linux; all
-    cores elsewhere."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    """Cores that this process may use and that are idle now, at least 1.
+
+    Measured over `seconds` from /proc/stat on Linux; elsewhere all cores count as idle.
+    """
+    cores = _cores()
     before = _idle_ticks(cores)
     if before is None:
         return len(cores)
@@ -103,7 +120,11 @@ def free_cores(seconds: float = 0.1) -> int:
     return min(len(cores), max(1, round(idle)))
 
 
-def _idle_ticks(cores) -> int | None:
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _idle_ticks(cores: set[int]) -> int | None:
     """Clock ticks that `cores` were idle since the machine started; None where the system does not say."""
     try:
         with open("/proc/stat", encoding="ascii") as file:

@@ -1,6 +1,6 @@
 """The records that cross module borders: latents, documents, modalities, packed batches.
 
-Place in the flow: every room of the package speaks in these records; what they compute is a draw from a posterior.
+Place in the flow: every room of the package imports these records. The only computation is a draw from a posterior.
 Legend: `B` rows, `T` positions in a row, `N` latents, `C` latent channels.
 """
 
@@ -27,11 +27,11 @@ IGNORE = -100
 class Latents:
     """The posterior of one image or utterance in model space (normalised by its tokenizer: about zero mean, unit std).
 
-    `mean` (N, C). How a latent is drawn from it (PAPER §1.7):
+    mean (N, C); std and posterior say how a latent z is drawn (PAPER §1.7):
       posterior "sigma":   z = mean + n·std·ε, one n ~ N(0, 1) for the whole example; std = C_σ, a scalar tensor
       posterior "learned": z = mean + std·ε, std (N, C)
       posterior "none":    z = mean
-    features (N, F): what the modality's second tokenizer reads from the same media, where it has one.
+    features (N, F): of the same medium by the modality's second tokenizer, where it has one.
     """
 
     mean: Tensor
@@ -47,16 +47,21 @@ class Latents:
         return replace(self, mean=self.mean.to(device), std=self.std.to(device), features=features)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A draw z (N, C) from the posterior; the generator must be on the device of `mean`."""
+        """A draw z (N, C) from the posterior. The generator must be on the device of `mean`."""
         return draw([self], generator)[1]
 
 
 _LEVEL = {"sigma": (1.0, 0.0), "learned": (0.0, 1.0), "none": (0.0, 0.0)}
-"""(a, b) by posterior: an example's noise is a·n + b standard deviations strong, n ~ N(0, 1)."""
+"""(a, b) by posterior: the noise of an example has a level of a·n + b standard deviations, n ~ N(0, 1)."""
+
+
+def perturb(mean: Tensor, level: Tensor | float, std: Tensor, noise: Tensor) -> Tensor:
+    """z = mean + level·std·ε: a draw from a posterior, for noise ε ~ N(0, I)."""
+    return mean + level * std * noise
 
 
 def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The means of `latents`, one after the other, and a draw z from the posterior of each: (sum of N, C) both."""
+    """The means of all `latents` in one tensor, and a draw z from the posterior of each: both (sum of N, C)."""
     means = torch.cat([each.mean for each in latents])
     stds = torch.cat([each.std.expand_as(each.mean) for each in latents])
     noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
@@ -64,46 +69,79 @@ def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -
     a, b = torch.tensor([_LEVEL[each.posterior] for each in latents], dtype=means.dtype).to(means.device).unbind(1)
     sizes = torch.tensor([len(each) for each in latents]).to(means.device)
     levels = (a * n + b).repeat_interleave(sizes, output_size=len(means))[:, None]
-    return means, means + levels * stds * noise
+    return means, perturb(means, levels, stds, noise)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One run of a single modality. A `condition` segment may be dropped for guidance; `loss` says it is a target.
+    """A part of a document, of one modality.
 
-    Classes of continuous modalities (`modalities/`) have a field `content`: a medium, or its `Latents`.
+    condition   given, not wanted; with the recipe's `condition_dropout` it is left out, so that guidance works
+    loss        whether it is a target of training; by default the opposite of `condition`, as in manifests
     """
 
     modality: ClassVar[str]
 
     condition: bool = False
-    loss: bool = True
+    loss: bool | None = None
+
+    def __post_init__(self):
+        if self.loss is None:
+            object.__setattr__(self, "loss", not self.condition)
 
 
 @dataclass(frozen=True)
 class Text(Segment):
+    """Text as it stands; nothing is put between it and its neighbours. UserError for what is no string."""
+
     text: str
     modality = "text"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.text, str):
+            raise UserError(f"Text takes a string, not {type(self.text).__name__}")
+
+
+@dataclass(frozen=True)
+class MediaSegment(Segment):
+    """A segment of a continuous modality (`modalities/`). Its content is a medium or its `Latents`; a path is read.
+
+    Raises UserError for content of another type, and for a file that cannot be read.
+    """
+
+    content: Any
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.content, Latents):
+            object.__setattr__(self, "content", self.medium(self.content))
+
+    @staticmethod
+    def medium(content: Any) -> Any:
+        """`content` as a medium of this modality, read from its file where it is a path. Raises UserError."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Modality:
-    """A continuous modality, everything that is particular to it. One file of `modalities/` each holds one.
+    """All that is particular to one continuous modality. Each file of `modalities/` defines one.
 
     name            key in manifests, recipes and requests, and of its special token <BOD:name>
     segment         its `Segment` class: segment(content), content a medium or its `Latents`
     tokenizers      kind in a tokenizer's config.json -> (config class, Tokenizer class)
-    suffixes        of the files that `load` reads; `written`: of those that `save` writes, the recommended one first
-    load, save      a medium from a path, a medium to a path; UserError, one line, names the path
-    decode          a medium from the bytes of such a file; the error begins with the given name
-    is_medium       whether an object is a medium of this modality: how a prompt's parts are told apart
-    describe        the size of a medium in words, "32×32" or "1.20 s"
-    show            a medium as a page shows it: a PIL image, or an Audio
-    digest          the bytes that tell one medium from another
-    length          how long a medium is, in seconds or steps; of a fixed grid any constant
-    ends_itself     True: the text head ends a span (<EOD>). False: a span has as many latents as its grid
-    second          name of the second tokenizer that it may have: features of the same media (PAPER §6)
-    from_data       a calibrated tokenizer made from the training media; None: tokenizers are trained by a recipe
+    suffixes        of the files that `load` reads
+    written         suffixes of the files that `save` writes, the recommended one first
+    load, save      read a medium from a path, write one to a path; a UserError names the path
+    decode          reads a medium from the bytes of a file; a UserError begins with the given name
+    is_medium       whether an object is a medium of this modality; tells the parts of a prompt apart
+    describe        the size of a medium in words: "32×32" or "1.20 s"
+    show            a medium as an HTML page shows it: a PIL image, or an Audio
+    digest          bytes that differ between different media; latent caches hash them
+    length          length of a medium in seconds or steps; any constant where all have the same number of latents
+    ends_itself     True: the text head ends a span with <EOD>. False: every span has as many latents as the grid
+    second          name of the second tokenizer that it may have, which gives features of the same media (PAPER §6)
+    from_data       makes a calibrated tokenizer from the training media; None: tokenizers are trained by a recipe
     """
 
     name: str
@@ -126,9 +164,9 @@ class Modality:
 
 @dataclass(frozen=True)
 class Document:
-    """An ordered list of segments. Every task is one: prompt = the first segments, answer = those that follow.
+    """An ordered list of segments. Every task is a document: the prompt comes first, the answer follows.
 
-    Raises UserError for what is no list of segments, and an empty one.
+    Raises UserError for anything but a list or tuple of segments, and for an empty one.
     """
 
     segments: tuple[Segment, ...]
@@ -150,7 +188,7 @@ class Document:
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """`tensor` on `device`; from pinned memory without waiting for the copy."""
+    """`tensor` on `device`. A copy from pinned memory is asynchronous."""
     pinned = torch.device(device).type == "cuda" and not tensor.is_cuda and tensor.is_pinned()
     return tensor.to(device, non_blocking=pinned)
 
@@ -159,9 +197,12 @@ def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 class LatentSpans:
     """All latents of one modality in a packed batch.
 
-    values (N, C) the sampled latents, means (N, C) their posterior means; index (N,) the flat position (row·T + column)
-    at which each is an *input*. The hidden state that predicts it sits at index - 1 (the previous latent, or <BOD>).
-    target (N,) bool: has a loss. features (M, F) are added to the input at feature_index (M,); None: there are none.
+    values (N, C)        sampled latents
+    means (N, C)         their posterior means
+    index (N,)           flat position (row·T + column) at which each is an *input*; the hidden state that predicts it
+                         is at index - 1 (the previous latent, or <BOD>)
+    target (N,) bool     whether it has a loss
+    features (M, F)      added to the input at feature_index (M,); None without a second tokenizer
     """
 
     values: Tensor
@@ -191,9 +232,9 @@ class PackedBatch:
     documents (B, T)     document id within the row, -1 for padding: attention never crosses documents
     spans (B, T)         id of the span whose latent is the input here, -1 elsewhere; no two spans share an id
     text_targets (B, T)  next token, IGNORE where none
-    end_targets (B, T)   in variable-length spans: 1 where <EOD> follows, 0 where the span goes on, IGNORE elsewhere
+    end_targets (B, T)   in spans of variable length: 1 where <EOD> follows, 0 where the span goes on; IGNORE elsewhere
     latents              spans by modality
-    seed                 of the noise and timesteps of this micro-batch: equal on one process and on many
+    seed                 of the noise and timesteps of this micro-batch; it does not depend on the number of processes
     """
 
     ids: Tensor
@@ -206,7 +247,7 @@ class PackedBatch:
     seed: int = 0
 
     def target_counts(self) -> dict[str, int]:
-        """How many targets each named loss has here; the trainer sums these over ranks and accumulation."""
+        """The number of targets of each named loss; the trainer sums them over processes and micro-batches."""
         counts = {
             "text": int((self.text_targets != IGNORE).sum()),
             "end": int((self.end_targets != IGNORE).sum()),
@@ -222,7 +263,7 @@ class PackedBatch:
         return self._each(lambda tensor: _moved(tensor, device), latents)
 
     def pin_memory(self) -> PackedBatch:
-        """The same batch in pinned memory, from which a GPU copies while it computes."""
+        """The same batch in pinned memory, which a GPU can copy asynchronously."""
         return self._each(Tensor.pin_memory, {name: span.pin_memory() for name, span in self.latents.items()})
 
     def _each(self, change: Callable[[Tensor], Tensor], latents: dict[str, LatentSpans]) -> PackedBatch:
@@ -232,8 +273,11 @@ class PackedBatch:
 
 @dataclass
 class MediaBatch:
-    """Media for tokenizer training. media: images (B, 3, H, W), waveforms (B, 1, S) or vectors (B, N, C), the last two
-    padded with zeros at the end; lengths (B,) valid samples or vectors of each (for images: B times H·W, unused)."""
+    """Media as a tokenizer's networks read them.
+
+    media     images (B, 3, H, W), waveforms (B, 1, S) or vectors (B, N, C); the last two are zero-padded at the end
+    lengths   (B,) valid samples or vectors of each; not used for images
+    """
 
     media: Tensor
     lengths: Tensor
@@ -255,10 +299,10 @@ class MediaBatch:
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """What one request produced: `segments` in order, with decoded media, and why it stopped.
+    """The answer to one request: its `segments` in order, with decoded media, and why it ended.
 
-    finish_reason: "stop" (the model ended by itself), "length" (a limit was reached), or "diverged" (what the model
-    computed was no longer finite: the answer is what came before; the rest of a picture has latents of zero).
+    finish_reason: "stop" (the model ended it), "length" (a limit was reached), or "diverged" (the model's numbers were
+    no longer finite: the answer ends before them, and latents that a picture still lacks are zero).
     """
 
     segments: tuple[Segment, ...]

@@ -1,6 +1,6 @@
-"""Safetensors in and out, written atomically and matched key by key. No pickle on this path.
+"""Safetensors files: written atomically, matched key by key when read. No pickle.
 
-Place in the flow: below tokenizers and model, which both keep their weights this way.
+Place in the flow: below tokenizers and model, which both store their weights this way.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +23,16 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes in which weights are read. Integers and fp8 are refused: they are of no use without their scales."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`: written to in the body, then synced and renamed to `path`.
+    """Context manager: a temporary path beside `path`, which the body writes and which then is synced and renamed.
 
-    Whatever goes wrong, `path` is as it was and nothing else remains. OSErrors, and those that safetensors hides in an
-    error of its own, are raised as OSErrors that name `path`. The suffix is kept, as it may choose the format.
+    Where the body raises, `path` is as before and the temporary file is removed. OSErrors, and those that safetensors
+    wraps in its own error, are raised as OSErrors that name `path`. The suffix is kept, as it may choose the format.
     """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
@@ -45,10 +50,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def attach_path_to_oserror(path: Path) -> Iterator[None]:
-    """Context manager: a disk that refuses is an OSError that names a file, its own or `path` where it has none.
+def new_folder(target: Path) -> Iterator[Path]:
+    """Context manager: a temporary folder that is renamed to `target` on exit, or removed where the body raises.
 
-    Python names the file that cannot be opened, but not the one that cannot be written to.
+    Raises UserError where `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"{target}: exists already; name a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # temporary folders are for their owner alone
+        os.replace(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def attach_path_to_oserror(path: Path) -> Iterator[None]:
+    """Context manager: OSErrors of the body that name no file name `path`; safetensors' errors become OSErrors.
+
+    Python names a file that cannot be opened, but not one that cannot be written to.
     """
     try:
         yield
@@ -61,7 +84,7 @@ def attach_path_to_oserror(path: Path) -> Iterator[None]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """UTF-8, whole or not at all. Raises OSError naming `path` where it cannot be written."""
+    """Write `text` to `path` as UTF-8, atomically. Raises OSError naming `path` where it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -71,10 +94,9 @@ def save_weights(
 ) -> None:
     """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones.
 
-    Raises OSError naming `path` where it cannot be written, on a full disk for one.
-
-    note: kept in the file's header, in place of the format's name; `read_note` gives it. The same weights are the same
-    bytes, so the header has one entry: safetensors writes several in an order that changes from run to run.
+    note: a string for the file's header, which `read_note` returns. It replaces the entry "format", because safetensors
+    writes several entries in an order that changes between runs, and equal weights shall be equal bytes.
+    Raises OSError naming `path` where it cannot be written, for instance on a full disk.
     """
     cast: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -90,18 +112,28 @@ def save_weights(
 def load_weights(path: str | Path, module: nn.Module) -> None:
     """Copy the weights of `path` into `module`, cast to its dtypes.
 
-    Raises UserError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts.
+    Raises UserError, one line, naming the file and the first ten missing, extra and misshaped keys with their counts,
+    or a tensor of integers or fp8 where the module has floats.
     """
     loaded = read_weights(path)
     expected = module.state_dict()
     shapes = ({name: tuple(value.shape) for name, value in tensors.items()} for tensors in (loaded, expected))
     if problems := shape_mismatches(*shapes):
         raise UserError(f"{path}: weights do not fit this model; {problems}")
+    check_floats(path, {name: loaded[name] for name, value in expected.items() if value.is_floating_point()})
     module.load_state_dict(loaded)
 
 
+def check_floats(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """UserError, naming the file and the first tensor, where any of `tensors` has another dtype than FLOATS."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name} is {dtype}; quantised weights are not supported")
+
+
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file by name; UserError where there is none or it cannot be read."""
+    """The tensors of a safetensors file by name. Raises UserError where it is missing or cannot be read."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
@@ -112,13 +144,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_note(path: str | Path) -> str | None:
-    """The note in the header of a safetensors file that `read_weights` has read, None where there is none."""
+    """The note in the header of a safetensors file, None where there is none."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("note")
 
 
 def shape_mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """How shapes by name differ, in one line: ten names missing, extra and misshaped and their counts; "" if not."""
+    """The differences of shapes by name in one line: the counts and first ten names missing, extra and misshaped.
+
+    An empty string where there are none.
+    """
     problems = {
         "missing": [name for name in expected if name not in found],
         "extra": [name for name in found if name not in expected],

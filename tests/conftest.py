@@ -6,11 +6,13 @@ docs/testing.md says how to run them.
 import os
 import random
 import resource
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `load` takes a GPU where there is one; the tests compare results of the CPU
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import torch
 from margins import Figure
 from small import small_model, small_tokenizers
 
+from latentlm.errors import Notice
 from latentlm.generation.pipeline import Pipeline
 from latentlm.model.latentlm import LatentLM
 
@@ -111,16 +114,18 @@ def _threads():
 
 
 @pytest.fixture
-def notices(caplog, monkeypatch) -> Callable[[], list[str]]:
-    """Returns what was said of sound since the last call, as if nothing had been said before in this process."""
-    monkeypatch.setattr("latentlm.media.sound._named", {})
+def notices(monkeypatch) -> Iterator[Callable[[], list[str]]]:
+    """Returns the notices given since the last call, as if none had been given before in this process."""
+    monkeypatch.setattr("latentlm.media.remarks._named", {})
 
     def since() -> list[str]:
-        said = [record.getMessage() for record in caplog.records if record.name == "latentlm"]
-        caplog.clear()
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, Notice)]
+        caught.clear()
         return said
 
-    return since
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Notice)
+        yield since
 
 
 @pytest.fixture

@@ -143,6 +143,7 @@ def test_a_tree_without_an_engine_is_an_error(tmp_path):
         generation_speed.main(f"--against {tmp_path} --batch 1 --pairs 1 --smoke".split())
 
 
+@pytest.mark.filterwarnings("ignore:the script has 4 speakers")
 def test_long_speech_is_measured_as_it_grows(tmp_path, capsys):
     out = tmp_path / "long_form.json"
     assert long_form.main(["--minutes", "0.02", "0.1", "--out", str(out)]) == 0

@@ -1,8 +1,11 @@
 """What cannot work is refused when a recipe is read, in one line that names the key."""
 
+from typing import get_args
+
 import pytest
 
 from latentlm.config import (
+    Config,
     DiffusionHeadConfig,
     MixtureHeadConfig,
     ModelConfig,
@@ -10,6 +13,8 @@ from latentlm.config import (
     load_recipe,
     parse_recipe,
 )
+from latentlm.config.kinds import KINDS
+from latentlm.config.modalities import tokenizer_kinds
 
 
 @pytest.mark.parametrize(
@@ -174,3 +179,47 @@ def test_a_source_is_one_place_with_the_keys_that_go_with_it(source, said):
     with pytest.raises(RecipeError) as error:
         parse_recipe({"kind": "latentlm", "data": {"sources": [source]}})
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "known"),
+    [
+        ("demo", "training.schedule", "'training.optimizer.schedule'"),
+        ("demo", "training.learning_rate", "'training.optimizer.learning_rate'"),
+        ("demo", "training.learning_rat", "'training.optimizer.learning_rate'"),
+        ("demo", "training.rows", "'data.rows'"),
+        ("demo", "data.weight", "'data.sources.0.weight'"),
+        ("demo", "data.sources.1.sequence_length", "'data.sequence_length'"),
+        ("demo", "steps", "'model.sampling.steps' or 'training.steps'"),
+        ("demo", "model.width", "'model.transformer.width' or 'model.head.width'"),
+        ("demo", "data.batch_sise", None),
+        ("demo", "tokenizers.vocab_size", "'text.vocab_size'"),
+        ("tiny_image", "tokenizer.c_sigma", "'tokenizer.posterior.c_sigma'"),
+        ("tiny_image", "training.batch_size", "'data.batch_size'"),
+        ("tiny_image", "training.log_evry", "'log_every'"),
+    ],
+)
+def test_a_key_of_another_section_is_found(recipe, key, known):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(recipe, {key: 1})
+    said = f", did you mean {known}?" if known else " (known: sources, sequence_length"
+    assert said in str(error.value)
+
+
+def test_every_key_of_every_recipe_says_what_it_is():
+    models, todo = [], [spec.config for spec in KINDS.values()] + [config for config, _ in tokenizer_kinds().values()]
+    while todo:
+        model = todo.pop()
+        if model not in models:
+            models.append(model)
+            todo += [section for field in model.model_fields.values() for section in sections(field.annotation)]
+    silent = [f"{m.__name__}.{name}" for m in models for name, field in m.model_fields.items() if not field.description]
+    assert silent == []
+    assert len(models) > 15
+
+
+def sections(annotation):
+    """The configurations that occur in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [section for member in get_args(annotation) for section in sections(member)]

@@ -1,16 +1,21 @@
 """What is asked of the machine."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from latentlm.hardware import choose_device, choose_dtype, prefers_mkl
+from latentlm import UserError, hardware
+from latentlm.hardware import choose_device, choose_dtype, free_cores, num_cores, prefers_mkl, set_threads
 
 
 @pytest.mark.parametrize(
     ("name", "home"),
     [("AMD EPYC", False), ("Intel(R) Xeon(R) Processor", True), ("QEMU Virtual CPU", True), (None, True)],
 )
-def test_mkl_is_at_home_on_all_but_amds_cpus(name, home, monkeypatch):
+def test_mkl_is_preferred_on_all_but_amds_cpus(name, home, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {} if name is None else {"cpu_name": name})
     assert prefers_mkl() is home
 
@@ -80,3 +85,72 @@ def test_bf16_is_chosen_on_gpus_that_multiply_it(gpus, monkeypatch, bf16, name, 
     assert choose_dtype(name, device) == chosen
     with pytest.raises(ValueError, match=r"unknown dtype 'fp8' \(known: auto, fp32, bf16\)"):
         choose_dtype("fp8", device)
+
+
+@pytest.fixture
+def own_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "chosen"),
+    [
+        ("", {}, 8),
+        ("", {"processes": 2}, 4),
+        ("", {"processes": 16}, 1),
+        ("", {"parameters": 7_100_000}, 4),
+        ("", {"parameters": 100}, 1),
+        ("", {"parameters": 10**9}, 8),
+        ("", {"requested": 3, "parameters": 100}, 3),
+        ("2", {"parameters": 100}, 2),
+        ("2,1", {}, 2),
+        ("2", {"requested": 5}, 5),
+    ],
+)
+def test_threads_are_those_asked_for_or_the_free_cores(monkeypatch, own_threads, variable, arguments, chosen):
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(hardware, "free_cores", lambda: 8)
+    assert set_threads(**arguments) == chosen == torch.get_num_threads()
+
+
+def test_no_threads_are_refused():
+    with pytest.raises(UserError, match="threads must be at least 1, got 0"):
+        set_threads(0)
+
+
+def test_idle_cores_are_those_whose_ticks_go_on(monkeypatch):
+    """/proc/stat of a machine with 4 cores, of which this process may use 3 and one of those is busy."""
+    monkeypatch.setattr(hardware, "_cores", lambda: {0, 1, 3})
+    monkeypatch.setattr(hardware.time, "sleep", lambda seconds: None)
+    stat = "cpu 0 0 0 {total}\ncpu0 9 9 9 {a} 0\ncpu1 9 9 9 {b} 0\ncpu2 9 9 9 {c} 0\ncpu3 9 9 9 {d} 0\nintr 1\n"
+    second = os.sysconf("SC_CLK_TCK")
+    texts = iter([{"a": 5, "b": 7, "c": 1, "d": 2}, {"a": 5 + second, "b": 7, "c": 1 + second, "d": 2 + second}])
+
+    class File(list):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    lines = lambda: File(stat.format(total=0, **next(texts)).splitlines())  # noqa: E731
+    monkeypatch.setattr("builtins.open", lambda *_, **__: lines())
+    assert free_cores(1.0) == 2
+
+
+def test_where_the_system_does_not_say_all_cores_are_free(monkeypatch):
+    monkeypatch.setattr(hardware, "_idle_ticks", lambda cores: None)
+    assert free_cores() == num_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000 1"), ({"GOMP_SPINCOUNT": "7"}, "7 1"), ({"OMP_WAIT_POLICY": "active"}, "None None")],
+)
+def test_importing_the_package_lets_waiting_threads_yield_unless_told_otherwise(given, expected):
+    code = "import os, latentlm; print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('KMP_BLOCKTIME'))"
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=own | given)
+    assert done.stdout.strip() == expected

@@ -54,7 +54,7 @@ def test_sound_is_brought_to_the_cpu():
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-def test_sound_goes_to_a_file_and_comes_back(tmp_path, name):
+def test_sound_goes_to_a_file_and_comes_back(tmp_path, name, notices):
     Audio(np.sin(np.arange(800.0)) * 0.5, 8000).save(tmp_path / name)
     audio = Audio.load(tmp_path / name)
     assert (audio.sample_rate, audio.name, audio.seconds) == (8000, str(tmp_path / name), 0.1)

@@ -1,12 +1,11 @@
-"""Where answers go: files that are fit for them and known before anything is loaded, or the terminal.
+"""The files that answers are written to, chosen and checked before the model is loaded, and how they are written.
 
-Place in the flow: on top, the last part of `generate.py`; `speak.py` writes speech, as it is made.
+Place in the flow: on top, the last part of `generate.py`; `speak.py` writes speech while it is made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,24 +18,29 @@ if TYPE_CHECKING:
     from ..types import GenerationOutput, Segment
 
 
-def places(out: Path | None, to: str, num: int) -> list[Path | None]:
-    """Where each of `num` answers goes: `out`, or for more than one apple-0.png, apple-1.png, …; None is the terminal.
+USUAL_SUFFIXES = {"image": ".png", "speech": ".wav", "vectors": ".npy"}
+"""For the example in a message. The registry of modalities says the same, but importing it loads torch."""
 
-    Raises UserError where a result does not fit there, and for a folder that holds something.
-    """
-    written = {each.name: each.written for each in modalities()}
+
+def check_out(out: Path | None, to: str, num: int) -> None:
+    """UserError for fewer than one answer, and for a missing --out; loads nothing."""
     if num < 1:
         raise UserError(f"--num must be at least 1, got {num}")
     if out is None and to == "auto":
         raise UserError("--to auto needs a folder to write: --out answer")
-    if out is None and to in written:
-        raise UserError(f"--to {to} needs a file to write: --out answer{written[to][0]}")
+    if out is None and to != "text":
+        raise UserError(f"--to {to} needs a file to write: --out answer{USUAL_SUFFIXES.get(to, '')}")
+
+
+def places(out: Path | None, to: str, num: int) -> list[Path | None]:
+    """The file of each of `num` answers: `out`, or several as apple-0.png, apple-1.png, …; None is the terminal.
+
+    Raises UserError for a name whose suffix belongs to another kind of result, and for a folder that is not empty.
+    """
+    check_out(out, to, num)
     if out is None:
         return [None] * num
-    if to in written and out.suffix.lower() not in written[to]:
-        raise UserError(f"--out {out}: a result of --to {to} ends in {', '.join(written[to])}")
-    if to == "auto" and out.suffix.lower() in (".txt", *chain.from_iterable(written.values())):
-        raise UserError(f"--out {out}: a result of --to auto is a folder of files")
+    _check_suffix(out, to)
     found = [out] if num == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(num)]
     for place in found if to == "auto" else ():
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
@@ -45,10 +49,22 @@ def places(out: Path | None, to: str, num: int) -> list[Path | None]:
     return found
 
 
-def write(output: GenerationOutput, request: Request, out: Path | None) -> None:
-    """One answer into `out`, or a text to the terminal; what a user should know of how it ended goes to stderr.
+def _check_suffix(out: Path, to: str) -> None:
+    suffix = out.suffix.lower()
+    written = {each.name: each.written for each in modalities()}
+    if to in written and suffix not in written[to]:
+        raise UserError(f"--out {out}: a result of --to {to} ends in {', '.join(written[to])}")
+    owner = next((each.name for each in modalities() if suffix in (*each.suffixes, *each.written)), None)
+    if to == "auto" and (owner or suffix == ".txt"):
+        raise UserError(f"--out {out}: a result of --to auto is a folder of files")
+    if to == "text" and owner:
+        raise UserError(f"--out {out}: {suffix} is for {owner}; a result of --to text goes into a text, as answer.txt")
 
-    Raises UserError, with nothing written, where the model diverged, and for a medium of which there is nothing.
+
+def write(output: GenerationOutput, request: Request, out: Path | None) -> None:
+    """Write one answer to `out`, or print it if it is text; says on stderr if it is empty or was cut off.
+
+    Raises UserError, and writes nothing, if the model diverged or if a medium has no content.
     """
     from ..generation.answers import check_finite
 
@@ -91,7 +107,7 @@ def _write_one(segments: Sequence[Segment], out: Path | None) -> None:
     from ..generation.answers import joined
 
     made, *others = segments
-    if others:  # several spans of one modality, where an answer goes on until the end of the document
+    if others:  # several spans of one modality: a model with stop_at "eos" goes on to the end of the document
         made = type(made)(joined([segment.content for segment in segments]))
     if out is None:
         print(made.text)
@@ -101,7 +117,7 @@ def _write_one(segments: Sequence[Segment], out: Path | None) -> None:
 
 
 def _write_all(segments: Sequence[Segment], folder: Path) -> None:
-    """0.txt, 1.png, 2.wav, … in the order of the answer; the terminal gets its text, and the files in their places."""
+    """Write 0.txt, 1.png, 2.wav, … in the order of the answer; prints its text, with each medium as [image: FILE]."""
     shown = []
     for number, segment in enumerate(segments):
         folder.mkdir(exist_ok=True)

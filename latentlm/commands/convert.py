@@ -1,4 +1,4 @@
-"""`latentlm convert`: checkpoints of other projects into ours, and language models back."""
+"""`latentlm convert`: checkpoints of other projects to ours, and language models back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def convert(
     calibrate: Annotated[str | None, Parameter(group=TOKENIZERS)] = None,
     tokenizer: Annotated[str | None, Parameter(group=TOKENIZERS)] = None,
 ) -> None:
-    """Turn the checkpoint of another project into one of ours; docs/interop.md says what each format needs.
+    """Convert a checkpoint of another project to one of latentlm; docs/interop.md says what each format needs.
+
+    Weights are written in the dtype that most of the values have. Quantised weights (integers, fp8) are refused.
 
     Parameters
     ----------
@@ -32,15 +34,15 @@ def convert(
     target
         New folder for the result.
     format
-        What the source is.
+        Format of the source.
     to
-        What to make of it: a checkpoint of ours, or a language model for transformers.
+        Format of the result: a model of latentlm, or a language model for transformers.
     image_size
-        Side of the pictures that an image tokenizer reads, instead of what its files say.
+        Width and height in pixels of the pictures that an image tokenizer reads; default: what its files say.
     calibrate
-        Measure the latents of an image tokenizer on these pictures: an embedded source, or a JSONL manifest.
+        Pictures on which to measure the scale of an image tokenizer's latents: an embedded source or a JSONL manifest.
     tokenizer
-        The tokenizer.json of the text of a VibeVoice checkpoint that has none: Qwen2.5's.
+        Text tokenizer (tokenizer.json of Qwen2.5) for a VibeVoice checkpoint that has none.
     """
     from ..interop.convert import Conversion
     from ..interop.convert import convert as run

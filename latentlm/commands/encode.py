@@ -120,13 +120,13 @@ def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tup
 
 def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:
     """Modality -> folder, of models and single tokenizers. UserError for two of one modality."""
-    from ..checkpoint import resolve
+    from ..checkpoint import config_folder, resolve
     from ..config.modalities import tokenizer_names
     from ..tokenizers.load import load_tokenizer
 
     found: dict[str, str] = {}
     for name in names:
-        folder = resolve(name)
+        folder = config_folder(resolve(name))
         if (folder / "tokenizers").is_dir():
             inside = {reader: folder / "tokenizers" / reader for reader in tokenizer_names()}
             new = {reader: path for reader, path in inside.items() if path.is_dir()}

@@ -1,4 +1,4 @@
-"""`latentlm evaluate`: any checkpoint, the same figures."""
+"""`latentlm evaluate`: figures of a model or a tokenizer, as JSON or as a page."""
 
 from __future__ import annotations
 
@@ -25,53 +25,57 @@ def evaluate(
     manifest: Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)] = (),
     only: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
     guidance: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)] = (),
-    steps: int = 20,
+    steps: int | None = None,
     solver: str | None = None,
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     seed: int = 0,
     raw: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    threads: int | None = None,
     device: str = "auto",
     dtype: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
-    """Measure a model or a tokenizer on held-out data; every figure comes with its protocol and its reference.
+    """Measure a model or a tokenizer on held-out data; each figure has its protocol and a reference.
 
-    A model on the embedded sources that it was trained on, and on what its recipe holds out; a tokenizer by
-    what it loses of the embedded media, or those of a manifest.
+    A model: on the embedded sources that it was trained on, and on the documents that its recipe holds out. Pictures of
+    class words are judged by a classifier trained on the spot, speech by a recogniser. A tokenizer: by its
+    reconstruction of embedded media, or of those of a manifest.
 
     Parameters
     ----------
     model
         Checkpoint folder, run folder (of a tokenizer too), hub id, or the packaged model "tiny".
     out
-        File to write: .json for one flat object of figures, .html for a page with the samples.
+        File to write: .json for one flat object of figures, .html for a page with samples.
     manifest
-        Documents of your own that it was not trained on (JSONL), and nothing else; may be given several times.
+        JSONL file of your own documents that the model was not trained on; only these are measured. May be repeated.
     only
-        Only this part, whatever it was trained on: digits, emoji, shapes, speech, text, reconstruction or documents;
-        may be given several times.
+        Measure only this part, whether the model was trained on it or not: digits, emoji, shapes, speech, text,
+        reconstruction or documents. May be repeated.
     guidance
-        A scale for all parts, or that of one as in digits=1.5; may be given several times. Digits 1, emoji 2, shapes 2,
-        speech 1.5, documents the model's own unless given.
+        Guidance scale of all parts, or of one part as in digits=1.5. May be repeated. By default digits 1, emoji 2,
+        shapes 2, speech 1.5, documents the model's own.
     steps
-        Of the solver, a latent.
+        Solver steps per latent, for models with a diffusion head; 20 by default.
     solver
-        dpm++2m, dpm++2m-logsnr, ddim, euler or heun. The model's own unless given.
+        dpm++2m, dpm++2m-logsnr, ddim, euler or heun, for models with a diffusion head; the model's own by default.
     quick
-        Fewer samples: to see that it runs.
+        Take fewer samples, for a quick check; the figures are noisy.
     seed
-        Of all noise.
+        Seed of all noise.
     raw
-        Take the weights as trained, not their average.
+        Use the weights as trained instead of their average.
+    threads
+        CPU threads; by default as many as there are free cores.
     device
         auto, cpu, cuda or cuda:N; auto is a GPU where torch sees one.
     dtype
-        Of the model; auto is bf16 on a GPU that multiplies it, else fp32.
+        Number format of the model; auto is bf16 on a GPU that has it, else fp32.
     """
     if out.suffix not in (".json", ".html"):
         raise UserError(f"--out {out}: a report ends in .json or .html")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder, write a file's name")
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, got {steps}")
     if abs(seed) >= 10**12:
         raise UserError(f"--seed must have at most 12 digits, got {seed}")
@@ -82,12 +86,13 @@ def evaluate(
     from ..checkpoint import kind_of, resolve
     from ..config.kinds import lookup
     from ..evaluation.folder import Wish
-    from ..hardware import choose_device
+    from ..hardware import choose_device, set_threads
 
+    set_threads(threads)
     folder, place = resolve(model), choose_device(device)
     spec = kind_of(folder)
     if spec.evaluate is None:
-        raise UserError(f"{folder}: nothing is measured of a {spec.kind}")
+        raise UserError(f"{folder}: there is no evaluation for a {spec.kind}")
     wish = Wish(
         name=model,
         folder=folder,
@@ -107,7 +112,8 @@ def evaluate(
 
 
 def _write(report: Report, out: Path) -> None:
-    """The file, and every figure and remark on the terminal."""
+    """Write the report to `out`, and print its figures and notes."""
+    from ..evaluation.formatting import line
     from ..evaluation.page import render_page
     from ..weights import write_text
 
@@ -116,15 +122,15 @@ def _write(report: Report, out: Path) -> None:
         report.save_json(out)
     else:
         write_text(out, render_page(report))
-    for name, figure in sorted(report.figures.items()):
-        print(f"{name:36} {figure.value:.4g}")
+    for _, figure in sorted(report.figures.items()):
+        print(line(figure))
     for note in report.notes:
         print(note)
     print(out)
 
 
 def _scales(items: Sequence[str]) -> dict[str, float]:
-    """Guidance by task, the later over the earlier: "digits=1.5" is of one task, a bare number of all."""
+    """Guidance scales by part: "digits=1.5" sets one, a bare number all; later items replace earlier ones."""
     from ..evaluation.protocol import GUIDANCE
 
     scales: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""`latentlm merge`: a model and an adapter into one model, loaded and served like any other."""
+"""`latentlm merge`: a model and a LoRA adapter become one model, which loads like any other."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ def merge(model: str, adapter: Path, /, *, out: Path) -> None:
     out
         Folder for the merged model.
     """
+    import torch
+
     from .. import load
-    from ..checkpoint import read_metadata, write_config
-    from ..weights import save_weights
 
     if out.exists():
         raise UserError(f"--out {out}: is already there")
-    pipeline = load(model, adapter=adapter)
-    write_config(out, pipeline.model, pipeline.tokenizers, read_metadata(model) | {"adapter": str(adapter)})
-    save_weights(out / "model.safetensors", pipeline.model.state_dict())
-    print(out)
+    pipeline = load(model, adapter=adapter, device="cpu", dtype=torch.float32)
+    pipeline.metadata["adapter"] = str(adapter)
+    print(pipeline.save(out))

@@ -1,6 +1,6 @@
-"""Speech on the command line: voices by speaker in, a file that grows while the model speaks out.
+"""Speech on the command line: reads the clips of voices, and writes speech into its file while it is made.
 
-Place in the flow: on top, the half of `generate.py` that deals with sound.
+Place in the flow: on top, used by `generate.py`.
 """
 
 from __future__ import annotations
@@ -21,38 +21,43 @@ if TYPE_CHECKING:
 
 
 def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
-    """`1=a.wav` as speaker and sound; a path alone, which may hold a = itself, as that of speaker "".
+    """The clips in `--voice` arguments by speaker: of `1=a.wav` under "1", of a path alone under "".
 
-    Raises UserError for a second voice of one speaker, a file that cannot be read, and silence.
+    A path alone may hold a = itself. Raises UserError for a second voice of one speaker, however its name is spelled,
+    for a file that cannot be read, and for silence.
     """
-    from ..media.sound import load_audio
+    from ..data.speaker_labels import speaker_key, speaker_name
+    from ..generation.prompts import read_voice
 
     found: dict[str, Audio] = {}
+    keys: set[str] = set()
     for item in items:
         name, equals, path = item.partition("=")
         if not equals or Path(item).is_file():
             name, path = "", item
-        if name in found:
+        name = speaker_name(name)
+        if speaker_key(name) in keys:
             whose = f"speaker {name} has a voice already" if name else "whose voice is it? write --voice 1=clip.wav"
             raise UserError(f"--voice {item}: {whose}")
-        clip = load_audio(path)
-        if not clip.samples.any():
-            raise UserError(f"{path}: the clip is silent")
-        found[name.strip()] = clip
+        keys.add(speaker_key(name))
+        found[name] = read_voice(path)
     return found
 
 
-def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | None) -> None:
-    """Write the speech of `request` to `out` as it is made. What was made stays, whatever ends it.
+def speak(pipeline: Pipeline, request: Request, out: Path) -> None:
+    """Write the speech of `request` to `out` while it is made; if it is interrupted, the file keeps what was made.
 
-    Raises UserError where the model diverges, and where it ends before its first sound; then there is no file.
+    Raises UserError if the model diverges, and if it ends before its first sound; then no file is written.
     """
     from ..generation.answers import DIVERGED
     from ..media.recording import Recording
 
+    speech = pipeline.tokenizers.get("speech")
+    latent = 1 / speech.rate if speech else 0.0  # seconds; `stream` refuses a model without speech
+    limit = request.max_seconds if request.max_latents is None else request.max_latents * latent
     with Recording(out) as recording:
         try:
-            with _bar(max_seconds) as show:
+            with _bar(limit) as show:
                 reason = _record(pipeline.stream(request), recording, show)
         except KeyboardInterrupt:
             say(f"stopped; {out} holds {recording.seconds:.1f} s" if recording.seconds else "stopped; nothing written")
@@ -63,15 +68,15 @@ def speak(pipeline: Pipeline, request: Request, out: Path, max_seconds: float | 
     if not recording.seconds:
         raise UserError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
     if reason == "length":
-        latent = 1 / pipeline.tokenizers["speech"].rate
-        asked = max_seconds is not None and recording.seconds > max_seconds - latent
-        cause = "--max-seconds" if asked else "the longest that this model can say"
+        option = "--max-seconds" if request.max_latents is None else "--max-latents"
+        asked = limit is not None and recording.seconds > limit - latent
+        cause = option if asked else "the longest that this model can say"
         say(f"{out}: cut after {recording.seconds:.1f} s by {cause}, before the speech ended by itself")
     print(out)
 
 
 def _record(pieces: Generator[Audio, None, str], recording: Recording, show: Callable[[float], None]) -> str:
-    """All pieces into the recording; returns the finish reason."""
+    """Append all pieces to the recording; returns the finish reason."""
     while True:
         try:
             piece = next(pieces)
@@ -83,7 +88,7 @@ def _record(pieces: Generator[Audio, None, str], recording: Recording, show: Cal
 
 @contextmanager
 def _bar(limit: float | None) -> Iterator[Callable[[float], None]]:
-    """A progress bar in seconds of audio on a terminal; its end is the limit, which speech need not reach."""
+    """A progress bar in seconds of audio, up to `limit`; nothing if stderr is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -99,5 +104,5 @@ def _bar(limit: float | None) -> Iterator[Callable[[float], None]]:
 
 
 def say(message: str) -> None:
-    """A line to the user, beside the result."""
+    """Print a line on stderr."""
     print(f"latentlm: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`latentlm demo` and `latentlm train`: recipes into models."""
+"""`latentlm demo` and `latentlm train`: train a model from a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ..errors import UserError
+from ..errors import UserError, notice
 
 
 def demo(
@@ -21,7 +21,7 @@ def demo(
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     setup_seconds: Annotated[float, Parameter(show=False)] = 0.0,
 ) -> None:
-    """Train one small model on text, pictures and speech, measure it, and write a page about it.
+    """Train one small model on text, pictures and speech, evaluate it, and write a report.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def demo(
     minutes
         Minutes of training, instead of the recipe's.
     quick
-        A minute of training and few samples, to see that everything runs.
+        Train for a minute and evaluate few samples, to check that everything runs.
     setup_seconds
-        What installation took before, for the report.
+        Seconds that the installation took, for the report.
     """
     from ..demo import run
 
@@ -53,40 +53,56 @@ def train(
     out: Path | None = None,
     processes: int = 1,
     resume: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    threads: int | None = None,
+    dry_run: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> None:
-    """Train a model or a tokenizer as a recipe says.
+    """Train a model or a tokenizer from a recipe.
 
     Parameters
     ----------
     recipe
-        Name of a packaged recipe, path of a YAML file, or the folder of a run, whose recipe.yaml it is.
+        Name of a packaged recipe, path of a YAML file, or folder of a run.
     overrides
-        KEY=VALUE changes one key of the recipe, as data.sources.0.weight=2; the value is read as YAML. May be repeated.
+        KEY=VALUE sets one key of the recipe, for instance data.sources.0.weight=2; the value is YAML. May be repeated.
     out
-        Folder of the run; by default runs/ and the recipe's name, or the run itself that is named.
+        Folder of the run; default: runs/NAME of the recipe, or the run whose folder is given.
     processes
-        Processes on this machine; under torchrun, leave it at 1.
+        Processes on this machine; 1 under torchrun.
     resume
-        Go on from the last checkpoint in the folder.
+        Continue from the last checkpoint in the folder.
+    threads
+        CPU threads per process, instead of the recipe's training.threads; default: the free cores.
+    dry_run
+        Print what would be trained: parameters, data, tokens and FLOPs per step, memory. Writes nothing.
     """
     from ..config import load_recipe, recipe_names
 
+    if recipe in recipe_names() and (Path(recipe) / "recipe.yaml").is_file():
+        notice(f"{recipe!r} is the packaged recipe; write ./{recipe} for the run in the folder {recipe} that is here")
     if processes < 1:
         raise UserError(f"--processes must be at least 1, got {processes}")
     is_run = recipe not in recipe_names() and (Path(recipe) / "recipe.yaml").is_file()
     named = Path(recipe) / "recipe.yaml" if is_run else recipe
-    loaded = load_recipe(named, dict(_override(item) for item in overrides))
+    changes = dict(_override(item) for item in overrides)
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads must be at least 1, got {threads}")
+        changes["training.threads"] = threads
+    loaded = load_recipe(named, changes)
+    from ..training.run import preview
     from ..training.run import train as run
 
+    if dry_run:
+        print("\n".join(preview(loaded)))
+        return
     with _one_line():
         target = Path(recipe) if is_run else Path("runs") / Path(recipe).stem
-        folder = run(loaded, out or target, processes=processes, resume=resume)
-    print(f"trained: {folder}")
+        run(loaded, out or target, processes=processes, resume=resume)
 
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """A run that has to stop, with a message of its own, is no crash: its line is all that is shown."""
+    """Context manager: turns a run that stops with a message into a UserError, and ProcessFailed into an exit code."""
     from ..training.checkpoint import CheckpointError
     from ..training.run import ProcessFailed
     from ..training.trainer import NonFiniteLoss
@@ -100,7 +116,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _override(item: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as YAML."""
+    """Split KEY=VALUE; the value is parsed as YAML."""
     import yaml
 
     key, equals, value = item.partition("=")

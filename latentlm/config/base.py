@@ -1,4 +1,4 @@
-"""What every configuration has in common."""
+"""The base class of every configuration."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..errors import UserError
 from .renamed import RENAMED, current_value
 
 FORMAT_VERSION = 1
-"""Version of the checkpoint directory's layout; a directory of another version is refused."""
+"""Version of the layout of a model's folder; other versions are refused."""
 
 
 Count = Annotated[int, Field(gt=0)]
-"""How many of something there must be: widths, layers, rows."""
+"""A number that is at least 1: widths, layers, rows."""
 
 
 class RecipeError(UserError):
@@ -24,9 +24,9 @@ class RecipeError(UserError):
 
 
 class Config(BaseModel):
-    """Immutable. An unknown key is an error, and so is a number that is not finite. Old names of keys are read.
+    """Immutable configuration: rejects unknown keys and numbers that are not finite, and reads old names of keys.
 
-    A validation context {"renamed": set} collects the (old, new) names of the keys that were renamed.
+    With the validation context {"renamed": set}, the (old, new) names of renamed keys are added to that set.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -47,7 +47,13 @@ class Config(BaseModel):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown `word`: the nearest known one, or all of them."""
+    """Return the end of a message about an unknown `word`: the most similar of `known`, or else all of them."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {close[0]!r}?" if close else (f" (known: {', '.join(known)})" if known else "")
+
+
+def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
+    """UserError, which names both, unless `value` is a multiple of `divisor`."""
+    if value % divisor:
+        raise UserError(f"{name} {value} is not a multiple of {of} {divisor}")

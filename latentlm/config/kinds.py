@@ -28,7 +28,11 @@ class TrainSpec:
     build      (recipe, folder of the run, World) -> `training.objective.Run`, or a subclass
     loader     (recipe, run, World) -> `training.protocols.Loader`
     export     (recipe, run, trainer, folder): writes what `load` reads beside the weights; called on rank 0
+    setup      (recipe, run, folder): writes what loading a step's checkpoint needs beside its tensors; called on rank 0
+               before the first step. None: steps of this kind cannot be loaded, only what is exported
     load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)
+    preview    (recipe, World) -> the run of `build` for --dry-run, which writes nothing; None: no --dry-run
+    workload   (recipe, run, World) -> `training.outline.Workload`, for the header; None: a header without data and cost
     evaluate   (`evaluation.folder.Wish`) -> `evaluation.report.Report`; None: it cannot be evaluated
     folders    what `kind` is in the config.json of the folders that `load` reads; by default the kind itself
     no_model   why `latentlm.load` refuses these folders; None: it loads them
@@ -40,6 +44,9 @@ class TrainSpec:
     loader: Lazy
     export: Lazy
     load: Lazy
+    setup: Lazy | None = None
+    preview: Lazy | None = None
+    workload: Lazy | None = None
     evaluate: Lazy | None = None
     folders: tuple[str, ...] = ()
     no_model: str | None = None
@@ -84,8 +91,11 @@ register(
     TrainSpec(
         config=LatentLMRecipe,
         build="latentlm.training.latentlm:build_latentlm",
+        preview="latentlm.training.latentlm:preview_latentlm",
+        workload="latentlm.training.workload:latentlm_workload",
         loader="latentlm.training.latentlm:document_loader",
         export="latentlm.training.latentlm:export_latentlm",
+        setup="latentlm.training.latentlm:write_setup",
         load="latentlm.generation.pipeline:load_pipeline",
         evaluate="latentlm.evaluation.folder:evaluate_model",
     )
@@ -93,6 +103,8 @@ register(
 
 _TOKENIZER = {
     "build": "latentlm.training.tokenizer:build_tokenizer",
+    "preview": "latentlm.training.tokenizer:preview_tokenizer",
+    "workload": "latentlm.training.workload:tokenizer_workload",
     "loader": "latentlm.training.tokenizer:media_loader",
     "export": "latentlm.training.tokenizer:export_tokenizer",
     "load": "latentlm.tokenizers.load:load_tokenizer",

@@ -1,4 +1,4 @@
-"""The model: backbone, heads, diffusion process, sampling."""
+"""Configuration of the model: Transformer, heads, diffusion process, sampling defaults."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from .base import Config, Count
 
 
 class RopeScalingConfig(Config):
-    """Llama 3's: slow rotations are slowed by `factor` for a context longer than the `context_length` of pre-training.
+    """Llama 3's RoPE scaling: divides low frequencies by `factor`, for contexts longer than those of pre-training.
 
-    A frequency that turns `high_frequency` times or more within `context_length` stays, one that turns at most
-    `low_frequency` times is divided by `factor`, and between them the two are mixed linearly in the number of turns.
+    A frequency that turns `high_frequency` times or more within `context_length` is kept; one that turns at most
+    `low_frequency` times is divided by `factor`; between the two, the scale is interpolated linearly in the turns.
     """
 
-    factor: float = Field(gt=0)
-    low_frequency: float = Field(1.0, gt=0)
-    high_frequency: float = 4.0
-    context_length: Count = 8192
+    factor: float = Field(gt=0, description="divisor of the low frequencies")
+    low_frequency: float = Field(
+        1.0, gt=0, description="frequencies of at most this many turns per context are divided by factor"
+    )
+    high_frequency: float = Field(4.0, description="frequencies of at least this many turns per context are kept")
+    context_length: Count = Field(8192, description="context length of pre-training, in positions")
 
     @model_validator(mode="after")
     def _ordered(self):
@@ -32,74 +34,105 @@ class RopeScalingConfig(Config):
 class TransformerConfig(Config):
     """Causal pre-RMSNorm SwiGLU RoPE Transformer with the options that Llama 3, Qwen2 and Qwen3 need (PAPER §1.1)."""
 
-    width: Count = 192
-    num_layers: Count = 6
-    num_heads: Count = 4
-    num_kv_heads: Count | None = Field(None, description="grouped-query attention; default num_heads")
-    head_dim: Count | None = Field(None, description="default width / num_heads")
-    ffn_width: Count | None = Field(None, description="default 8/3 of the width, rounded up to a multiple of 64")
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    norm_eps: float = Field(1e-6, gt=0)
-    norm_weight: bool = Field(True, description="learned RMSNorm weights; the authors' code has none")
-    rope_base: float = Field(10000.0, gt=0)
-    rope_scaling: RopeScalingConfig | None = None
-    rope_interleaved: bool = Field(False, description="pairs (0,1),(2,3) as the authors; else halves as Llama")
-    rope_closed: bool = Field(False, description="exponents linspace(0, 1, E/2), 1 included, as the authors; else 2j/E")
-    context_length: Count = 1024
-    tied_embeddings: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
+    width: Count = Field(192, description="width of the hidden states")
+    num_layers: Count = Field(6, description="number of Transformer blocks")
+    num_heads: Count = Field(4, description="attention heads per layer")
+    num_kv_heads: Count | None = Field(
+        None, description="key-value heads per layer, for grouped-query attention; default num_heads"
+    )
+    head_dim: Count | None = Field(None, description="width of an attention head; default width / num_heads")
+    ffn_width: Count | None = Field(
+        None,
+        description="hidden width of the feed-forward network; default 8/3 of width, rounded up to a multiple of 64",
+    )
+    qkv_bias: bool = Field(False, description="whether the query, key and value projections have a bias")
+    qk_norm: bool = Field(False, description="whether queries and keys are normalised by RMSNorm")
+    norm_eps: float = Field(1e-6, gt=0, description="epsilon of every RMSNorm")
+    norm_weight: bool = Field(
+        True, description="whether RMSNorm has a learned weight; the code of the paper's authors has none"
+    )
+    rope_base: float = Field(10000.0, gt=0, description="base of the rotary position embedding")
+    rope_scaling: RopeScalingConfig | None = Field(
+        None, description="RoPE scaling for longer contexts, as Llama 3; null: none"
+    )
+    rope_interleaved: bool = Field(
+        False,
+        description="rotate pairs (0, 1), (2, 3), … as the code of the paper's authors; false: halves, as Llama",
+    )
+    rope_closed: bool = Field(
+        False,
+        description="RoPE exponents linspace(0, 1, head_dim / 2), as the code of the paper's authors; "
+        "false: 2j / head_dim",
+    )
+    context_length: Count = Field(1024, description="the most positions of one document")
+    tied_embeddings: bool = Field(False, description="whether the text head shares its weights with the embedding")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability")
 
     @model_validator(mode="after")
     def _divides(self):
         if self.head_dim is None and self.width % self.num_heads:
             raise UserError(f"width {self.width} is not a multiple of num_heads {self.num_heads}: give head_dim")
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
+        if self.num_heads % self.effective_num_kv_heads:
             raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if (head_dim := self.head_dim or self.width // self.num_heads) % 2:
-            raise UserError(f"head_dim {head_dim} is odd: positions rotate pairs")
+        if self.effective_head_dim % 2:
+            raise UserError(f"head_dim {self.effective_head_dim} is odd: positions rotate pairs")
         return self
+
+    @property
+    def effective_head_dim(self) -> int:
+        """`head_dim`, or its default."""
+        return self.head_dim or self.width // self.num_heads
+
+    @property
+    def effective_num_kv_heads(self) -> int:
+        """`num_kv_heads`, or its default."""
+        return self.num_kv_heads or self.num_heads
 
 
 class DiffusionHeadConfig(Config):
-    """MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
+    """Diffusion head: an MLP conditioned on timestep and hidden state by AdaLN-Zero (PAPER §1.3).
 
-    A head must be several times as wide as its latents have channels: the noisy latent has to pass through it.
+    Its width must be several times the number of latent channels, because the noisy latent passes through it.
     """
 
-    kind: Literal["diffusion"] = "diffusion"
-    num_layers: Count = 3
-    width: Count | None = Field(None, description="default the backbone's width")
-    ffn_width: Count | None = Field(None, description="default 8/3 of its width")
-    latent_bias: bool = Field(False, description="a bias in the map of the noisy latent, as the authors' code")
-    norm_weight: bool = Field(False, description="VibeVoice learns the RMSNorm weights of its head")
-    condition_norm: bool = Field(True, description="RMSNorm on the hidden state first; others rely on the backbone's")
-    norm_eps: float = Field(1e-6, gt=0)
+    kind: Literal["diffusion"] = Field("diffusion", description="diffusion: next-token diffusion, the paper's head")
+    num_layers: Count = Field(3, description="number of MLP blocks")
+    width: Count | None = Field(None, description="width of the head; default the Transformer's width")
+    ffn_width: Count | None = Field(None, description="hidden width of each block; default 8/3 of the head's width")
+    latent_bias: bool = Field(
+        False,
+        description="whether the projection of the noisy latent has a bias, as in the code of the paper's authors",
+    )
+    norm_weight: bool = Field(False, description="whether the RMSNorms of the head have a learned weight")
+    condition_norm: bool = Field(
+        True, description="whether the head normalises the hidden state; false: the Transformer's last norm suffices"
+    )
+    norm_eps: float = Field(1e-6, gt=0, description="epsilon of every RMSNorm of the head")
 
     @model_serializer(mode="wrap")
     def _without_kind(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The default kind is not written: files from before there were others stay equal, and resume."""
+        """Leave out `kind`, so that files stay equal to those written before there were other kinds, and resume."""
         return {name: value for name, value in dump(self).items() if name != "kind"}
 
 
 class MixtureHeadConfig(Config):
-    """A mixture of Gaussians over the next latent, from an MLP on the hidden state (GIVT, arXiv 2312.02116)."""
+    """Mixture head: a Gaussian mixture over the next latent, by an MLP on the hidden state (GIVT, arXiv 2312.02116)."""
 
-    kind: Literal["mixture"] = "mixture"
-    components: Count = Field(16, description="Gaussians, each with a diagonal covariance")
-    num_layers: Count = 3
-    width: Count | None = Field(None, description="default the backbone's width")
-    ffn_width: Count | None = Field(None, description="default 8/3 of its width")
-    norm_eps: float = Field(1e-6, gt=0)
+    kind: Literal["mixture"] = Field("mixture", description="mixture: a Gaussian mixture over the next latent (GIVT)")
+    components: Count = Field(16, description="number of Gaussians, each with a diagonal covariance")
+    num_layers: Count = Field(3, description="number of MLP blocks")
+    width: Count | None = Field(None, description="width of the head; default the Transformer's width")
+    ffn_width: Count | None = Field(None, description="hidden width of each block; default 8/3 of the head's width")
+    norm_eps: float = Field(1e-6, gt=0, description="epsilon of every RMSNorm of the head")
     min_scale: float = Field(
-        0.01, gt=0, description="floor of the standard deviations; latents have about unit variance"
+        0.01, gt=0, description="smallest standard deviation of a Gaussian; latents have about unit variance"
     )
-    temperature: float = Field(1.0, gt=0, description="sampling multiplies the standard deviations by it")
-    num_candidates: Count = Field(128, description="draws of which guidance keeps one")
+    temperature: float = Field(1.0, gt=0, description="factor of the standard deviations in sampling")
+    num_candidates: Count = Field(128, description="samples drawn per latent, of which guidance selects one")
 
 
 def _head_kind(value: Any) -> str:
-    """`kind` of a head's section or config; a section without one is a diffusion head."""
+    """Return `kind` of a head's section or config; a section without `kind` is a diffusion head."""
     return str(value.get("kind", "diffusion") if isinstance(value, dict) else getattr(value, "kind", "diffusion"))
 
 
@@ -110,45 +143,61 @@ HeadConfig = Annotated[
 
 
 class DiffusionConfig(Config):
-    """What is predicted and how noise is laid out (PAPER §1.2)."""
+    """The diffusion process: noise schedule and prediction target (PAPER §1.2)."""
 
-    process: Literal["ddpm", "flow"] = "ddpm"
-    schedule: Literal["cosine", "linear"] = "cosine"
-    prediction: Literal["v", "epsilon", "x0"] = Field("v", description="flow always predicts the velocity")
-    num_timesteps: Count = 1000
-    timesteps_per_latent: int = Field(4, ge=1, description="noise levels drawn per latent per step")
-    target: Literal["sample", "mean"] = Field("sample", description="diffuse the sampled z or the posterior mean")
+    process: Literal["ddpm", "flow"] = Field(
+        "ddpm", description="ddpm: a variance-preserving process; flow: linear interpolation of latent and noise"
+    )
+    schedule: Literal["cosine", "linear"] = Field("cosine", description="noise schedule of ddpm")
+    prediction: Literal["v", "epsilon", "x0"] = Field(
+        "v",
+        description="what the head predicts with ddpm: v, the noise, or the clean latent; flow predicts the velocity",
+    )
+    num_timesteps: Count = Field(1000, description="number of timesteps of the training process")
+    timesteps_per_latent: int = Field(4, ge=1, description="noise levels drawn per latent in a training step")
+    target: Literal["sample", "mean"] = Field(
+        "sample", description="the clean latent to diffuse: a sample of the tokenizer's posterior, or its mean"
+    )
 
 
 Solver = Literal["dpm++2m", "dpm++2m-logsnr", "ddim", "euler", "heun"]
 
 
 class SamplingConfig(Config):
-    """What a model is sampled with unless the caller says otherwise."""
+    """Sampling defaults of a model; each can be overridden when generating."""
 
-    solver: Solver = Field("dpm++2m", description="of the diffusion head")
-    steps: int = Field(20, ge=1, description="of the solver, a latent")
-    guidance: float = Field(2.0, ge=0, description="classifier-free guidance of pictures and speech; 1 is off")
+    solver: Solver = Field("dpm++2m", description="solver of the diffusion head")
+    steps: int = Field(20, ge=1, description="solver steps per latent")
+    guidance: float = Field(2.0, ge=0, description="scale of classifier-free guidance of pictures and speech; 1: off")
 
 
 class ModelConfig(Config):
+    """The architecture and sampling defaults of a LatentLM."""
+
     prompt: Literal["document", "script"] = Field(
-        "document", description="of speech: how it was laid out in training, as a document or a script (PAPER §6)"
+        "document",
+        description="layout of prompts for speech; document: text, then speech; script: lines of speakers (PAPER §6)",
     )
-    transformer: TransformerConfig = TransformerConfig()
-    head: HeadConfig = DiffusionHeadConfig()
-    heads: dict[str, HeadConfig] = Field({}, description="by modality, where it differs from `head`")
-    diffusion: DiffusionConfig = DiffusionConfig()
+    lowercase: bool = Field(
+        False,
+        description="given texts of documents with media (of a picture or speech to make, or a question about one) are "
+        "lower-cased, in training and in prompts; plain text is not",
+    )
+    transformer: TransformerConfig = Field(TransformerConfig(), description="the causal Transformer")
+    head: HeadConfig = Field(DiffusionHeadConfig(), description="the head that predicts latents, for every modality")
+    heads: dict[str, HeadConfig] = Field({}, description="heads by modality (image, speech, …), instead of head")
+    diffusion: DiffusionConfig = Field(DiffusionConfig(), description="the process that diffusion heads reverse")
     latent_projection: Literal["linear", "connector"] = Field(
-        "linear", description="how latents enter: a linear map, or VibeVoice's Linear, RMSNorm, Linear"
+        "linear", description="map of latents to the Transformer's width; connector: Linear, RMSNorm, Linear (PAPER §6)"
     )
     stop_at: Literal["eod", "eos"] = Field(
         "eod",
-        description="an answer in speech is one span, inside which the text head chooses between going on and <EOD>; "
-        "or, as VibeVoice, it lasts until <EOS>: at every position one of <BOD>, <EOD>, going on and <EOS>",
+        description="end of an answer in speech; eod: one span, which <EOD> ends; eos: spans until <EOS>, where "
+        "every position chooses between <BOD>, <EOD>, one more latent and <EOS> (PAPER §6)",
     )
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingConfig = Field(SamplingConfig(), description="sampling defaults, saved with the model")
     special_offset: float = Field(
         0.0,
-        description="added to the text logits of <BOD>, <EOD>, <PROCEED>, <LATENT>: unlikely at first on a backbone",
+        description="added to the text logits of <BOD>, <EOD>, <PROCEED> and <LATENT>; negative on a backbone, whose "
+        "text must not change",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from importlib import resources
@@ -16,6 +17,9 @@ from .base import RecipeError, did_you_mean
 from .kinds import KINDS
 from .recipes import Recipe
 from .renamed import current_name
+
+MOST_NAMED = 3
+"""Keys of other sections that a message names at most."""
 
 
 def recipe_names() -> list[str]:
@@ -41,8 +45,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     elif str(name_or_path) in recipe_names():
         text = (resources.files("latentlm") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
-        hint = did_you_mean(str(name_or_path), recipe_names())
-        raise RecipeError(f"no recipe {str(name_or_path)!r}{hint}; packaged: {', '.join(recipe_names())}")
+        raise RecipeError(f"no recipe {str(name_or_path)!r}{did_you_mean(str(name_or_path), recipe_names())}")
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -96,8 +99,7 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     location = list(first["loc"])
     key = ".".join(str(part) for part in _keys(model, location))
     if first["type"] == "extra_forbidden":
-        known = _known_keys(model, location[:-1])
-        return f"unknown key {key!r}{did_you_mean(str(location[-1]), known)}"
+        return f"unknown key {key!r}{_nearest_key(key, _known_keys(model, location[:-1]), model)}"
     if first["type"] == "union_tag_invalid":
         kind, known = first["ctx"]["tag"], re.findall("'([^']*)'", first["ctx"]["expected_tags"])
         return f"{key}.kind: no kind {kind!r}{did_you_mean(kind, known)}"
@@ -105,6 +107,46 @@ def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
     if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: it names its keys itself
         return f"{key}: {message}" if key else message
     return f"{key or 'kind'}: {message}, got {str(first['input'])[:80]!r}"
+
+
+def dotted_keys(model: type[BaseModel]) -> list[str]:
+    """Every key of a configuration with its sections: "training.optimizer.schedule"; 0 stands for a place in a list.
+
+    Keys inside a mapping whose keys the user chooses (`model.heads`) are left out.
+    """
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = [key for section in _sections(field.annotation) for key in dotted_keys(section)]
+        place = f"{name}.0" if get_origin(field.annotation) is tuple else name
+        found += [name, *(f"{place}.{key}" for key in dict.fromkeys(inner))]
+    return found
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The configurations that a field annotated so may hold: itself, members of a union, entries of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) is dict:
+        return []
+    return [section for member in get_args(annotation) for section in _sections(member)]
+
+
+def _nearest_key(key: str, known: list[str], model: type[BaseModel] | None) -> str:
+    """The end of a message about the unknown dotted `key`, whose section has the keys `known`: the nearest key.
+
+    A key of this very name in another section comes first, then a similar one here, then a similar one elsewhere.
+    """
+    *section, name = key.split(".")
+    here = ".".join(["0" if part.isdecimal() else part for part in section] + [name])
+    elsewhere = [dotted for dotted in (dotted_keys(model) if model else []) if dotted != here]
+    names = {dotted: dotted.split(".")[-1] for dotted in elsewhere}
+    found = [dotted for dotted in elsewhere if names[dotted] == name]
+    if not found and not difflib.get_close_matches(name, known, cutoff=0.7):
+        close = difflib.get_close_matches(name, set(names.values()), n=1, cutoff=0.85)
+        found = [dotted for dotted in elsewhere if names[dotted] in close]
+    nearby = [dotted for dotted in found if dotted.split(".")[0] == key.split(".")[0]]
+    best = (nearby or found)[:MOST_NAMED]
+    return f", did you mean {' or '.join(map(repr, best))}?" if best else did_you_mean(name, known)
 
 
 def _keys(annotation: Any, location: list) -> list:

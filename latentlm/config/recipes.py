@@ -1,4 +1,4 @@
-"""Recipes: of a LatentLM, an image tokenizer, a speech tokenizer; `kinds.py` says what is done with each."""
+"""Recipes of a LatentLM, an image tokenizer and a speech tokenizer; `kinds.py` says how each is built and trained."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .tokenizers import ImageTokenizerConfig, SpeechTokenizerConfig, TextTokeniz
 from .training import DataConfig, SourceConfig, TrainingConfig
 
 SPECIAL_OFFSET = -10.0
-"""Keeps new special tokens from taking probability of a backbone's text; `interop/hf_llm.py` says how much is left."""
+"""Default of `model.special_offset` on a backbone: keeps new special tokens improbable (see `interop/hf_llm.py`)."""
 
 
 class Recipe(Protocol):
-    """What every kind of recipe has: an immutable pydantic model, whose `kind` is a key of `kinds.KINDS`."""
+    """The keys of every kind of recipe, an immutable pydantic model whose `kind` is a key of `kinds.KINDS`."""
 
     @property
     def kind(self) -> str: ...
@@ -38,14 +38,22 @@ class Recipe(Protocol):
 
 
 class RecipeModelConfig(ModelConfig):
-    """The model section of a recipe: a new model; one that begins from a language model, which then brings transformer
-    and text; or `start`, a trained model, which brings everything."""
+    """The model section of a recipe: a new model; a new model on a language model (`backbone`), which gives transformer
+    and text tokenizer; or a trained model (`start`), which gives architecture, tokenizers and weights."""
 
     start: str | None = Field(
-        None, description="folder, packaged name or hub id; architecture, tokenizers and weights come from it"
+        None,
+        description="a trained model to start from: folder, packaged name or hub id; gives architecture, tokenizers "
+        "and weights, so that no other key of model and tokenizers may be set",
     )
-    backbone: str | None = Field(None, description="folder of `transformers` or hub id: Llama 3, Qwen2, Qwen3, Mistral")
-    transformer: TransformerConfig | None = Field(TransformerConfig(), description="null where a backbone brings it")
+    backbone: str | None = Field(
+        None,
+        description="a language model to start from: folder of transformers or hub id of a Llama 3, Qwen2, Qwen3 or "
+        "Mistral; gives transformer and text tokenizer",
+    )
+    transformer: TransformerConfig | None = Field(
+        TransformerConfig(), description="the causal Transformer; null with a backbone"
+    )
 
     @model_validator(mode="after")
     def _one_transformer(self):
@@ -56,49 +64,54 @@ class RecipeModelConfig(ModelConfig):
         return self
 
     def resolved(self, transformer: TransformerConfig | None = None) -> ModelConfig:
-        """What is built and saved: without the name of a backbone, whose `transformer` is given here."""
+        """The config of the model that is built and saved; `transformer` is the backbone's, if there is one."""
         fields = {name: getattr(self, name) for name in ModelConfig.model_fields}
         return ModelConfig(**fields | {"transformer": transformer or self.transformer})
 
 
 class TokenizersConfig(Config):
-    """Text is built from the recipe; every modality ("image", "speech") names the folder of a trained tokenizer, of a
-    model that has one, or a packaged model ("tiny"). Modalities that need no training ("vectors") may be left out.
+    """The tokenizers of a model. `text` is a section; each modality (`image`, `speech`) is the folder of a trained
+    tokenizer or of a model that has one, or a packaged model ("tiny"). `vectors`, which needs no training, may be left
+    out.
 
-    `semantic` names a second tokenizer of speech (`parts: encoder` suffices), at the same rate: its latents are
-    features, added to the model's input wherever speech is the answer (PAPER §6).
+    `semantic` is a second tokenizer of speech at the same rate (`parts: encoder` suffices): its latents are features
+    that are added to the model's input where speech is the answer (PAPER §6).
     """
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str | None]
 
-    text: TextTokenizerConfig = TextTokenizerConfig()
+    text: TextTokenizerConfig = Field(TextTokenizerConfig(), description="the text tokenizer")
 
-    @model_validator(mode="after")
-    def _known(self):
-        for name in self.__pydantic_extra__:
-            known = ("text", *tokenizer_names())
-            if name not in known:
-                raise UserError(f"unknown key {name!r}{did_you_mean(name, known)}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, fields: Any) -> Any:
+        for name in fields if isinstance(fields, dict) else ():
+            if name not in (known := ("text", *tokenizer_names())):
+                of_text = name in TextTokenizerConfig.model_fields
+                hint = f", did you mean 'text.{name}'?" if of_text else did_you_mean(name, known)
+                raise UserError(f"unknown key {name!r}{hint}")
+        return fields
 
     def folder(self, name: str) -> str | None:
-        """What is named for a modality or a second tokenizer; None where nothing is."""
+        """The folder given for a modality or a second tokenizer; None if none is."""
         return self.__pydantic_extra__.get(name)
 
 
 class LatentLMRecipe(Config):
-    kind: Literal["latentlm"] = "latentlm"
-    description: str = ""
-    tokenizers: TokenizersConfig = TokenizersConfig()
-    model: RecipeModelConfig = RecipeModelConfig()
-    data: DataConfig
-    training: TrainingConfig = TrainingConfig()
+    """Recipe of a language model over text and latents."""
+
+    kind: Literal["latentlm"] = Field("latentlm", description="latentlm: a language model over text and latents")
+    description: str = Field("", description="a line for people")
+    tokenizers: TokenizersConfig = Field(TokenizersConfig(), description="the tokenizers of text and each modality")
+    model: RecipeModelConfig = Field(RecipeModelConfig(), description="the model, or the model to start from")
+    data: DataConfig = Field(description="the documents and how they are packed")
+    training: TrainingConfig = Field(TrainingConfig(), description="the training loop")
 
     @model_validator(mode="before")
     @classmethod
     def _backbone(cls, raw: Any) -> Any:
-        """Where a backbone is named, what it brings need not be said."""
+        """Fill in the keys that follow from `model.backbone`."""
         model = raw.get("model") if isinstance(raw, dict) else None
         if not isinstance(model, dict) or model.get("backbone") is None:
             return raw
@@ -133,7 +146,7 @@ class LatentLMRecipe(Config):
 
     @model_serializer(mode="wrap")
     def _without_what_start_brings(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A dumped recipe parses again."""
+        """Leave out what `model.start` gives, so that a dumped recipe parses again."""
         fields = dump(self)
         if self.model.start is not None:
             fields["model"] = {"start": self.model.start}
@@ -142,47 +155,48 @@ class LatentLMRecipe(Config):
 
 
 class ImageReconstructionConfig(Config):
-    """Weights of the named reconstruction losses of images."""
+    """Weights of the reconstruction losses of pictures."""
 
-    mse: float = Field(1.0, ge=0)
-    l1: float = Field(0.0, ge=0)
+    mse: float = Field(1.0, ge=0, description="weight of the mean squared error of the pixels")
+    l1: float = Field(0.0, ge=0, description="weight of the mean absolute error of the pixels")
 
 
 class SpeechReconstructionConfig(Config):
-    """Weights of the named reconstruction losses of speech; multi-resolution STFT as DAC's mel distance."""
+    """Weights of the reconstruction losses of speech."""
 
-    mel: float = Field(1.0, ge=0)
-    stft: float = Field(1.0, ge=0)
-    waveform: float = Field(0.0, ge=0)
+    mel: float = Field(1.0, ge=0, description="weight of the distance of log-mel spectrograms, as DAC's")
+    stft: float = Field(
+        1.0, ge=0, description="weight of the distance of magnitude spectrograms at several resolutions"
+    )
+    waveform: float = Field(0.0, ge=0, description="weight of the mean absolute error of the samples")
 
 
 class MediaConfig(Config):
-    """Media for a tokenizer: sources as for the model, crops of speech. Augmentation is off by default."""
+    """Media of a tokenizer recipe, how they are batched and augmented. Augmentation is off by default."""
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    batch_size: Count = 64
-    seconds: float = Field(1.0, gt=0, description="speech only: length of a training crop")
-    flip: bool = Field(False, description="pictures only: every second one mirrored, left to right")
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="where the media come from; at least one")
+    batch_size: Count = Field(64, description="pictures or clips per micro-batch")
+    seconds: float = Field(1.0, gt=0, description="length of a training crop of speech, in seconds")
+    flip: bool = Field(False, description="mirror each picture left to right with probability 1/2")
     crop: float = Field(
-        0.0, ge=0, lt=1, description="pictures only: a square at random, its side 1 - crop to 1 of the shorter side"
+        0.0, ge=0, lt=1, description="crop a random square of each picture, its side 1 - crop to 1 of the shorter side"
     )
-    gain: float = Field(0.0, ge=0, description="speech only: louder or quieter by up to so many dB, peaks within 1")
+    gain: float = Field(0.0, ge=0, description="change the gain of clips by up to so many dB, with peaks kept below 1")
     workers: NonNegativeInt | None = Field(
-        None, description="processes that read and decode media; by default 2 where a source is a path, else 0"
+        None, description="processes that read and decode media; default 2 with a path, else 0"
     )
 
 
 def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe) -> None:
-    """UserError for keys of what the recipes share that mean nothing to a tokenizer."""
+    """Raise UserError for shared keys that have no meaning for a tokenizer."""
     training = recipe.training
     check_loss_weights(training, (*type(recipe.losses).model_fields, "prior"))
     if training.adapter or training.freeze:
         raise UserError(f"training.{'adapter' if training.adapter else 'freeze'} is for language models")
     refused = {
-        "noise": "a tokenizer's is tokenizer.posterior",
+        "noise": "the noise of a tokenizer is tokenizer.posterior",
         "task": "a tokenizer learns from all media of a source",
-        "held_out": "a tokenizer's samples are of the media that it learns from",
-        "augmented_copies": "a tokenizer learns from the media as they are",
+        "augmented_copies": "the augmentation of a tokenizer is data.flip, data.crop and data.gain",
         "shards": "they hold latents, a tokenizer learns from media",
     }
     for name in ("gain",) if recipe.kind == "image_tokenizer" else ("flip", "crop"):
@@ -195,12 +209,16 @@ def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe
 
 
 class ImageTokenizerRecipe(Config):
-    kind: Literal["image_tokenizer"] = "image_tokenizer"
-    description: str = ""
-    tokenizer: ImageTokenizerConfig
-    losses: ImageReconstructionConfig = ImageReconstructionConfig()
-    data: MediaConfig
-    training: TrainingConfig = TrainingConfig()
+    """Recipe of a tokenizer of pictures."""
+
+    kind: Literal["image_tokenizer"] = Field("image_tokenizer", description="image_tokenizer: a σ-VAE of pictures")
+    description: str = Field("", description="a line for people")
+    tokenizer: ImageTokenizerConfig = Field(description="the tokenizer's network and posterior")
+    losses: ImageReconstructionConfig = Field(
+        ImageReconstructionConfig(), description="weights of the reconstruction losses"
+    )
+    data: MediaConfig = Field(description="the media and how they are batched")
+    training: TrainingConfig = Field(TrainingConfig(), description="the training loop")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -209,12 +227,16 @@ class ImageTokenizerRecipe(Config):
 
 
 class SpeechTokenizerRecipe(Config):
-    kind: Literal["speech_tokenizer"] = "speech_tokenizer"
-    description: str = ""
-    tokenizer: SpeechTokenizerConfig
-    losses: SpeechReconstructionConfig = SpeechReconstructionConfig()
-    data: MediaConfig
-    training: TrainingConfig = TrainingConfig()
+    """Recipe of a tokenizer of speech."""
+
+    kind: Literal["speech_tokenizer"] = Field("speech_tokenizer", description="speech_tokenizer: a σ-VAE of speech")
+    description: str = Field("", description="a line for people")
+    tokenizer: SpeechTokenizerConfig = Field(description="the tokenizer's network and posterior")
+    losses: SpeechReconstructionConfig = Field(
+        SpeechReconstructionConfig(), description="weights of the reconstruction losses"
+    )
+    data: MediaConfig = Field(description="the media and how they are batched")
+    training: TrainingConfig = Field(TrainingConfig(), description="the training loop")
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -223,7 +245,7 @@ class SpeechTokenizerRecipe(Config):
 
 
 def check_loss_weights(training: TrainingConfig, losses: Collection[str]) -> None:
-    """UserError for the first weight of a loss that there is not."""
+    """Raise UserError for a weight of an unknown loss."""
     for name in training.loss_weights:
         if name not in losses:
             raise UserError(f"training.loss_weights: no loss {name!r}{did_you_mean(name, sorted(losses))}")

@@ -1,4 +1,4 @@
-"""Tokenizers of text, images and speech, and their posteriors."""
+"""Configuration of the tokenizers of text, images and speech, and of their posteriors."""
 
 from __future__ import annotations
 
@@ -7,109 +7,150 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, model_validator
 
 from ..errors import UserError
-from .base import Config, Count
+from .base import Config, Count, require_multiple
+
+Fit = Literal["crop", "pad", "stretch"]
+FIT = "of pictures that are not square: crop to the centre square, pad with white, or stretch to a square"
 
 
 class PosteriorConfig(Config):
-    """sigma: z = μ + σ·ε with one σ ~ N(0, C_σ²) per example (σ-VAE, PAPER §1.7); learned: plain VAE; none: AE.
+    """The posterior of the latents: z = μ + σ·ε (PAPER §1.7)."""
 
-    `c_sigma` is a standard deviation relative to std(μ). `weight` is β: of ‖μ‖² for sigma and none, of KL for learned.
-    """
-
-    kind: Literal["sigma", "learned", "none"] = "sigma"
-    c_sigma: float = Field(0.5, ge=0)
-    weight: float = Field(1e-3, ge=0)
+    kind: Literal["sigma", "learned", "none"] = Field(
+        "sigma", description="sigma: one σ ~ N(0, C_σ²) per example (σ-VAE); learned: a plain VAE; none: no noise"
+    )
+    c_sigma: float = Field(0.5, ge=0, description="C_σ of kind sigma, relative to the standard deviation of μ")
+    weight: float = Field(
+        1e-3, ge=0, description="β: weight of the prior loss, ‖μ‖² for sigma and none, the KL divergence for learned"
+    )
 
 
 class ImageTokenizerConfig(Config):
-    """ViT encoder and decoder (PAPER §2.1). A latent a patch: grid = image_size / patch_size, squared."""
+    """ViT encoder and decoder (PAPER §2.1). One latent per patch: (image_size / patch_size)² latents per picture."""
 
-    kind: Literal["image"] = "image"
-    image_size: Count = 32
-    patch_size: Count = 8
-    latent_dim: Count = 32
-    width: Count = 192
-    encoder_layers: NonNegativeInt = 3
-    decoder_layers: NonNegativeInt = 3
-    num_heads: Count = 4
-    class_token: bool = Field(False, description="one token more beside the patches, as the authors' networks")
-    encoder_sub_norm: bool = Field(False, description="norms inside attention and feed-forward too, eps 1e-5: BEiT-3")
-    per_channel: bool = Field(False, description="normalise each latent channel by itself instead of one scalar")
-    posterior: PosteriorConfig = PosteriorConfig()
+    kind: Literal["image"] = Field("image", description="image: a ViT with one latent per patch")
+    image_size: Count = Field(32, description="side of the pictures in pixels; others are resized")
+    fit: Fit = Field("crop", description=FIT)
+    patch_size: Count = Field(
+        8, description="side of a patch in pixels; a picture has (image_size / patch_size)² latents"
+    )
+    latent_dim: Count = Field(32, description="channels per latent")
+    width: Count = Field(192, description="width of encoder and decoder")
+    encoder_layers: NonNegativeInt = Field(3, description="Transformer blocks of the encoder")
+    decoder_layers: NonNegativeInt = Field(3, description="Transformer blocks of the decoder")
+    num_heads: Count = Field(4, description="attention heads per block")
+    class_token: bool = Field(
+        False,
+        description="whether a learned token stands beside the patches, as in the networks of the paper's authors",
+    )
+    encoder_sub_norm: bool = Field(
+        False, description="whether the encoder also has norms inside attention and feed-forward, as BEiT-3"
+    )
+    per_channel: bool = Field(
+        False, description="whether each latent channel has its own mean and scale; false: one for all channels"
+    )
+    posterior: PosteriorConfig = Field(PosteriorConfig(), description="posterior of the latents")
 
     @model_validator(mode="after")
     def _divides(self):
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.num_heads:
-            raise UserError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        require_multiple("width", self.width, "num_heads", self.num_heads)
         return self
 
 
 class ConvImageTokenizerConfig(Config):
-    """The convolutional autoencoder of latent diffusion: a latent a cell of 2^(stages - 1) pixels squared."""
+    """The convolutional autoencoder of latent diffusion: one latent per cell of 2^(stages - 1) pixels squared."""
 
-    kind: Literal["conv_image"] = "conv_image"
-    image_size: Count = 256
-    latent_dim: Count = 16
+    kind: Literal["conv_image"] = Field("conv_image", description="conv_image: a convolutional autoencoder")
+    image_size: Count = Field(256, description="side of the pictures in pixels; others are resized")
+    fit: Fit = Field("crop", description=FIT)
+    latent_dim: Count = Field(16, description="channels per latent")
     channels: tuple[Count, ...] = Field(
-        (128, 128, 256, 256, 512), min_length=1, description="of each stage; halved between two"
+        (128, 128, 256, 256, 512),
+        min_length=1,
+        description="channels of each stage; the resolution is halved between two stages",
     )
-    num_blocks: Count = Field(2, description="residual blocks of an encoder's stage; a decoder's has one more")
-    norm_groups: Count = Field(32, description="of the group norms")
-    deepest_attention: bool = Field(False, description="attention after every block of the encoder's last stage: KL-16")
-    latent_conv: bool = Field(False, description="1×1 convolutions around the latents (diffusers: the quant convs)")
-    per_channel: bool = False
-    posterior: PosteriorConfig = PosteriorConfig(kind="learned", weight=1e-6)
+    num_blocks: Count = Field(2, description="residual blocks per encoder stage; a decoder stage has one more")
+    norm_groups: Count = Field(32, description="groups of the group norms")
+    deepest_attention: bool = Field(
+        False, description="whether every block of the encoder's last stage is followed by attention, as in KL-16"
+    )
+    latent_conv: bool = Field(
+        False, description="whether 1×1 convolutions stand before and after the latents (quant_conv of diffusers)"
+    )
+    per_channel: bool = Field(
+        False, description="whether each latent channel has its own mean and scale; false: one for all channels"
+    )
+    posterior: PosteriorConfig = Field(
+        PosteriorConfig(kind="learned", weight=1e-6), description="posterior of the latents"
+    )
 
     @model_validator(mode="after")
     def _divides(self):
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size {self.image_size} is not a multiple of {self.patch_size}, the stages' cell")
+        require_multiple("image_size", self.image_size, "the pixels per latent,", self.patch_size)
         for width in self.channels:
-            if width % self.norm_groups:
-                raise UserError(f"channels {width} is not a multiple of norm_groups {self.norm_groups}")
+            require_multiple("channels", width, "norm_groups", self.norm_groups)
         return self
 
     @property
     def patch_size(self) -> int:
-        """Side of the pixels of one latent."""
+        """Side in pixels of the cell of one latent."""
         return 2 ** (len(self.channels) - 1)
 
 
 class SpeechTokenizerConfig(Config):
-    """Causal ConvNeXt stages (PAPER §4.1). hop = frame_hop · Π strides samples a latent.
+    """Causal ConvNeXt stages (PAPER §4.1). One latent per frame_hop · Π strides samples."""
 
-    `front` "waveform": strided convolutions on the raw samples, as the paper; "spectral": an STFT of hop `frame_hop`
-    in front and an inverse STFT behind, which learns fastest on a small budget (then strides act on frames).
-    `parts` "encoder": features of speech that cannot be decoded (VibeVoice's semantic tokenizer, PAPER §6); "decoder":
-    latents of others made audible (what VibeVoice-Realtime was released with).
-    """
-
-    kind: Literal["speech"] = "speech"
-    parts: Literal["both", "encoder", "decoder"] = "both"
-    sample_rate: Count = 24000
-    front: Literal["waveform", "spectral"] = "waveform"
-    frame_hop: Count = Field(1, description="spectral front only: STFT hop in samples; 1 for waveform")
-    frame_window: Count = Field(1, description="spectral front only: STFT window in samples")
-    strides: tuple[Count, ...] = (2, 4, 5, 5, 8)
-    channels: Count = Field(32, description="of the first stage; doubled at each downsampling up to max_channels")
-    max_channels: Count = 1024
-    depths: tuple[NonNegativeInt, ...] = (3, 3, 3, 3, 3, 12)
-    kernel_size: Count = 7
-    latent_dim: Count = 32
-    per_channel: bool = False
-    loudness: float | None = Field(None, description="dB FS that clips are brought to before encoding; None: as is")
-    posterior: PosteriorConfig = PosteriorConfig()
+    kind: Literal["speech"] = Field("speech", description="speech: causal ConvNeXt stages")
+    parts: Literal["both", "encoder", "decoder"] = Field(
+        "both",
+        description="encoder: features of speech, which cannot be decoded (PAPER §6); decoder: only turns latents into "
+        "speech",
+    )
+    sample_rate: Count = Field(24000, description="samples per second; clips of other rates are resampled")
+    front: Literal["waveform", "spectral"] = Field(
+        "waveform",
+        description="waveform: strided convolutions on the samples, as the paper; spectral: on the frames of an STFT, "
+        "which learns faster on a small budget",
+    )
+    frame_hop: Count = Field(1, description="hop of the STFT in samples; 1 for waveform")
+    frame_window: Count = Field(1, description="window of the STFT in samples; 1 for waveform")
+    strides: tuple[Count, ...] = Field(
+        (2, 4, 5, 5, 8),
+        description="downsampling factor of each stage; a latent covers frame_hop · their product samples",
+    )
+    channels: Count = Field(32, description="channels of the first stage; doubled at each downsampling")
+    max_channels: Count = Field(1024, description="the most channels of a stage")
+    depths: tuple[NonNegativeInt, ...] = Field(
+        (3, 3, 3, 3, 3, 12), description="blocks per stage, one entry more than strides"
+    )
+    kernel_size: Count = Field(7, description="kernel of the depthwise convolutions, in steps of their stage")
+    latent_dim: Count = Field(32, description="channels per latent")
+    per_channel: bool = Field(
+        False, description="whether each latent channel has its own mean and scale; false: one for all channels"
+    )
+    loudness: float | None = Field(
+        None, description="loudness in dB FS that clips are scaled to before encoding; null: not scaled"
+    )
+    posterior: PosteriorConfig = Field(PosteriorConfig(), description="posterior of the latents")
 
     @model_validator(mode="after")
     def _depths(self):
         if len(self.depths) != len(self.strides) + 1:
-            raise UserError(f"depths needs {len(self.strides) + 1} entries, one a stage, got {len(self.depths)}")
+            raise UserError(f"depths needs {len(self.strides) + 1} entries, one per stage, got {len(self.depths)}")
+        return self
+
+    @model_validator(mode="after")
+    def _frames_fit(self):
+        if self.front == "waveform" and self.frame_hop != 1:
+            raise UserError(f"frame_hop {self.frame_hop}: of the front waveform it is 1, which works on samples")
+        if self.front == "spectral":
+            require_multiple("frame_window", self.frame_window, "2 · frame_hop =", 2 * self.frame_hop)
         return self
 
     @property
     def hop(self) -> int:
+        """Samples per latent."""
         hop = self.frame_hop
         for stride in self.strides:
             hop *= stride
@@ -117,19 +158,20 @@ class SpeechTokenizerConfig(Config):
 
 
 class TextTokenizerConfig(Config):
-    """bytes: the 256 bytes, merge-free. bpe: byte-level BPE trained on the recipe's own text, `vocab_size` entries.
-    backbone: read from a language model, whose embedding has `vocab_size` rows.
-    classes: each distinct text is one token, which opens the span that follows (class-conditional models, PAPER §2).
-    """
+    """The text tokenizer: bytes, BPE, a backbone's, or one token per class (PAPER §2.2)."""
 
-    kind: Literal["bytes", "bpe", "backbone", "classes"] = "bytes"
-    vocab_size: int = Field(1024, ge=1, description="bpe and backbone")
+    kind: Literal["bytes", "bpe", "backbone", "classes"] = Field(
+        "bytes",
+        description="bytes: the 256 bytes; bpe: byte-level BPE trained on the recipe's text; backbone: that of "
+        "model.backbone; classes: one token per distinct text, for class-conditional models",
+    )
+    vocab_size: int = Field(1024, ge=1, description="entries of a bpe vocabulary; of a backbone, rows of its embedding")
     special: dict[str, int | None] = Field(
         default_factory=dict,
-        description="backbone only: special tokens that its vocabulary has, by name (bos, eos, …); null: there is none",
+        description="ids of the special tokens (bos, eos, …) that a backbone's vocabulary has; null: it has none",
     )
     ids: dict[str, int | None] | None = Field(
-        None, description="of all special tokens, as a checkpoint keeps them: a new modality renumbers no old model"
+        None, description="ids of all special tokens; written into checkpoints, never into a recipe"
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What a run trains on and how: sources, loader, optimiser, adapter, loop."""
+"""Configuration of training: data sources, batches, optimiser, adapter, training loop."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ from .modalities import modality_names
 
 
 class SourceConfig(Config):
-    """One source of documents: an embedded one by name ("digits"), or one by path, and how often it is drawn from.
+    """One source of documents: name, manifest, path or shards, exactly one of them (docs/data_format.md)."""
 
-    A manifest is kept in memory; `path` and `shards` are read from disk as they are needed (docs/data_format.md).
-    """
-
-    name: str | None = None
-    manifest: str | None = Field(None, description="a small JSONL file, kept in memory with its media")
-    path: str | None = Field(None, description="JSONL, Parquet, tar, or a folder of pictures, of any size; URLs too")
-    shards: str | None = Field(None, description="a folder that `latentlm encode` wrote")
-    columns: dict[str, str] = Field(
-        {}, description="of Parquet: which columns hold text and each modality; of tars: which suffixes"
+    name: str | None = Field(None, description="an embedded source, as digits; `latentlm data list` shows them")
+    manifest: str | None = Field(None, description="a JSONL file, kept in memory with its media")
+    path: str | None = Field(
+        None, description="JSONL, Parquet, tar or a folder of pictures of any size, read from disk; URLs too"
     )
-    task: str = Field("all", description="which documents: text_to_image, image_to_text, ... see `latentlm data list`")
+    shards: str | None = Field(None, description="a folder written by `latentlm encode`, read from disk")
+    columns: dict[str, str] = Field(
+        {}, description="columns of a Parquet file, or suffixes in a tar, that hold text and each modality"
+    )
+    task: str = Field("all", description="the kind of documents: text_to_image, image_to_text, …")
     held_out: StrictStr | StrictInt | StrictFloat | None = Field(
         None,
-        description="beside a manifest, path or shards: another one, whose documents are never learnt, only scored; "
-        "of path and shards also a number of their own documents, or a share below 1",
+        description="what is scored and never trained on: another manifest, path or folder of shards; for path and "
+        "shards also a number of documents, or a share below 1. Embedded sources have a held-out split of their own",
     )
-    weight: float = Field(1.0, gt=0)
-    limit: int | None = Field(None, gt=0, description="only the first so many items: a fixed subset")
-    augmented_copies: int = Field(0, ge=0, description="slightly turned, shifted and scaled copies of each picture")
+    weight: float = Field(
+        1.0, gt=0, description="how often documents are drawn from this source, relative to the others"
+    )
+    limit: int | None = Field(None, gt=0, description="use only the first so many items; null: all")
+    augmented_copies: int = Field(
+        0, ge=0, description="copies of each picture, slightly rotated, shifted and scaled, that are added"
+    )
     noise: float = Field(
-        1.0, ge=0, description="its latents are drawn with so many times the standard deviation of their posterior"
+        1.0, ge=0, description="factor of the posterior's standard deviation when latents of this source are drawn"
     )
 
     @field_validator("columns")
@@ -77,24 +80,26 @@ class SourceConfig(Config):
 
     @property
     def label(self) -> str:
-        """What the source is called in messages."""
+        """The name of the source in messages."""
         return next(place for place in (self.name, self.manifest, self.path, self.shards) if place is not None)
 
     @property
     def is_streamed(self) -> bool:
-        """Whether its documents are read from disk as they are needed, none of them kept."""
+        """Whether documents are read from disk when needed, rather than kept in memory."""
         return self.path is not None or self.shards is not None
 
 
 class DataConfig(Config):
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    sequence_length: Count = Field(256, description="positions in a packed row")
-    rows: Count = Field(16, description="rows of a micro-batch")
-    condition_dropout: float = Field(0.1, ge=0, le=1)
+    """Documents of a language model and how they are packed into batches."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="where the documents come from; at least one")
+    sequence_length: Count = Field(256, description="positions per packed row; also the most positions of a document")
+    rows: Count = Field(16, description="rows per micro-batch")
+    condition_dropout: float = Field(
+        0.1, ge=0, le=1, description="probability that a document loses its condition, which guidance needs"
+    )
     workers: NonNegativeInt | None = Field(
-        None,
-        description="threads that make batches ahead of the step; by default 1 where a source is a path or shards, "
-        "else 0",
+        None, description="threads that prepare batches in advance; default 1 with a path or shards, else 0"
     )
 
 
@@ -102,37 +107,46 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
-    kind: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    muon_learning_rate: float = Field(0.02, gt=0, description="muon only: for the 2-D weights of the blocks")
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    weight_decay: float = Field(0.1, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The optimiser and its learning-rate schedule."""
+
+    kind: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for the 2-D weights of the blocks, AdamW for all others"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    muon_learning_rate: float = Field(0.02, gt=0, description="peak learning rate of Muon")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.98), description="β1 and β2 of AdamW")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay; norms, biases and embeddings have none")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up of the learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="decay of the learning rate after the warm-up"
+    )
     final_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end, relative to the peak")
-    clip: float = Field(1.0, gt=0, description="of the global gradient norm")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient; longer gradients are scaled down to it")
 
 
 class AdapterConfig(Config):
-    """LoRA: y = W x + alpha / rank · B A x; W stays as it is, A and B train (Hu et al. 2021; the layers are peft's).
+    """LoRA: y = W x + alpha / rank · B A x, where A and B train and W is frozen (Hu et al. 2021; peft's layers).
 
-    `targets` and `full` name modules by any part of their dotted names, `*` for anything: "transformer", "attention",
-    "heads.speech", "blocks.0.ffn". Targets are the linear layers in there; everything in `full` trains whole.
+    `targets` and `full` name modules by a part of their dotted names, with `*` for anything: "transformer",
+    "attention", "heads.speech", "blocks.0.ffn".
     """
 
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(16, gt=0)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A")
-    targets: tuple[str, ...] = Field(("transformer",), min_length=1)
+    kind: Literal["lora"] = Field("lora", description="lora: low-rank matrices beside linear layers")
+    rank: int = Field(16, gt=0, description="rank of the matrices")
+    alpha: float = Field(32.0, gt=0, description="the adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on the input of A")
+    targets: tuple[str, ...] = Field(
+        ("transformer",), min_length=1, description="modules whose linear layers get an adapter"
+    )
     full: tuple[str, ...] | None = Field(
         None,
-        description="by default heads, embed_latents and, where there is one, embed_features; () keeps all as it is",
+        description="modules that train in full beside the adapter; default heads, embed_latents and, if the model has "
+        "it, embed_features; []: none",
     )
 
 
 def check_divisible(global_micro_batches: int, processes: int) -> None:
-    """UserError unless every process gets equally many of a step's micro-batches."""
+    """Raise UserError unless the micro-batches of a step can be shared equally between the processes."""
     if global_micro_batches % processes:
         raise UserError(
             f"training.global_micro_batches {global_micro_batches} is not a multiple of the {processes} processes"
@@ -140,26 +154,45 @@ def check_divisible(global_micro_batches: int, processes: int) -> None:
 
 
 class TrainingConfig(Config):
-    steps: int = Field(1000, gt=0)
+    """The training loop: its length, precision, optimiser, logging and checkpoints."""
+
+    steps: int = Field(1000, gt=0, description="number of optimiser steps")
     global_micro_batches: int = Field(
-        1, gt=0, description="micro-batches a step, over all processes; a multiple of these"
+        1, gt=0, description="micro-batches per step over all processes; a multiple of the number of processes"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
-    parallel: Literal["replicate", "shard"] = Field("replicate", description="shard: FSDP2")
-    threads: int | None = Field(None, gt=0, description="CPU threads a process; default cores / local processes")
-    ema: float = Field(0.999, ge=0, lt=1, description="0 = no average; warmed up as (1 + k) / (10 + k)")
-    seed: int = Field(0, ge=0, lt=2**63)
-    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="precision of the computation; auto: bf16 if the hardware multiplies it, else fp32"
+    )
+    parallel: Literal["replicate", "shard"] = Field(
+        "replicate", description="replicate: every process holds all weights; shard: weights are sharded (FSDP2)"
+    )
+    threads: int | None = Field(
+        None, gt=0, description="CPU threads per process; default: the free cores, divided by the processes"
+    )
+    ema: float = Field(
+        0.999, ge=0, lt=1, description="decay of the exponential moving average of the weights; 0: no average"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the weights, the order of the data and the noise")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="the optimiser and its schedule")
     loss_weights: dict[str, NonNegativeFloat] = Field(
-        default_factory=dict, description="weight of each named loss; 1 where absent (α of the paper: image, speech)"
+        default_factory=dict,
+        description="weight by name of the loss (text, end, image, speech; mse, mel, …); default 1",
     )
-    log_every: int = Field(10, gt=0)
-    save_every: int = Field(500, gt=0)
-    sample_every: int | None = Field(None, gt=0, description="write samples every so many steps")
-    keep: int = Field(2, gt=0, description="how many checkpoints stay")
-    max_minutes: float | None = Field(None, gt=0, description="the schedule follows this clock instead of the steps")
-    adapter: AdapterConfig | None = Field(None, description="train this instead of all weights")
-    freeze: tuple[str, ...] = Field((), description="weights that stay as they are, named as `adapter.targets`")
+    log_every: int = Field(10, gt=0, description="steps between two records in train.jsonl")
+    save_every: int = Field(500, gt=0, description="steps between two checkpoints")
+    sample_every: int | None = Field(
+        None, gt=0, description="steps between two samples, which are scored on held-out data too; null: none"
+    )
+    keep: int = Field(2, gt=0, description="number of checkpoints that are kept")
+    max_minutes: float | None = Field(
+        None, gt=0, description="length of the schedule in minutes, if that ends it sooner than steps"
+    )
+    adapter: AdapterConfig | None = Field(
+        None, description="train an adapter instead of all weights; null: all weights"
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description="weights that do not train, named by a part of their dotted names, as in adapter.targets"
+    )
 
     @model_validator(mode="after")
     def _one_choice(self):

@@ -57,10 +57,14 @@ class EncodedDocument:
 
 
 class DocumentEncoder:
-    """Turns documents into sequences. `unconditional` drops the condition segments and starts at <BOD> (PAPER §1.5)."""
+    """Turns documents into sequences. `unconditional` drops the condition segments and starts at <BOD> (PAPER §1.5).
 
-    def __init__(self, tokenizer: TextTokenizer):
+    lowercase: given texts of documents that hold media are lower-cased (`model.lowercase` of the recipe).
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, lowercase: bool = False):
         self.tokenizer = tokenizer
+        self.lowercase = lowercase
         self.special = tokenizer.special
         self._encode = lru_cache(_KNOWN_TEXTS)(tokenizer.encode)
 
@@ -69,6 +73,8 @@ class DocumentEncoder:
 
         Raises UserError for a document without segments, empty text, or media that are not yet latents.
         """
+        if self.lowercase and not all(isinstance(s, Text) for s in document.segments):
+            document = with_lowercase_conditions(document)
         segments = [s for s in document.segments if not (unconditional and s.condition)]
         if not segments and not (unconditional and not closed):
             raise UserError("a document needs at least one segment" + (" beside its conditions" * unconditional))
@@ -130,6 +136,13 @@ class DocumentEncoder:
         if segment.loss and modality(name).ends_itself:
             out.end_targets[-length - 1 :] = [0] * length + [1]
         self._token(out, self.special.eod)
+
+
+def with_lowercase_conditions(document: Document) -> Document:
+    """`document` with the texts of its condition segments in lower case."""
+    return document.with_segments(
+        tuple(replace(s, text=s.text.lower()) if isinstance(s, Text) and s.condition else s for s in document.segments)
+    )
 
 
 class Packer:

@@ -1,23 +1,23 @@
-"""Scripts: who says what, line by line, and the documents that models read them as.
+"""Scripts: turns of several speakers, and the documents in which models read them.
 
-Place in the flow: 2, a text file and voice clips ──▶ `types.Document`, the prompt of long, many-voiced speech.
+Place in the flow: 2, a text and voice clips ──▶ `types.Document`, the prompt of long speech of several speakers.
 
     Speaker 1: Good morning.
     Speaker 2: Good morning to you. A line without a speaker
     goes on with the turn above it.
 
-`script_prompt` lays a script out as VibeVoice was trained (PAPER §6): a system line, "Voice input:" with a clip of
-each speaker that has one, "Text input:" with the turns, "Speech output:". The model then opens the span of speech.
-`script_document` lays out recordings in the same way, to learn from.
-Speakers are numbered from 0 there. Departures from the two reference processors, where these contradict each other or
-themselves, are listed in docs/numerics.md.
+`speaker_labels.py` says what counts as a speaker's label. `script_prompt` lays a script out as the models of PAPER §6
+were trained: a system line, "Voice input:" with a clip of each speaker that has one, "Text input:" with the turns,
+"Speech output:"; the model then opens the span of speech. `script_document` lays out recordings in the same way for
+training. Speakers are numbered from 0 there. Where the two reference processors contradict each other or themselves,
+docs/interop.md says which one is followed.
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import UserError
@@ -25,25 +25,20 @@ from ..media.sound import Audio
 from ..modalities.speech import Speech
 from ..types import Document, Latents, Segment, Text
 from .placed import PlacedDocuments, place_of
+from .speaker_labels import bare_label, plain_text, read_label, speaker_key, speaker_name, split_tags, straight_quotes
 
 Voice = Audio | Latents
-
-SPEAKER = re.compile(r"speaker\s+(\w[\w.'’-]*(?: [\w.'’-]+){0,2})\s*[:：]\s*(.*)", re.IGNORECASE)
-"""A line that opens a turn: a name of up to three words, a plain or a full-width colon, and the first words."""
-
-NO_COLON = re.compile(r"speaker\s+\d+(?!.*[:：])", re.IGNORECASE)
-"""A line that was meant to open a turn."""
 
 SYSTEM_LINE = (
     " Transform the text provided by various speakers into speech output, "
     "utilizing the distinct voice of each respective speaker.\n"
 )
-"""What VibeVoice was trained on, to the letter."""
+"""The system line that the models of PAPER §6 were trained with, to the letter."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaker says without a break."""
+    """One speaker's words, until another one speaks."""
 
     speaker: str
     text: str
@@ -51,9 +46,24 @@ class Turn:
 
 @dataclass(frozen=True)
 class Script:
-    """Turns in order. A speaker is known by the name after the word Speaker: "1", "2", or any other."""
+    """Turns in order. A speaker is known by the name after the word Speaker: "1", "2", or any other.
+
+    Names that differ only in case ("Anna", "anna") are one speaker, spelled as in the first turn.
+    num_lines, has_labels, left_out: of a script that was read from text, the number of lines, whether any has a label,
+    and the moods and time stamps of the labels, which are not spoken.
+    """
 
     turns: tuple[Turn, ...]
+    num_lines: int = field(default=1, compare=False)
+    has_labels: bool = field(default=True, compare=False)
+    left_out: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self):
+        spelling: dict[str, str] = {}
+        for turn in self.turns:
+            spelling.setdefault(speaker_key(turn.speaker), speaker_name(turn.speaker))
+        turns = tuple(replace(turn, speaker=spelling[speaker_key(turn.speaker)]) for turn in self.turns)
+        object.__setattr__(self, "turns", turns)
 
     @property
     def speakers(self) -> dict[str, int]:
@@ -68,25 +78,36 @@ class Script:
         return {name: int(name) - ("0" not in names) for name in names}
 
     def cast(self, voices: Mapping[int | str, Voice]) -> dict[str, Voice]:
-        """`voices` in the order of the speakers' numbers. Raises UserError for one of somebody who does not speak."""
+        """`voices` in the order of the speakers' numbers.
+
+        Raises UserError for a voice of somebody who does not speak, and for two voices of one speaker.
+        """
         numbers = self.speakers
-        found = {speaker_name(name): clip for name, clip in voices.items()}
-        for name in found:
-            if name not in numbers:
-                known = ", ".join(numbers)
-                raise UserError(f"a voice for speaker {name!r}, who says nothing in the script (speakers: {known})")
+        names = {speaker_key(name): name for name in numbers}
+        found: dict[str, Voice] = {}
+        for given, clip in voices.items():
+            name = names.get(speaker_key(given))
+            if name is None:
+                who, known = speaker_name(given), ", ".join(numbers)
+                raise UserError(f"a voice for speaker {who!r}, who says nothing in the script (speakers: {known})")
+            if name in found:
+                raise UserError(f"two voices for speaker {name} (the second is given for {given!r}); give one")
+            found[name] = clip
         return {name: found[name] for name in sorted(found, key=numbers.__getitem__)}
 
     @property
     def text(self) -> str:
-        """The words alone, a turn a line."""
+        """The words alone, one line per turn."""
         return "\n".join(turn.text for turn in self.turns)
 
-
-def speaker_name(name: int | str) -> str:
-    """A speaker as scripts and voices are matched by: 1, "1" and "01" are one."""
-    name = str(name)
-    return str(int(name)) if name.isdecimal() else name
+    def describe(self) -> str:
+        """The speakers found, for people: "2 speakers: 1 (2 turns), Anna (1 turn)"."""
+        if not self.has_labels:
+            return f"no speaker lines: one voice reads its {counted(self.num_lines, 'line')}"
+        counts = Counter(turn.speaker for turn in self.turns)
+        shown = [f"{name} ({counted(count, 'turn')})" for name, count in counts.items()]
+        left_out = f"; not read: {_listed(self.left_out)}" if self.left_out else ""
+        return f"{counted(len(counts), 'speaker')}: {_listed(shown, 8)}{left_out}"
 
 
 def read_script(path: str | Path) -> Script:
@@ -95,7 +116,7 @@ def read_script(path: str | Path) -> Script:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, with or without a byte order mark. UserError names the file."""
+    """The text of a UTF-8 file, with or without a byte order mark. UserError names the file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -106,44 +127,90 @@ def read_text(path: str | Path) -> str:
 
 
 def parse_script(text: str, origin: str = "script") -> Script:
-    """Lines `Speaker NAME: words`; a line without a speaker goes on with the turn above it, blank lines are skipped.
+    """The turns of a text whose lines begin with labels (`speaker_labels.py`).
 
-    Without any speaker the whole is one turn of speaker 1. Raises UserError, naming `origin` and the line, for words
-    before the first speaker, a turn without words, and a missing colon.
+    A line without a label goes on with the turn above it, blank lines are skipped. Without any label the whole is one
+    turn of speaker 1. The text is composed (NFC) and loses its characters without width.
+    Raises UserError, naming `origin` and the line, for words before the first speaker, a turn without words, and
+    whatever looks like a label and is none.
     """
-    opened: list[tuple[int, str, list[str]]] = []  # line number, speaker, pieces
-    stray: list[tuple[int, str]] = []  # lines before any speaker
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        match = SPEAKER.fullmatch(line)
-        if match:
-            name, words = match.groups()
-            opened.append((number, speaker_name(name), [words]))
-        elif NO_COLON.match(line):
-            raise UserError(f"{origin}:{number}: {line[:40]!r} has no colon; write 'Speaker 1: words'")
-        elif line and opened:
-            opened[-1][2].append(line)
-        elif line:
-            stray.append((number, line))
-    if stray and opened:
-        raise UserError(f"{origin}:{stray[0][0]}: words before the first speaker, {stray[0][1][:40]!r}")
-    if stray:
-        opened = [(stray[0][0], "1", [line for _, line in stray])]
-    if not opened:
+    lines = [
+        (number, part)
+        for number, line in enumerate(plain_text(text).splitlines(), 1)
+        for part in split_tags(line.strip())
+        if part
+    ]
+    if not lines:
         raise UserError(f"{origin}: the script is empty")
+    opened: list[tuple[int, str, list[str]]] = []  # line number, speaker, pieces
+    unlabelled: list[tuple[int, str]] = []
+    left_out: list[str] = []
+    for number, line in lines:
+        try:
+            label = read_label(line)
+        except UserError as error:
+            raise UserError(f"{origin}:{number}: {error}") from None
+        if label is not None:
+            opened.append((number, label.speaker, [label.words]))
+            left_out += label.left_out
+            continue
+        unlabelled.append((number, line))
+        if opened:
+            opened[-1][2].append(line)
+    _refuse_bare_labels(unlabelled, origin, has_labels=bool(opened))
+    if opened and unlabelled and unlabelled[0][0] < opened[0][0]:
+        raise UserError(f"{origin}:{unlabelled[0][0]}: words before the first speaker, {unlabelled[0][1][:40]!r}")
+    has_labels = bool(opened)
+    if not has_labels:
+        opened = [(lines[0][0], "1", [line for _, line in lines])]
     turns = []
     for number, name, pieces in opened:
         words = " ".join(piece for piece in pieces if piece)
         if not words:
             raise UserError(f"{origin}:{number}: Speaker {name} says nothing")
         turns.append(Turn(name, words))
-    return Script(tuple(turns))
+    return Script(tuple(turns), len(lines), has_labels, tuple(left_out))
+
+
+def _refuse_bare_labels(lines: Sequence[tuple[int, str]], origin: str, has_labels: bool) -> None:
+    """UserError for lines such as "Anna: Hi.", in a text without labels only where they make a dialogue: at least half
+    of the lines are of this kind, or several names of which one comes back."""
+    found = [(number, name) for number, line in lines if (name := bare_label(line, capitals=has_labels))]
+    num_names = len({name for _, name in found})
+    is_dialogue = len(found) > 1 and (2 * len(found) >= len(lines) or 1 < num_names < len(found))
+    if found and (has_labels or is_dialogue):
+        number, name = found[0]
+        mend = "join this line to the one above it" if has_labels else "write the text as one line"
+        raise UserError(
+            f"{origin}:{number}: '{name}:' is no label; write 'Speaker {name}: words' or, if no {name} speaks, {mend}"
+        )
+
+
+def join_scripts(scripts: Sequence[Script]) -> Script:
+    """The turns of all scripts, one after the other."""
+    return Script(
+        tuple(turn for script in scripts for turn in script.turns),
+        sum(script.num_lines for script in scripts),
+        any(script.has_labels for script in scripts),
+        tuple(item for script in scripts for item in script.left_out),
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """For people: "1 turn", "1,200 turns"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _listed(items: Sequence[str], num: int = 3) -> str:
+    return ", ".join(items[:num]) + (f" and {len(items) - num} more" if len(items) > num else "")
 
 
 def script_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Document:
-    """`script` with `voices` (by speaker) as VibeVoice reads it; all of it condition, without loss.
+    """`script` with `voices` (by speaker) as the models of PAPER §6 read it; all of it condition, without loss.
 
-    Raises UserError for a voice of somebody who does not speak.
+    Curly apostrophes and quotation marks become straight ones, as in the front ends that these models were released
+    with: those for long speech replace ’, the one for short speech “ and ” too. Unreplaced, "it’s" is heard as "it".
+    Raises UserError as `Script.cast`.
     """
     numbers = script.speakers
     parts: list[str | Voice] = [SYSTEM_LINE]
@@ -152,16 +219,16 @@ def script_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Document
     for name, clip in script.cast(voices).items():
         parts += [f" Speaker {numbers[name]}:", clip, "\n"]
     parts.append(" Text input:\n")
-    parts += [f" Speaker {numbers[turn.speaker]}: {turn.text}\n" for turn in script.turns]
+    parts += [f" Speaker {numbers[turn.speaker]}: {straight_quotes(turn.text)}\n" for turn in script.turns]
     parts.append(" Speech output:\n")
     return Document(tuple(map(_condition, parts)))
 
 
 def script_document(document: Document) -> Document:
-    """A recording to learn, laid out as VibeVoice will be asked for it: `script_prompt`, then the speech.
+    """A recording as an example for training: `script_prompt` of its texts and clips, then the speech.
 
-    `document`: given texts, which are the script, given clips of its speakers in the order of their numbers (all of
-    them, or none), and last the speech. Raises UserError for a document of any other kind.
+    document: condition texts, which are the lines of the script; condition clips of its speakers in the order of their
+    numbers (one of each, or none); last the speech. Raises UserError for a document of any other kind.
     """
     *given, spoken = document.segments
     texts = [segment.text for segment in given if isinstance(segment, Text)]
@@ -181,12 +248,12 @@ def script_document(document: Document) -> Document:
 
 
 def apply_prompt_format(documents: Sequence[Document], layout: str, source: str) -> Sequence[Document]:
-    """The documents of `source` as a model whose config says `prompt: layout` learns them and is asked."""
+    """The documents of `source` laid out for training a model whose config says `prompt: layout`."""
     return ScriptDocuments(documents, source) if layout == "script" else documents
 
 
 class ScriptDocuments(PlacedDocuments):
-    """The documents of a source, each as `script_document` lays it out; UserError names `source` and its number."""
+    """The documents of a source, each laid out by `script_document`. UserError names `source` and the number."""
 
     def __init__(self, documents: Sequence[Document], source: str):
         self.documents = documents

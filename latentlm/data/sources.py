@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+
 from ..config import SourceConfig
 from ..config.base import did_you_mean
 from ..errors import UserError
@@ -20,7 +22,7 @@ from .manifest import Manifest
 from .placed import PlacedDocuments, View, Without, held_out_numbers
 from .readers import JsonLines, open_path
 from .readers.jsonl import JsonLinesMedia
-from .readers.rows import TASKS, RowDocuments, RowMedia
+from .readers.rows import TASKS, RowDocuments, RowMedia, Rows
 from .shards import ShardDocuments
 from .task_source import ALL, SPLITS, Lazy, Source, SourceInfo, check_split
 from .warp import with_augmented_copies
@@ -51,7 +53,9 @@ class ManifestSource:
 
     def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence:
         check_split(split)
-        return _open_manifest(self.path, limit).media(modality) if split == "train" else ()
+        if split == "train":
+            return _open_manifest(self.path, limit).media(modality)
+        return _open_manifest(self.held_out, None).media(modality) if self.held_out else ()
 
     def holds(self, modality: str) -> bool:
         """Whether its training documents have media of this modality."""
@@ -86,20 +90,17 @@ class StreamedSource:
         return self.config.task in TASKS and modality in TASKS[self.config.task][0]
 
     def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence:
-        """Media of a path, decoded anew each time; not those of documents that are held out."""
+        """Media of a path, decoded anew each time: in "train" those of documents that are not held out."""
         check_split(split)
-        if split != "train" or self.config.path is None:
-            return ()
-        opened = open_path(self.config.path, self.config.columns)
         held_out, numbers = self.config.held_out, None
+        if self.config.path is None or (split != "train" and held_out is None):
+            return ()
+        path = held_out if split != "train" and isinstance(held_out, str) else self.config.path
+        opened = open_path(path, self.config.columns)
         if isinstance(held_out, int | float):
             numbers = held_out_numbers(len(opened), held_out, self.config.label)
-        if isinstance(opened, JsonLines):
-            found: Sequence = JsonLinesMedia(opened, modality, numbers)
-        else:
-            found = RowMedia(opened, modality)
-            found = found if numbers is None else Without(found, numbers)
-        return found if limit is None else Lazy(min(limit, len(found)), found.__getitem__)
+        found = _media_of(opened, modality, numbers, split)
+        return found if limit is None or split != "train" else Lazy(min(limit, len(found)), found.__getitem__)
 
     def _open(self, path: str, task: str) -> PlacedDocuments:
         if self.config.shards is not None:
@@ -116,6 +117,19 @@ class StreamedSource:
             return documents if split == "train" else ()
         numbers = held_out_numbers(len(documents), self.config.held_out, self.config.label)
         return Without(documents, numbers) if split == "train" else View(documents, numbers)
+
+
+def _media_of(rows: Rows, modality: str, held_out: np.ndarray | None, split: str) -> Sequence:
+    """The media of one modality in `rows`: in "train" without those of the documents `held_out`, else those alone."""
+    if isinstance(rows, JsonLines):
+        others = held_out
+        if split != "train" and held_out is not None:
+            others = np.setdiff1d(np.arange(len(rows)), held_out)
+        return JsonLinesMedia(rows, modality, others)
+    found = RowMedia(rows, modality)
+    if held_out is None:
+        return found
+    return Without(found, held_out) if split == "train" else View(found, held_out)
 
 
 def _path(config: SourceConfig) -> str:

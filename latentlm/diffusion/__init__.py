@@ -1,4 +1,4 @@
-"""Pure maths of diffusion, no networks: noise schedules, what is predicted, and solvers (PAPER §1.2, §1.4)."""
+"""The maths of diffusion, without networks: noise schedules, parametrisations, solvers (PAPER §1.2, §1.4)."""
 
 from .parametrization import convert, to_epsilon, to_x0, training_target
 from .schedule import DiffusionProcess, Level

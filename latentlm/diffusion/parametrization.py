@@ -1,14 +1,14 @@
-"""What the head predicts, and how one prediction is turned into another (PAPER §1.2).
+"""What the head predicts (v, ε, x0 or velocity), and conversions between these predictions (PAPER §1.2).
 
 Place in the flow: between the schedule and its two users, the training loss and the solvers.
-Every parametrisation is a mixture o = u·x0 + w·ε:
+Every prediction is a linear combination o = u·x0 + w·ε:
     x0        u =  1, w = 0
     epsilon   u =  0, w = 1
     v         u = -σ, w = α        (Salimans & Ho: v = α·ε - σ·x0)
     velocity  u = -1, w = 1        (flow matching: dx/dσ along x = (1-σ)·x0 + σ·ε)
-Together with x = α·x0 + σ·ε any of them solves for any other: a 2 × 2 system of determinant d = α·w - σ·u.
+With x = α·x0 + σ·ε, each can be computed from any other: a 2 × 2 system of determinant d = α·w - σ·u.
+It is singular (d = 0) for epsilon at α = 0 and for x0 at σ = 0, which no schedule here has at a time of prediction.
 Legend: `C` latent channels; `...` the shape of t.
-Degenerate where d = 0: epsilon at α = 0, x0 at σ = 0. No schedule here has α = 0 or σ = 0 at a time it predicts from.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Scalar = TypeVar("Scalar", float, Tensor)
 
 @dataclass(frozen=True)
 class Linear:
-    """of_x·x + of_output·o, with floats (solver plans) or tensors (training)."""
+    """The linear function of_x·x + of_output·o; floats in solver plans, tensors in training."""
 
     of_x: float | Tensor
     of_output: float | Tensor
 
 
 def mixture(prediction: str, alpha: Scalar, sigma: Scalar) -> tuple[Scalar | float, Scalar | float]:
-    """(u, w) of o = u·x0 + w·ε."""
+    """The weights (u, w) of o = u·x0 + w·ε. Raises UserError for an unknown prediction."""
     if prediction == "v":
         return -sigma, alpha
     if prediction == "epsilon":
@@ -47,7 +47,7 @@ def mixture(prediction: str, alpha: Scalar, sigma: Scalar) -> tuple[Scalar | flo
 
 
 def conversion(source: str, target: str, alpha: Scalar, sigma: Scalar) -> Linear:
-    """The prediction `target` as a linear function of x and of a prediction `source`, at one noise level."""
+    """The prediction `target` as a linear function of x and the prediction `source`, at one noise level."""
     u, w = mixture(source, alpha, sigma)
     to_u, to_w = mixture(target, alpha, sigma)
     determinant = alpha * w - sigma * u
@@ -55,7 +55,7 @@ def conversion(source: str, target: str, alpha: Scalar, sigma: Scalar) -> Linear
 
 
 def training_target(process: DiffusionProcess, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What the head should say for x0 (..., C), noise (..., C) and t (...): (..., C), fp32 at least."""
+    """The target of the head's output for x0 (..., C), noise (..., C) and t (...): (..., C), at least fp32."""
     dtype = working_dtype(x0)
     alpha, sigma = process.alpha(t, dtype)[..., None], process.sigma(t, dtype)[..., None]
     u, w = mixture(process.prediction, alpha, sigma)
@@ -63,7 +63,7 @@ def training_target(process: DiffusionProcess, x0: Tensor, noise: Tensor, t: Ten
 
 
 def convert(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor, target: str) -> Tensor:
-    """A head's output (..., C) at noisy (..., C) and t (...) as the prediction `target`: (..., C), fp32 at least.
+    """A head's output (..., C) for noisy (..., C) and t (...), converted to the prediction `target`: at least fp32.
 
     Raises UserError for an unknown `target`.
     """
@@ -74,10 +74,10 @@ def convert(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor,
 
 
 def to_x0(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-    """The clean latent that an output implies, shapes as in `convert`."""
+    """The clean latent that corresponds to an output, shapes as in `convert`."""
     return convert(process, output, noisy, t, "x0")
 
 
 def to_epsilon(process: DiffusionProcess, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
-    """The noise that an output implies, shapes as in `convert`."""
+    """The noise that corresponds to an output, shapes as in `convert`."""
     return convert(process, output, noisy, t, "epsilon")

@@ -1,14 +1,14 @@
-"""The noising process: how much signal and how much noise a latent carries at time t (PAPER §1.2).
+"""The noising process: the shares of signal and noise in a latent at time t (PAPER §1.2).
 
-Place in the flow: the bottom of `diffusion/`; training draws times and noises latents here, solvers read levels here.
+Place in the flow: the lowest module of `diffusion/`. Training draws times and adds noise with it; solvers read levels.
     x_t = α(t)·x0 + σ(t)·ε
     ddpm   t an integer 0..T-1; α = √ᾱ_t, σ = √(1 - ᾱ_t), ᾱ the cumulative product of 1 - β
              cosine: β_k = min(1 - ᾱ((k+1)/T) / ᾱ(k/T), 0.999), ᾱ(u) = cos²((u + 0.008)/1.008·π/2)
              linear: β from 1e-4 to 0.02 at T = 1000, scaled by 1000/T otherwise
     flow   t real in [0, T]; α = 1 - t/T, σ = t/T, velocity ε - x0
 Legend: `C` latent channels; `T` number of timesteps; `...` any leading shape, the shape of t.
-Numerics: tables are computed in fp64 and used in fp32 at least. A `DiffusionProcess` is a plain record, not a
-module: casting a model to bf16 cannot touch its times or tables, where 998.39 would become 1000.
+Numerics: tables are computed in fp64 and used in at least fp32. A `DiffusionProcess` is not a torch module, so that
+casting a model to bf16 leaves its times and tables alone (in bf16, time 998.39 would be 1000).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_BETA = 0.999
 
 @dataclass(frozen=True)
 class Level:
-    """The noise level a solver stops at: x = alpha·x0 + sigma·ε at network time `time`."""
+    """A noise level: x = alpha·x0 + sigma·ε at network time `time`."""
 
     time: float
     alpha: float
@@ -37,14 +37,16 @@ class Level:
 
 
 CLEAN = Level(time=0.0, alpha=1.0, sigma=0.0)
-"""Where every solver ends: no noise. Its time is never shown to a network."""
+"""The last level of every solver: no noise. No network is evaluated there."""
 
 
 @dataclass(frozen=True)
 class DiffusionProcess:
-    """kind "ddpm" or "flow"; schedule "cosine" or "linear" (ddpm only); prediction "v", "epsilon", "x0" or "velocity".
+    """A noising process and what the network predicts. Hashable, so that solver plans can be cached by it.
 
-    Equal processes compare and hash equal, so plans can be cached by them.
+    kind         "ddpm" or "flow"
+    schedule     "cosine" or "linear"; ddpm only
+    prediction   "v", "epsilon", "x0" or "velocity"
     """
 
     kind: str
@@ -53,14 +55,14 @@ class DiffusionProcess:
     num_timesteps: int
 
     def __post_init__(self) -> None:
-        """Tables are made here, so that compiled code only has to find them."""
+        """Make the tables now, so that compiled code only looks them up."""
         if self.kind == "ddpm":
             for name in ("alpha", "sigma"):
                 _table(name, self.schedule, self.num_timesteps, torch.float64, torch.device("cpu"))
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> DiffusionProcess:
-        """Flow matching always predicts the velocity and has no schedule of its own."""
+        """The process of a config. Flow matching always predicts the velocity and ignores `schedule`."""
         if config.num_timesteps < 2:
             raise UserError(f"diffusion.num_timesteps must be at least 2, got {config.num_timesteps}")
         if config.process == "flow":
@@ -80,7 +82,7 @@ class DiffusionProcess:
         return _table("sigma", self.schedule, self.num_timesteps, dtype, t.device)[self._index(t)]
 
     def level(self, time: float) -> Level:
-        """The level at a time for solvers, in fp64. Between the integers of ddpm, σ/α is interpolated linearly."""
+        """The level at `time`, in fp64, for solvers. ddpm: σ/α is interpolated linearly between integer times."""
         assert 0 <= time <= self.num_timesteps, time
         if self.kind == "flow":
             sigma = time / self.num_timesteps
@@ -93,7 +95,7 @@ class DiffusionProcess:
         return Level(time, alpha, ratio * alpha)
 
     def time(self, ratio: float) -> float:
-        """The time at which σ/α is `ratio`, the inverse of `level`; the nearest that there is."""
+        """The time at which σ/α is `ratio`, or the nearest time of the process; the inverse of `level`."""
         if self.kind == "flow":
             return self.num_timesteps * ratio / (1 + ratio)
         alpha_bar = np.array(cumulative_alpha(self.schedule, self.num_timesteps))
@@ -102,16 +104,16 @@ class DiffusionProcess:
     def sample_timesteps(
         self, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str
     ) -> Tensor:
-        """Times for training, every element drawn by itself. ddpm: uniform integers over all of 0..T-1 (int64).
+        """Independent random times for training; the generator must be on `device`.
 
-        flow: uniform reals in [0, T), fp32: the continuous objective, not a grid. The generator must be on `device`.
+        ddpm: uniform integers in 0..T-1, int64. flow: uniform reals in [0, T), fp32, for the continuous objective.
         """
         if self.kind == "flow":
             return torch.rand(shape, generator=generator, device=device, dtype=torch.float32) * self.num_timesteps
         return torch.randint(self.num_timesteps, shape, generator=generator, device=device)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t (..., C) from x0 (..., C), noise (..., C) and t (...). fp32 at least, whatever the inputs are."""
+        """x_t (..., C) from x0 (..., C), noise (..., C) and t (...), in at least fp32 for inputs of any type."""
         dtype = working_dtype(x0)
         alpha, sigma = self.alpha(t, dtype)[..., None], self.sigma(t, dtype)[..., None]
         return alpha * x0.to(dtype) + sigma * noise.to(dtype)
@@ -122,7 +124,7 @@ class DiffusionProcess:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """fp32, or fp64 for fp64: the maths here never runs in half precision."""
+    """The dtype for computing with x: fp64 for fp64, else fp32; never half precision."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -151,9 +153,9 @@ _TABLES: dict[tuple, Tensor] = {}
 
 
 def _table(name: str, schedule: str, num_timesteps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """√ᾱ ("alpha") or √(1 - ᾱ) ("sigma") on a device (T,), made and copied there once.
+    """√ᾱ ("alpha") or √(1 - ᾱ) ("sigma") for all t on a device (T,); cached.
 
-    A dict, because torch.compile looks through `lru_cache` and would make the table anew in every graph.
+    The cache is a dict, because torch.compile ignores `lru_cache` and would make the table again in every graph.
     """
     key = (name, schedule, num_timesteps, dtype, device)
     if key not in _TABLES:

@@ -1,16 +1,15 @@
-"""Solvers of the reverse process as frozen plans: noise ──▶ latent in a few head evaluations (PAPER §1.4).
+"""Solvers of the reverse process as precomputed plans: noise ──▶ latent in a few head evaluations (PAPER §1.4).
 
-Place in the flow: `make_plan` once per (process, solver, number of steps); `sample` once per latent, thousands of
-times. A sampler keeps two registers, the sample x and a memory m. Every solver here is linear in them and in the head's
-output o, so an evaluation is a handful of floats, with schedule and parametrisation folded in beforehand (fp64):
+Place in the flow: `make_plan` once per (process, solver, number of steps); `sample` for every latent.
+A solver has two variables, the sample x and a memory m. Every solver here is linear in them and in the head's output o,
+so that an evaluation is a few floats, computed beforehand in fp64 from schedule and parametrisation:
     o = predict(x, t);   x, m = x_of_x·x + x_of_output·o + x_of_memory·m,   memory.of_x·x + memory.of_output·o
         dpm++2m, dpm++2m-logsnr   m is the previous estimate of x0       ddim, euler   no memory
         heun                      two evaluations a step; m is the sample that the first one started from
-No scheduler state, no tensor of coefficients, nothing read back from the device.
 Legend: `M` latents, `C` latent channels, `n` steps, `T` timesteps of the process.
-Stops, falling, all ending at σ = 0 (diffusers calls all but the second "linspace"):
+Times, falling, followed by σ = 0 (diffusers calls all but the second "linspace"):
     dpm++2m, ddim   linspace(0, T-1, n+1) without 0, rounded for ddpm
-    dpm++2m-logsnr  T-1, then even in log(α/σ): n stops from σ/α = 50 to 1/n, at most 1/20, without the first
+    dpm++2m-logsnr  n times even in log(α/σ), from σ/α = 50 to min(1/n, 1/20); T-1 instead of the first
     euler, heun     ddpm: linspace(0, T-1, n), the ODE solved in σ/α as k-diffusion does; flow: linspace(1, T, n)
 """
 
@@ -33,13 +32,13 @@ from .schedule import CLEAN, DiffusionProcess, Level, working_dtype
 
 SOLVERS = get_args(Solver)
 NOISIEST, CLEANEST = 50.0, 1 / 20
-"""σ/α between which latents of about unit variance take shape: above, all is noise, below, little is."""
+"""Range of σ/α that matters for latents of about unit variance: above it is only noise, below it little noise."""
 Predict = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One call of the head at network time `time` (exact in fp32), and what becomes of the registers after it."""
+    """One call of the head at network time `time` (exact in fp32), and the update of x and m after it."""
 
     time: float
     x_of_x: float
@@ -50,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Plan:
-    """A solver laid out for one process and number of steps: noise·noise_scale, then the evaluations in order."""
+    """A solver for one process and number of steps: start with noise·noise_scale, then the evaluations in order."""
 
     solver: str
     num_steps: int
@@ -59,14 +58,14 @@ class Plan:
 
     @property
     def times(self) -> tuple[float, ...]:
-        """Network time of every evaluation, in order (heun visits most of them twice)."""
+        """Network time of every evaluation, in order (heun evaluates most of them twice)."""
         return tuple(evaluation.time for evaluation in self.evaluations)
 
 
 def sample(plan: Plan, predict: Predict, noise: Tensor) -> Tensor:
     """noise (M, C) -> latents (M, C), fp32 (fp64 for fp64 noise).
 
-    `predict(x (M, C), t) -> (M, C)` is the head's raw output, guidance included; x is never changed under its feet.
+    predict(x (M, C), t) -> (M, C) is the head's raw output with guidance; its x is not changed later.
     """
     x = noise.to(working_dtype(noise)) * plan.noise_scale
     memory = x
@@ -82,7 +81,7 @@ def sample(plan: Plan, predict: Predict, noise: Tensor) -> Tensor:
 
 
 def make_plan(process: DiffusionProcess, name: str, num_steps: int, times: Sequence[float] | None = None) -> Plan:
-    """The plan of solver `name` with `num_steps` steps, optionally through `times` of one's own, falling.
+    """The plan of solver `name` with `num_steps` steps; at the given falling `times` instead of the solver's, if any.
 
     Raises UserError for an unknown solver, for num_steps outside 1..T-1, and for times that do not fit.
     """
@@ -106,14 +105,14 @@ def solver_times(process: DiffusionProcess, name: str, num_steps: int) -> list[f
         times = np.linspace(0, last, num_steps + 1)[:0:-1]
         times = times.round() if process.kind == "ddpm" else times
     elif process.kind == "ddpm":
-        times = np.linspace(last, 0, num_steps)  # one step: from the noisiest stop
+        times = np.linspace(last, 0, num_steps)  # one step: the noisiest time
     else:
         times = np.linspace(process.num_timesteps, 1, num_steps)
     return [float(time) for time in times.astype(np.float32)]
 
 
 def _even_in_log_snr(process: DiffusionProcess, num_steps: int) -> np.ndarray:
-    """Times as `dpm++2m-logsnr` has them: as dense for wide latents as for narrow ones, see docs/numerics.md."""
+    """The times of `dpm++2m-logsnr`, even in log(α/σ); see docs/numerics.md."""
     last, first = process.level(process.num_timesteps - 1), process.level(0)
     noisiest = min(NOISIEST, last.sigma / last.alpha)
     cleanest = max(min(CLEANEST, 1 / num_steps), first.sigma / first.alpha)

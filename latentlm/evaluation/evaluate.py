@@ -1,7 +1,8 @@
 """All evaluations of a model in one call: `evaluate(pipeline) -> Report`.
 
-Place in the flow: generation ──▶ evaluation ──▶ report.json, report.html. What runs depends on the model's tokenizers
-and on what is installed; what could not be measured is named in the report with the reason, never left out silently.
+Place in the flow: generation ──▶ evaluation ──▶ report.json, report.html. The parts that run depend on the sources that
+the model was trained on, its tokenizers, and the packages that are installed; a part that could not be measured is
+named in the report with the reason.
 """
 
 from __future__ import annotations
@@ -16,28 +17,31 @@ import torch
 from ..data.manifest import Manifest
 from ..data.script import apply_prompt_format
 from ..data.task_source import Concatenated
+from ..errors import UserError
 from ..generation.pipeline import Pipeline
 from ..generation.request import check_solver
+from ..model.latentlm import LatentLM
 from ..tokenizers.base import Tokenizer
 from ..types import Document
-from .documents import evaluate_documents, reconstruct_documents
+from .documents import NO_TRAINING, evaluate_documents, reconstruct_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
 from .protocol import GUIDANCE, QUICK, TASKS, Counts, Protocol, check_tasks
-from .reconstruction import RECONSTRUCTED, evaluate_reconstruction, lack
+from .reconstruction import EMBEDDED_SETS, RECONSTRUCTED, evaluate_reconstruction, lack
 from .report import Report
 from .seen import Seen
 from .speech import evaluate_speech
 from .text import evaluate_text
 
 EVERYTHING = Seen()
+DEFAULT_STEPS = 20
 
 
 def evaluate(
     pipeline: Pipeline,
     *,
     guidance: float | Mapping[str, float] | None = None,
-    steps: int = 20,
+    steps: int | None = None,
     seed: int = 0,
     solver: str | None = None,
     weights: str = "ema",
@@ -45,26 +49,33 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     manifests: Sequence[str | Path] = (),
     held_out: Mapping[str, Sequence[Document]] | None = None,
+    training: Mapping[str, Sequence[Sequence[Document]]] = NO_TRAINING,
     quick: bool = False,
     title: str = "LatentLM",
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Run every evaluation that the model allows; about two minutes for a small model on two cores.
+    """Run every part that the model allows; about two minutes for a small model on two cores.
 
-    guidance: one scale for all, or scales by task over `protocol.GUIDANCE`. weights: which are loaded, "ema" or "raw",
-    for the record. seen: what it was trained on; the rest is left out, and the report says so. tasks: only these of
-    `protocol.TASKS`, seen or not. manifests: documents that were held out; held_out: more of them, by what they are
-    called. quick: fewer samples. progress is told what begins. Raises UserError for an unknown task, emoji, solver or
-    guidance key, and for what a manifest has wrong.
+    guidance: one scale for all parts, or scales by part over `protocol.GUIDANCE`. steps, solver: of diffusion heads; 20
+    and the model's own by default. weights: those that are loaded, "ema" or "raw", for the protocol. seen: the sources
+    that the model was trained on; other parts do not run. tasks: only these parts, of `protocol.TASKS`, whether seen or
+    not. manifests: files of held-out documents; held_out: more of them, by name. training: the user's own training
+    documents by modality, from which judges learn. quick: fewer samples. progress: called with each part that begins.
+    Raises UserError for an unknown part, emoji, solver or guidance key, for steps or a solver where no head uses them,
+    and for errors in a manifest.
     """
     parameter = next(pipeline.model.parameters())
+    uses_solver = has_solver(pipeline.model)
+    if not uses_solver and (steps is not None or solver is not None):
+        raise UserError("steps and solver are for diffusion heads, and this model has none")
     solver = solver or pipeline.model.config.sampling.solver
     check_solver(solver)
     protocol = Protocol(
         guidance=GUIDANCE | {"documents": pipeline.model.config.sampling.guidance},
-        steps=steps,
+        steps=DEFAULT_STEPS if steps is None else steps,
         seed=seed,
         solver=solver,
+        uses_solver=uses_solver,
         weights=weights,
         dtype=str(parameter.dtype).removeprefix("torch."),
     ).with_guidance(guidance)
@@ -77,10 +88,15 @@ def evaluate(
     layout = pipeline.model.config.prompt
     kept = {str(path): Manifest(path) for path in manifests} | dict(held_out or {})
     documents = {name: apply_prompt_format(found, layout, name) for name, found in kept.items()}
-    for task, run in _runs(pipeline, protocol, report, seen, documents).items():
-        if task not in (tasks or TASKS) or (task == "documents" and not documents and not tasks):
+    parts = _parts_of(seen, bool(documents)) if tasks is None else tasks
+    unseen = [task for task in TASKS if task not in parts and task != "documents"]
+    if unseen and tasks is None:
+        why = "the model was not trained on their sources; --only measures them all the same"
+        report.notes.append(f"left out: {', '.join(unseen)} ({why}).")
+    for task, run in _runs(pipeline, protocol, report, seen, documents, training).items():
+        if task not in parts:
             continue
-        reason = _obstacle(task, pipeline, seen, documents, asked=tasks is not None)
+        reason = _obstacle(task, pipeline, documents)
         if reason:
             report.leave_out(task, reason)
             continue
@@ -96,50 +112,71 @@ def evaluate(
 def evaluate_tokenizer(
     tokenizer: Tokenizer, *, manifests: Sequence[str | Path] = (), quick: bool = False, title: str = "Tokenizer"
 ) -> Report:
-    """A tokenizer by itself: what media lose on their way through it, those of the manifests or else the embedded ones.
+    """Reconstruction by one tokenizer: of the media of the manifests, or of embedded media where none are given.
 
-    Raises UserError for what a manifest has wrong.
+    Raises UserError for errors in a manifest.
     """
-    report = Report(title, "A tokenizer by itself: media to latents and back.")
+    report = Report(title, "A tokenizer alone: media to latents and back.")
     protocol = Protocol(counts=QUICK if quick else Counts())
     tokenizers = {tokenizer.modality: tokenizer}
     if tokenizer.modality not in RECONSTRUCTED:
-        report.leave_out(f"reconstruction.{tokenizer.modality}", "there are no figures of this modality")
+        report.leave_out(f"reconstruction.{tokenizer.modality}", "there is no measure for this modality")
         return report
     with torch.no_grad():
         if manifests:
             documents = Concatenated([Manifest(path) for path in manifests])
             reconstruct_documents(tokenizers, protocol, report, documents, " and ".join(map(str, manifests)))
         else:
-            evaluate_reconstruction(tokenizers, protocol, report, [tokenizer.modality])
+            sets = [name for name, modality in EMBEDDED_SETS.items() if modality == tokenizer.modality]
+            evaluate_reconstruction(tokenizers, protocol, report, sets)
     return report
 
 
+def has_solver(model: LatentLM) -> bool:
+    """Whether any head of the model is sampled by a solver: a diffusion head."""
+    config = model.config
+    return any(config.heads.get(name, config.head).kind == "diffusion" for name in model.modalities)
+
+
+def _parts_of(seen: Seen, has_documents: bool) -> list[str]:
+    """The parts that are about sources trained on; "documents" too where the user's own data hold none out."""
+    wanted = {"reconstruction": bool(_reconstructed(seen)), "documents": has_documents or bool(seen.own)}
+    return [task for task in TASKS if wanted.get(task, seen.part(task))]
+
+
+def _reconstructed(seen: Seen) -> list[str]:
+    return [name for name in EMBEDDED_SETS if seen.part(name)]
+
+
 def _runs(
-    pipeline: Pipeline, protocol: Protocol, report: Report, seen: Seen, manifests: Mapping[str, Sequence[Document]]
+    pipeline: Pipeline,
+    protocol: Protocol,
+    report: Report,
+    seen: Seen,
+    documents: Mapping[str, Sequence[Document]],
+    training: Mapping[str, Sequence[Sequence[Document]]],
 ) -> dict[str, Callable[[], None]]:
     common = (pipeline, protocol, report)
-    documents, origin = Concatenated(list(manifests.values())), " and ".join(manifests)
+    own, origin = Concatenated(list(documents.values())), " and ".join(documents)
+    sets = _reconstructed(seen) or list(EMBEDDED_SETS)  # none seen: the part runs only where it is asked for
     return {
-        "text": lambda: evaluate_text(*common),
+        "text": lambda: evaluate_text(*common, seen.sources if seen.part("text") else None),
         "digits": lambda: evaluate_digits(*common),
         "emoji": lambda: evaluate_emoji(*common, seen.emoji_names or None),
         "shapes": lambda: evaluate_shapes(*common),
         "speech": lambda: evaluate_speech(*common),
-        "reconstruction": lambda: evaluate_reconstruction(pipeline.tokenizers, protocol, report),
-        "documents": lambda: evaluate_documents(*common, documents, origin),
+        "reconstruction": lambda: evaluate_reconstruction(pipeline.tokenizers, protocol, report, sets),
+        "documents": lambda: evaluate_documents(*common, own, origin, training),
     }
 
 
-def _obstacle(task: str, pipeline: Pipeline, seen: Seen, manifests: Mapping, asked: bool) -> str | None:
-    """Why `task` cannot run with this model here, or None; asked: by name."""
+def _obstacle(task: str, pipeline: Pipeline, documents: Mapping[str, Sequence[Document]]) -> str | None:
+    """Why `task` cannot run with this model here, or None."""
     if task == "reconstruction":
         return None
     if pipeline.tokenizers["text"].is_classes:
         return "the model makes pictures of classes and knows no text"
     if task == "documents":
-        return None if manifests else "no manifest of held-out documents was named"
-    if not asked and not seen.task(task):
-        return "the model was not trained on any"
+        return None if documents else "no held-out documents: name a manifest of them with --manifest"
     modality = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
-    return lack(pipeline.tokenizers, modality, ("espeakng_loader", "pocketsphinx") if task == "speech" else ())
+    return lack(pipeline.tokenizers, modality, ("espeakng_loader", "pocketsphinx", "jiwer") if task == "speech" else ())

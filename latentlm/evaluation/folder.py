@@ -1,4 +1,4 @@
-"""What `latentlm evaluate` measures of a folder: one function per kind, looked up by `config/kinds.py`.
+"""Evaluation of a folder, as `latentlm evaluate` does it: one function per kind, looked up by `config/kinds.py`.
 
 Place in the flow: commands ──▶ `Wish` ──▶ the evaluator of the folder's kind ──▶ `Report`.
 """
@@ -15,7 +15,7 @@ import torch
 from ..checkpoint import read_metadata
 from ..config import SourceConfig, parse_recipe
 from ..data.shards import ShardDocuments, check_tokenizers
-from ..data.sources import documents
+from ..data.sources import documents, holds, open_source
 from ..errors import UserError
 from ..generation.pipeline import load
 from ..hardware import choose_dtype
@@ -28,7 +28,7 @@ from .seen import Seen
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asks for; `name` as it was given, `folder` what it stands for, the options as of the command."""
+    """The arguments of `latentlm evaluate`: `name` as the user wrote it, the `folder` that it means, the options."""
 
     name: str
     folder: Path
@@ -36,7 +36,7 @@ class Wish:
     manifests: Sequence[Path] = ()
     only: Sequence[str] = ()
     guidance: Mapping[str, float] | None = None
-    steps: int = 20
+    steps: int | None = None
     solver: str | None = None
     quick: bool = False
     seed: int = 0
@@ -46,17 +46,20 @@ class Wish:
 
 
 def evaluate_model(wish: Wish) -> Report:
-    """A LatentLM: on what it was trained on, or the manifests."""
+    """A LatentLM: on the sources of its recipe, or the manifests."""
     weights = "raw" if wish.raw else "ema"
     dtype = choose_dtype(wish.dtype, wish.device)
     pipeline = load(wish.name, weights=weights, device=wish.device, dtype=dtype)
     trained = read_metadata(wish.name).get("recipe")
-    seen = Seen.of(parse_recipe(trained, f"{wish.name}: recipe")) if trained else Seen()
+    seen = Seen.of(parse_recipe(trained, f"{wish.name}: recipe")) if trained else Seen.nothing()
+    if not trained and not wish.manifests and not wish.only:
+        wish.say(f"{wish.name} has no recipe that names its sources; name held-out documents of them with --manifest")
     return evaluate(
         pipeline,
         tasks=wish.only or (("documents",) if wish.manifests else None),
         manifests=wish.manifests or _there(seen.held_out, wish.say),
         held_out=None if wish.manifests else _streamed(seen.streamed, pipeline.tokenizers, wish.say),
+        training=_training(seen.own, wish.say),
         guidance=wish.guidance,
         steps=wish.steps,
         solver=wish.solver,
@@ -70,9 +73,9 @@ def evaluate_model(wish: Wish) -> Report:
 
 
 def evaluate_tokenizer_folder(wish: Wish) -> Report:
-    """A tokenizer: what media lose on their way through it."""
-    if wish.only or wish.guidance or wish.solver or wish.raw or wish.dtype != "auto":
-        given = "--only, --guidance, --solver, --raw and --dtype"
+    """A tokenizer: the reconstruction of media."""
+    if wish.only or wish.guidance or wish.steps or wish.solver or wish.raw or wish.dtype != "auto":
+        given = "--only, --guidance, --steps, --solver, --raw and --dtype"
         raise UserError(f"{given} are for models, and {wish.name} is a tokenizer")
     tokenizer = load_tokenizer(wish.folder).to(wish.device)
     return evaluate_tokenizer(tokenizer, manifests=wish.manifests, quick=wish.quick, title=wish.name)
@@ -81,7 +84,7 @@ def evaluate_tokenizer_folder(wish: Wish) -> Report:
 def _streamed(
     configs: Sequence[SourceConfig], tokenizers: Mapping[str, Any], say: Callable[[str], None]
 ) -> dict[str, Sequence[Document]]:
-    """The held-out documents of paths and shards by what they are called; those that cannot be opened are named."""
+    """The held-out documents of paths and shards by name; `say` gets the errors of those that do not open."""
     found = {}
     for config in configs:
         own = not isinstance(config.held_out, str)
@@ -97,9 +100,22 @@ def _streamed(
 
 
 def _there(manifests: Sequence[str], say: Callable[[str], None]) -> list[str]:
-    """Those of a recipe that are still where it says; the others are named."""
+    """The manifests that exist; `say` gets the names of the others."""
     found = [path for path in manifests if Path(path).is_file()]
     for path in manifests:
         if path not in found:
             say(f"{path}: the recipe's held-out manifest is not there; name another with --manifest")
+    return found
+
+
+def _training(configs: Sequence[SourceConfig], say: Callable[[str], None]) -> dict[str, list[Sequence[Document]]]:
+    """The training documents of the sources by modality; `say` gets the errors of those that do not open."""
+    found: dict[str, list[Sequence[Document]]] = {"image": [], "speech": []}
+    for config in configs:
+        try:
+            for modality, parts in found.items():
+                if holds(config, modality):
+                    parts.append(open_source(config).document_source(config.task, "train", config.limit))
+        except UserError as error:
+            say(f"{error}; the judges learn from the held-out documents alone")
     return found

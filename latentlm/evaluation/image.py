@@ -59,7 +59,7 @@ def _score_drawn_digits(drawn: list[PILImage], labels: list[int], protocol: Prot
         f"{how}; class by the packaged judge ({name_of_judge})",
         reference=real_accuracy,
         reference_name="real held-out digits",
-        error=interval(rate, num),
+        interval=interval(rate, num),
     )
     report.add("digits.judge_accuracy", real_accuracy, f"{name_of_judge}; {len(held_out.labels)} real held-out digits")
     found = compare(scans, real_scans("all"), judge, protocol.counts.draws, protocol.seed)
@@ -99,7 +99,7 @@ def _read_digits(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
         protocol.describe(f"{len(items)} held-out digits, picture → word, exact match"),
         reference=1 / NUM_CLASSES,
         reference_name="chance",
-        error=interval(float(np.mean(right)), len(right)),
+        interval=interval(float(np.mean(right)), len(right)),
     )
     order = sorted(range(len(items)), key=lambda index: right[index])  # mistakes first
     exhibits = (
@@ -137,7 +137,7 @@ def evaluate_emoji(
         f"{how}; the named picture is the nearest of the {len(trained)} trained on, {metric}",
         reference=1 / len(trained),
         reference_name="chance",
-        error=interval(rate, len(asked)),
+        interval=interval(rate, len(asked)),
     )
     report.add(
         "emoji.top1_all",
@@ -146,7 +146,7 @@ def evaluate_emoji(
         reference=1 / len(everything),
         reference_name="chance",
         required=(">=", 0.95) if len(trained) == len(everything) else None,
-        error=interval(rate_all, len(asked)),
+        interval=interval(rate_all, len(asked)),
     )
     exhibits = tuple(
         Exhibit(item.name, picture=image, reference=item.image, mark=bool(ok))

@@ -1,10 +1,8 @@
-"""The judge of drawn digits: a small convolutional network, and the Fréchet distance in its penultimate features.
+"""The judge of drawn digits: a small convolutional network that classifies 8×8 scans.
 
-Place in the flow: scans or drawings ──▶ classes and features ──▶ `image.py`. Trained once by `make_judge` on the 1,500
-real training digits alone, with warped copies; the weights travel with the package, so that figures of different
-machines have the same judge. Its accuracy on the 297 held-out digits stands in every report.
-Fréchet distance: FD(N(m, S), N(m', S')) = ‖m − m'‖² + Tr(S + S' − 2 (S S')^½), classes balanced and sizes equal in
-every comparison, since its bias depends on the size.
+Place in the flow: scans or drawings ──▶ classes and features ──▶ `image.py`. `make_judge` trained it once on the 1,500
+real training digits with warped copies; the weights are part of the package, so that figures of different machines have
+the same judge. Its accuracy on the 297 held-out digits is in every report.
 Legend: `B` pictures, `F` features.
 """
 
@@ -24,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.embedded import digits
-from ..errors import UserError
 from ..weights import load_weights
+from .frechet import FrechetComparison, compare_balanced
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 SIZE = 8
 NUM_CLASSES = len(digits.WORDS)
 EPOCHS, BATCH_SIZE, PEAK_RATE = 60, 64, 4e-3
-ROTATION, SHIFT, SCALE = 0.2, 0.8, 0.12  # radians, pixels, relative: how far the warped copies go
+ROTATION, SHIFT, SCALE = 0.2, 0.8, 0.12  # limits of the warped copies: radians, pixels, relative
 NUM_FEATURES = 64
 WEIGHTS = "judge.safetensors"
 
@@ -72,7 +70,7 @@ class Judge(nn.Module):
 
 
 def to_scans(images: Sequence[PILImage]) -> Tensor:
-    """Pictures of any size -> grey 8×8 scans (B, 1, 8, 8) in [0, 1] by averaging over blocks."""
+    """Pictures of any size -> grey scans (B, 1, 8, 8) in [0, 1], averaged over blocks."""
     from PIL import Image
 
     grey = [image.convert("L").resize((SIZE, SIZE), Image.Resampling.BOX) for image in images]
@@ -124,79 +122,18 @@ def load_judge() -> Judge:
 
 
 def accuracy(judge: Judge, scans: Scans) -> float:
-    """How often the judge names the label."""
+    """The share of scans that the judge gives their label."""
     return float((judge.classify(scans.values) == scans.labels).float().mean())
 
 
-# ------------------------------------------------------------------ Fréchet distance
-
-
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Fréchet distance of two sets of features (B, F), as normal distributions, in float64."""
-    first, second = first.double(), second.double()
-    mean_gap = (first.mean(0) - second.mean(0)).square().sum()
-    cov, other = torch.cov(first.T), torch.cov(second.T)
-    values, vectors = torch.linalg.eigh(cov)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T  # S^½, so that S^½ S' S^½ is symmetric
-    product = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0)
-    return float(mean_gap + cov.trace() + other.trace() - 2 * product.sqrt().sum())
-
-
-@dataclass(frozen=True)
-class FrechetComparison:
-    """Generated against real, and real against real: means and standard deviations over draws of `size` pictures."""
-
-    distance: float
-    deviation: float
-    real_distance: float
-    real_deviation: float
-    size: int
-    num_draws: int
-
-    @property
-    def ratio(self) -> float:
-        return self.distance / self.real_distance
-
-
 def compare(generated: Scans, real: Scans, judge: Judge, num_draws: int = 40, seed: int = 0) -> FrechetComparison:
-    """Each draw cuts the real scans, class by class, into disjoint halves and compares them; and compares one of the
-    halves with as many generated ones of each class. The number a class is the largest that all classes allow.
+    """Fréchet distances in the judge's features, with balanced classes.
 
-    The labels of the generated are the prompted classes: a wrong drawing stays in, under the class it was to be.
-    Raises UserError when a class is missing.
+    The labels of the generated are the prompted classes, drawn right or wrong. UserError where a class is missing.
     """
-    smallest = [
-        min(int((scans.labels == k).sum()) // parts for k in range(NUM_CLASSES))
-        for scans, parts in ((generated, 1), (real, 2))
-    ]
-    num = min(smallest)
-    if num < 1:
-        raise UserError("the Fréchet comparison needs every class, at least 1 generated and 2 real of each")
-    features, real_features = judge.features(generated.values), judge.features(real.values)
-    generator = torch.Generator().manual_seed(seed)
-    distances, real_distances = [], []
-    for _ in range(num_draws):
-        half, other = _balanced(real.labels, num, 2, generator)
-        (drawn,) = _balanced(generated.labels, num, 1, generator)
-        distances.append(frechet_distance(features[drawn], real_features[half]))
-        real_distances.append(frechet_distance(real_features[half], real_features[other]))
-    found, real_found = torch.tensor(distances), torch.tensor(real_distances)
-    return FrechetComparison(
-        *(float(x) for x in (found.mean(), found.std(), real_found.mean(), real_found.std())),
-        size=num * NUM_CLASSES,
-        num_draws=num_draws,
+    return compare_balanced(
+        judge.features(generated.values), generated.labels, judge.features(real.values), real.labels, num_draws, seed
     )
-
-
-def _balanced(labels: Tensor, num: int, parts: int, generator: torch.Generator) -> list[Tensor]:
-    """`parts` disjoint sets of indices, each with `num` of every class."""
-    chosen: list[list[Tensor]] = [[] for _ in range(parts)]
-    for k in range(NUM_CLASSES):
-        members = (labels == k).nonzero()[:, 0]
-        order = members[torch.randperm(len(members), generator=generator)]
-        for part in range(parts):
-            chosen[part].append(order[part * num : (part + 1) * num])
-    return [torch.cat(indices) for indices in chosen]
 
 
 def _block(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -205,7 +142,7 @@ def _block(channels_in: int, channels_out: int) -> list[nn.Module]:
 
 
 def _warp(scans: Tensor, generator: torch.Generator) -> Tensor:
-    """Each scan turned, shifted, sheared, scaled and brightened a little, at random."""
+    """Each scan rotated, shifted, sheared, scaled and brightened a little, at random."""
     B = len(scans)
 
     def uniform(*shape: int) -> Tensor:

@@ -89,4 +89,4 @@ def _reader(scenes: list[shapes.Scene]) -> float:
 
 def _rate(report: Report, name: str, right: list[bool], how: str, reference: float | None, reference_name: str) -> None:
     rate = float(np.mean(right))
-    report.add(name, rate, how, reference=reference, reference_name=reference_name, error=interval(rate, len(right)))
+    report.add(name, rate, how, reference=reference, reference_name=reference_name, interval=interval(rate, len(right)))

@@ -1,6 +1,6 @@
-"""How an evaluation is run: sampling settings and sample counts, and the one way in which it asks the model.
+"""The protocol of an evaluation: sampling settings and sample counts, and how the model is asked.
 
-Place in the flow: under every scorer that generates. `Protocol.describe` is the sentence that stands beside a figure.
+Place in the flow: below every scorer that generates. `Protocol.describe` makes the text that stands beside a figure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..types import Document, GenerationOutput, Text
 
 TASKS = ("digits", "emoji", "shapes", "speech", "text", "reconstruction", "documents")
 GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5, "documents": 2.0}
-"""Guidance scale a task, unless another is given; of documents the model's own, where it is known."""
+"""Default guidance scale by task; for documents it is replaced by the model's own."""
 MAX_ANSWER_TOKENS = 64
 WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
 """An utterance that has not ended by then is cut: several times the longest real one."""
@@ -24,7 +24,7 @@ WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
 
 @dataclass(frozen=True)
 class Counts:
-    """How many of each kind are generated or read."""
+    """Numbers of samples. judge_pictures: that a classifier of a user's own data is trained on."""
 
     digits_per_class: int = 100
     captions: int = 297
@@ -36,22 +36,26 @@ class Counts:
     text_documents: int = 200
     reconstructions: int = 100
     documents: int = 500
+    drawn: int = 200
+    spoken: int = 100
+    judge_pictures: int = 4000
 
 
 QUICK = Counts(
     digits_per_class=10, captions=50, draws=20, emoji=20, shapes=20, words=20, phrases=8, text_documents=20,
-    reconstructions=20, documents=20,
+    reconstructions=20, documents=20, drawn=20, spoken=8, judge_pictures=400,
 )  # fmt: skip
-"""For a smoke run: the same procedures on fewer samples; its figures are noisy and say so."""
+"""Fewer samples, for a quick check; the protocol of each figure says so."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sampling settings. guidance: a task -> scale; solver and dtype by name; weights "ema" or "raw"."""
+    """Sampling settings. guidance: scale by task; weights: "ema" or "raw"; uses_solver: whether a head has a solver."""
 
     steps: int = 20
     seed: int = 0
     solver: str = "dpm++2m"
+    uses_solver: bool = True
     weights: str = "ema"
     dtype: str = "float32"
     guidance: Mapping[str, float] = field(default_factory=lambda: dict(GUIDANCE))
@@ -70,12 +74,14 @@ class Protocol:
         return replace(self, guidance=dict(self.guidance) | dict(guidance))
 
     def describe(self, samples: str, task: str | None = None) -> str:
-        """`samples`, then how they were drawn. A task with guidance is one that samples latents."""
-        drawn = f"guidance {self.guidance[task]:g}, {self.steps} steps of {self.solver}" if task else "greedy"
-        return f"{samples}; {drawn}, {self._computed}"
+        """`samples`, then how they were generated: by the guidance of `task`, or greedily as text where it is None."""
+        if task is None:
+            return f"{samples}; greedy, {self._computed}"
+        solver = f", {self.steps} steps of {self.solver}" if self.uses_solver else ""
+        return f"{samples}; guidance {self.guidance[task]:g}{solver}, {self._computed}"
 
     def describe_scores(self, samples: str) -> str:
-        """`samples` that were given to the model and not drawn, then how they were scored."""
+        """`samples`, which were scored and not generated, then with which weights, dtype and seed."""
         return f"{samples}; {self._computed}"
 
     @property
@@ -85,14 +91,14 @@ class Protocol:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """UserError for the first of `tasks` that there is not."""
+    """UserError for the first unknown name in `tasks`."""
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
 
 
 def before_answer(document: Document) -> Document:
-    """A training document as a question: everything but its last segment, which the model is to give."""
+    """The document without its last segment, all of it condition: the prompt whose answer is that segment."""
     return Document(tuple(replace(segment, condition=True, loss=False) for segment in document.segments[:-1]))
 
 
@@ -105,8 +111,10 @@ def ask(
     seconds: float = 0.0,
     max_latents: int | None = None,
 ) -> list[GenerationOutput]:
-    """An answer a prompt, in order, each with a seed of its own; `seconds` bounds speech, `max_latents` what else the
-    model ends by itself."""
+    """One answer per prompt, in order, each with its own seed.
+
+    seconds: longest utterance; max_latents: longest answer of other modalities that the model ends itself.
+    """
     limit = {"max_latents": max_latents}
     if to == "speech":
         limit["max_latents"] = max(1, round(seconds * pipeline.tokenizers["speech"].rate))
@@ -130,10 +138,10 @@ def ask(
 
 
 def answer_text(output: GenerationOutput) -> str:
-    """The text of an answer, without the space around it."""
+    """The text of an answer, without leading and trailing space."""
     return "".join(segment.text for segment in output.segments if isinstance(segment, Text)).strip()
 
 
 def answer_media(output: GenerationOutput):
-    """The one medium of an answer."""
+    """The picture, clip or array of an answer that has one."""
     return next(segment.content for segment in output.segments if not isinstance(segment, Text))

@@ -1,18 +1,17 @@
-"""What the tokenizers lose: pictures and sound through encoder and decoder, without the language model.
+"""Reconstruction by the tokenizers: pictures and sound through encoder and decoder, without the language model.
 
-Place in the flow: media ──▶ latents (posterior means) ──▶ media, held out where the data hold anything out.
+Place in the flow: media ──▶ latents (posterior means) ──▶ media; of embedded sources the held-out part.
 Pictures: PSNR at the tokenizer's own size. Sound: STOI and wide-band PESQ where `pystoi` and `pesq` are installed
-(extra `eval`), and the recogniser's rate. These bound what generation can reach.
+(extra `eval`), and the recogniser's rate. Generation cannot be better than these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..data.embedded import digits, emoji, shapes, speech
@@ -28,52 +27,68 @@ if TYPE_CHECKING:
 
 RATE = 16000
 SHORTEST_SECONDS = 0.5
-"""Of a clip that STOI and PESQ can judge."""
+"""Shortest clip that STOI and PESQ can judge."""
 HOW = "posterior means, no language model"
+EMBEDDED_SETS = {"digits": "image", "shapes": "image", "emoji": "image", "speech": "speech"}
+"""The embedded media that are reconstructed, and their modality."""
 RECONSTRUCTED = ("image", "speech")
-"""The modalities that there are figures of."""
+"""The modalities whose reconstruction is measured."""
 
 
 def evaluate_reconstruction(
     tokenizers: Mapping[str, Tokenizer],
     protocol: Protocol,
     report: Report,
-    modalities: Sequence[str] = RECONSTRUCTED,
+    sets: Collection[str] = EMBEDDED_SETS,
 ) -> None:
-    """The embedded media of `modalities` through their tokenizers; what cannot be measured is said."""
-    runs = {"image": (_embedded_images, ()), "speech": (_embedded_speech, ("espeakng_loader",))}
-    for modality in modalities:
-        run, packages = runs[modality]
-        reason = lack(tokenizers, modality, packages)
+    """Embedded media through the tokenizers of their modality: those of `sets`, of EMBEDDED_SETS.
+
+    What cannot be measured is noted in the report.
+    """
+    pictures = [name for name in EMBEDDED_SETS if name in sets and name != "speech"]
+    if pictures:
+        reason = lack(tokenizers, "image", ())
         if reason:
-            report.leave_out(f"reconstruction.{modality}", reason)
+            report.leave_out("reconstruction.image", reason)
         else:
-            run(tokenizers[modality], protocol, report)
+            _embedded_images(tokenizers["image"], protocol, report, pictures)
+    if "speech" in sets:
+        reason = lack(tokenizers, "speech", ("espeakng_loader",))
+        if reason:
+            report.leave_out("reconstruction.speech", reason)
+        else:
+            _embedded_speech(tokenizers["speech"], protocol, report)
 
 
 def lack(tokenizers: Mapping[str, Tokenizer], modality: str | None, packages: Sequence[str]) -> str | None:
-    """What is missing of a modality and of packages, or None."""
+    """Why a part cannot be measured: the model lacks the modality, or packages are not installed; None: it can."""
     if modality is not None and modality not in tokenizers:
         return f"the model has no {modality}"
+    return lacking(packages)
+
+
+def lacking(packages: Sequence[str]) -> str | None:
+    """Which of `packages`, all of the extra demo, are not installed, in words; None where all are."""
     missing = [name for name in packages if find_spec(name) is None]
     return f"{' and '.join(missing)} not installed (extra demo)" if missing else None
 
 
-def _embedded_images(tokenizer: Tokenizer, protocol: Protocol, report: Report) -> None:
-    """Digits (held out), shapes (held out) and emoji."""
+def _embedded_images(tokenizer: Tokenizer, protocol: Protocol, report: Report, sets: Sequence[str]) -> None:
+    """PSNR of the digits (held out), the shapes (held out) and the emoji, as far as `sets` names them."""
     num = protocol.counts.reconstructions
-    sets = {
-        "digits": [item.image for item in digits.load("held_out")[:num]],
-        "shapes": [shapes.scene("held_out", index, 1).image for index in range(num)],
-        "emoji": [item.image for item in emoji.load("train")[:num]],
+    loads: dict[str, Callable[[], list[PILImage]]] = {
+        "digits": lambda: [item.image for item in digits.load("held_out")[:num]],
+        "shapes": lambda: [shapes.scene("held_out", index, 1).image for index in range(num)],
+        "emoji": lambda: [item.image for item in emoji.load("train")[:num]],
     }
-    for name, images in sets.items():
+    for name in sets:
+        images = loads[name]()
         kind = "pictures of the atlas (which has no held-out part)" if name == "emoji" else "held-out pictures"
         reconstruct_images(tokenizer, report, f"reconstruction.{name}", images, kind)
 
 
 def _embedded_speech(tokenizer: Tokenizer, protocol: Protocol, report: Report) -> None:
-    """STOI and PESQ of held-out phrases, the recogniser's rate on held-out digit words."""
+    """STOI and PESQ of held-out phrases, and the rate of held-out digit words that the recogniser hears."""
     real = speech.load("held_out")
     spoken = [item.audio for item in real if item.kind == "phrase"][: protocol.counts.reconstructions // 3]
     reconstruct_speech(tokenizer, report, "reconstruction.speech", spoken, "phrases of held-out voices")
@@ -94,12 +109,11 @@ def _embedded_speech(tokenizer: Tokenizer, protocol: Protocol, report: Report) -
 def reconstruct_images(
     tokenizer: Tokenizer, report: Report, name: str, images: Sequence[PILImage], what: str
 ) -> list[PILImage]:
-    """Pictures through the tokenizer, and the figure `name`_psnr."""
-    size = tokenizer.config.image_size
-    pixels, decoded = _pixels(images, size), through(tokenizer, images)
+    """The pictures after the tokenizer; adds the figure `name`_psnr."""
+    pixels, decoded = _pixels(tokenizer, images), through(tokenizer, images)
     report.add(
         f"{name}_psnr",
-        psnr(_pixels(decoded, size), pixels),
+        psnr(_pixels(tokenizer, decoded), pixels),
         f"dB, mean over {len(images)} {what}; {HOW}",
         reference=psnr(pixels.mean((1, 2), keepdim=True).expand_as(pixels), pixels),
         reference_name="each picture's mean colour",
@@ -110,7 +124,7 @@ def reconstruct_images(
 def reconstruct_speech(
     tokenizer: Tokenizer, report: Report, name: str, clips: Sequence[Audio], what: str
 ) -> list[Audio]:
-    """Clips through the tokenizer, and the figures `name`_stoi and `name`_pesq of those long enough to have one."""
+    """The clips after the tokenizer; adds the figures `name`_stoi and `name`_pesq, without clips too short for them."""
     decoded = through(tokenizer, clips)
     pairs = [pair for pair in zip(clips, decoded, strict=True) if pair[0].seconds >= SHORTEST_SECONDS]
     for metric, package, best in ((stoi, "pystoi", 1.0), (pesq, "pesq", 4.64)):
@@ -128,19 +142,17 @@ def reconstruct_speech(
 
 
 def through(tokenizer: Tokenizer, media: Sequence) -> list:
-    """Pictures or clips through encoder and decoder, by their posterior means."""
+    """The media decoded from their posterior means."""
     return tokenizer.decode([latents.mean for latents in tokenizer.encode(list(media))])
 
 
-def _pixels(images: Sequence[PILImage], size: int) -> Tensor:
-    """Pictures -> (B, size, size, 3) in [0, 1], fitted as the tokenizer does."""
-    from ..media.picture import image_to_tensor
-
-    return (torch.stack([image_to_tensor(image, size) for image in images]).permute(0, 2, 3, 1) + 1) / 2
+def _pixels(tokenizer: Tokenizer, images: Sequence[PILImage]) -> Tensor:
+    """Pictures -> (B, S, S, 3) in [0, 1], fitted to the square of the tokenizer as it fits them."""
+    return (tokenizer.batch(list(images)).media.cpu().permute(0, 2, 3, 1) + 1) / 2
 
 
 def psnr(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures (B, …) in [0, 1]: the mean over pictures, each at most 100."""
+    """Mean peak signal-to-noise ratio in dB of pictures (B, …) in [0, 1]; that of each is at most 100."""
     errors = (output - target).double().square().flatten(1).mean(1)
     return float((-10 * errors.clamp_min(1e-10).log10()).mean())
 
@@ -164,7 +176,7 @@ def pesq(reference: Audio, degraded: Audio) -> float | None:
 
 
 def _aligned(reference: Audio, degraded: Audio) -> tuple[np.ndarray, np.ndarray]:
-    """Both at 16 kHz, cut to the shorter."""
+    """The samples of both at 16 kHz, cut to the shorter of the two."""
     from ..media.sound import resample
 
     first, second = (resample(audio, RATE).samples.detach().float().cpu().numpy() for audio in (reference, degraded))

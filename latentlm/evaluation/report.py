@@ -1,8 +1,8 @@
-"""What an evaluation found: figures with their protocol, and the pictures, sounds and texts behind them.
+"""The result of an evaluation: figures with their protocol, and the pictures, sounds and texts behind them.
 
 Place in the flow: after generation; every scorer adds to a `Report`, `page.py` turns it into one HTML file.
-A figure never stands alone: beside it are the value that real data (or chance) reaches in the same procedure, the
-threshold where the project states one, and the protocol: samples, reference set, guidance, steps, weights, dtype, seed.
+Each figure carries the value that real data (or chance) reaches in the same procedure, the bound where the project sets
+one, and the protocol: samples, reference set, guidance, steps, weights, dtype, seed.
 """
 
 from __future__ import annotations
@@ -32,30 +32,18 @@ REQUIRED: dict[str, tuple[str, float]] = {
     "seconds.setup": ("<=", 180.0),
     "seconds.total": ("<=", 1200.0),
 }
-"""What the project asks of the demo. Figures without an entry are shown as they are."""
+"""Bounds that the project sets for the demo, by figure."""
 
-NAMES = (
-    "digits.prompt_accuracy",
-    "digits.frechet_ratio",
-    "digits.caption_accuracy",
-    "emoji.top1",
-    "speech.word_ratio",
-    "speech.transcribe_accuracy",
-    "speech.stop_rate",
-    "text.bits_per_byte",
-    "seconds.setup",
-    "seconds.train",
-    "seconds.total",
-)
-"""Every report.json has these names; one that was not measured is null, and its protocol says why."""
+Z95 = 1.96
+"""Half the width of a 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number. `reference` is what `reference_name` reaches in the same procedure.
+    """One number. `reference` is the value that `reference_name` reaches in the same procedure.
 
-    required: (">=" or "<=", bound), where something is asked for.
-    error: half-width of a 95 % interval, where the procedure gives one.
+    required: (">=" or "<=", bound), where the project sets one.
+    interval: half the width of the 95 % interval; standard_error: of a mean over documents. None where not estimated.
     """
 
     name: str
@@ -64,11 +52,12 @@ class Figure:
     reference: float | None = None
     reference_name: str = ""
     required: tuple[str, float] | None = None
-    error: float | None = None
+    interval: float | None = None
+    standard_error: float | None = None
 
     @property
     def passed(self) -> bool | None:
-        """Whether the requirement holds; None where there is none. A value that is not a number does not pass."""
+        """Whether the requirement holds; None where there is none. NaN does not pass."""
         if self.required is None:
             return None
         sign, bound = self.required
@@ -77,9 +66,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One thing the model made or read: `title` what was asked, `text` what came out in words, `mark` right or wrong.
+    """One sample of a gallery: `title` is the prompt, `text` the answer in words, `mark` whether it is right.
 
-    picture / sound: what was generated (or read); reference: the real one to hold beside it.
+    picture / sound: generated, or the input that was read; reference: the real picture, shown beside it.
     """
 
     title: str
@@ -92,7 +81,7 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A section of the page: exhibits under a heading. columns > 0: a dense grid of bare pictures, so many a row."""
+    """A section of the page: exhibits under a heading. columns > 0: a grid of bare pictures with that many columns."""
 
     name: str
     title: str
@@ -103,7 +92,7 @@ class Gallery:
 
 @dataclass
 class Report:
-    """Figures by name, galleries in order, and remarks for the reader. Later figures of a name replace earlier ones."""
+    """Figures by name, galleries in order, and notes for the reader. A figure replaces an earlier one of its name."""
 
     title: str = "LatentLM"
     subtitle: str = "One causal Transformer that writes, draws and speaks."
@@ -121,14 +110,20 @@ class Report:
         reference: float | None = None,
         reference_name: str = "",
         required: tuple[str, float] | None = None,
-        error: float | None = None,
+        interval: float | None = None,
+        standard_error: float | None = None,
     ) -> None:
-        """Record a figure; its requirement is looked up in `REQUIRED` unless given."""
+        """Record a figure; its requirement is looked up in `REQUIRED` unless given. The interval of a standard error
+        is 1.96 times that."""
         required = required or REQUIRED.get(name)
-        self.figures[name] = Figure(name, float(value), protocol, reference, reference_name, required, error)
+        if standard_error is not None:
+            interval = Z95 * standard_error
+        self.figures[name] = Figure(
+            name, float(value), protocol, reference, reference_name, required, interval, standard_error
+        )
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Say why a figure, or all those whose names begin with `name`, was not measured: here and in the remarks."""
+        """Record why a figure, or the part of the evaluation called `name`, was not measured; also as a note."""
         self.left_out[name] = f"not measured, {reason}"
         self.notes.append(f"{name}: not measured, {reason}.")
 
@@ -142,46 +137,43 @@ class Report:
         """Whether every figure that has a requirement meets it."""
         return all(figure.passed is not False for figure in self.figures.values())
 
-    def to_dict(self) -> dict[str, float | str | None]:
-        """One flat object: the numbers under their names, then "reference.", "required." and "protocol." + name.
+    def to_dict(self) -> dict[str, float | str]:
+        """One flat object: the finite values by name, then "interval.NAME" (half the width of the 95 % interval),
+        "standard_error.NAME", "reference.NAME", "reference_name.NAME", "required.NAME" and "protocol.NAME".
 
-        The protocol of what was left out is the reason.
+        A key without a value is absent. "protocol.NAME" of what was left out is the reason.
         """
-        flat: dict[str, float | str | None] = {
-            name: _finite(figure.value) for name, figure in sorted(self.figures.items())
-        }
-        protocols: dict[str, float | str | None] = {f"protocol.{name}": why for name, why in self.left_out.items()}
-        for name in NAMES:
-            if name not in self.figures:
-                reasons = (why for start, why in self.left_out.items() if name.startswith(start))
-                flat[name] = None
-                protocols[f"protocol.{name}"] = next(reasons, "not measured in this evaluation")
+        flat: dict[str, float | str] = {}
+        details: dict[str, float | str] = {f"protocol.{name}": why for name, why in self.left_out.items()}
         for name, figure in sorted(self.figures.items()):
+            numbers = {
+                f"interval.{name}": figure.interval,
+                f"standard_error.{name}": figure.standard_error,
+                f"reference.{name}": figure.reference,
+                f"required.{name}": figure.required[1] if figure.required is not None else None,
+            }
+            if math.isfinite(figure.value):
+                flat[name] = figure.value
+            details |= {key: value for key, value in numbers.items() if value is not None and math.isfinite(value)}
             if figure.reference is not None:
-                protocols[f"reference.{name}"] = _finite(figure.reference)
-                protocols[f"reference_name.{name}"] = figure.reference_name
-            if figure.required is not None:
-                protocols[f"required.{name}"] = figure.required[1]
-            protocols[f"protocol.{name}"] = figure.protocol
-        return flat | protocols
+                details[f"reference_name.{name}"] = figure.reference_name
+            finite = math.isfinite(figure.value)
+            details[f"protocol.{name}"] = (
+                figure.protocol if finite else f"the value is {figure.value}; {figure.protocol}"
+            )
+        return flat | details
 
     def save_json(self, path: str | Path) -> None:
-        """Write the flat object, atomically. OSError names a path that cannot be written."""
+        """Write `to_dict()` atomically. OSError for a path that cannot be written."""
         write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
-def read_report(path: str | Path) -> Mapping[str, float | str | None]:
-    """The flat object of a report.json."""
+def read_report(path: str | Path) -> Mapping[str, float | str]:
+    """The object of a report.json, as `Report.to_dict` makes it."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def interval(accuracy: float, num: int) -> float:
-    """Half-width of the 95 % Wilson interval of a rate over `num` trials."""
-    z = 1.96
-    spread = accuracy * (1 - accuracy) / num + z**2 / (4 * num**2)
-    return z * math.sqrt(spread) / (1 + z**2 / num)
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no NaN: a value that is not finite is null."""
-    return value if math.isfinite(value) else None
+    """Half the width of the 95 % Wilson interval of a rate over `num` trials."""
+    spread = accuracy * (1 - accuracy) / num + Z95**2 / (4 * num**2)
+    return Z95 * math.sqrt(spread) / (1 + Z95**2 / num)

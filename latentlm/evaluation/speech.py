@@ -98,7 +98,7 @@ def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
         f"{how}; rate of words recognised over the rate of the real clips; {scored}",
         reference=1.0,
         reference_name="real clips",
-        error=interval(rate, num) / real_rate,
+        interval=interval(rate, num) / real_rate,
     )
     report.add(
         "speech.word_accuracy",
@@ -106,9 +106,9 @@ def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
         f"{how}; {scored}",
         reference=real_rate,
         reference_name="real clips",
-        error=interval(rate, num),
+        interval=interval(rate, num),
     )
-    report.add("speech.word_accuracy_real", real_rate, scored, error=interval(real_rate, len(real)))
+    report.add("speech.word_accuracy_real", real_rate, scored, interval=interval(real_rate, len(real)))
     _score_lengths(report, said, real, how)
     report.galleries.append(
         _players(
@@ -132,7 +132,7 @@ def _score_lengths(report: Report, said: Sequence[Said], real: Sequence[Said], h
         f"{how}; ended by the model itself, with a length within {LENGTHS[0]}–{LENGTHS[1]:g} × {measured}",
         reference=real_good,
         reference_name="real clips",
-        error=interval(rate, len(good)),
+        interval=interval(rate, len(good)),
     )
     report.add(
         "speech.length_ratio_median",
@@ -167,10 +167,12 @@ def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
     )  # fmt: skip
     report.add(
         "speech.phrase_accuracy", _rate(said), f"{how}; every word right, {scored}",
-        reference=_rate(real), error=interval(_rate(said), len(said)), **beside,
+        reference=_rate(real), interval=interval(_rate(said), len(said)), **beside,
     )  # fmt: skip
     stops = float(np.mean([item.ended for item in said]))
-    report.add("speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", error=interval(stops, len(said)))
+    report.add(
+        "speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", interval=interval(stops, len(said))
+    )
     note = "Phrases whose combination of words no training clip contains."
     report.galleries.append(_players("phrases", "Phrases said, never heard", note, said[:SHOWN_PHRASES]))
 
@@ -208,7 +210,7 @@ def _write_down(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
             protocol.describe(f"{len(marks)} {kinds[name]} of the six held-out voices, speech → text, exact match"),
             reference=1 / len(phrases.DIGITS) if name == "transcribe" else None,
             reference_name="chance" if name == "transcribe" else "",
-            error=interval(rate, len(marks)),
+            interval=interval(rate, len(marks)),
         )
     shown = [*range(SHOWN_READ // 2), *range(len(words), min(len(items), len(words) + SHOWN_READ // 2))]
     exhibits = tuple(

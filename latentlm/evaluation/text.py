@@ -1,8 +1,8 @@
-"""Bits per byte of held-out text, beside what simple compressors reach after the same training text.
+"""Bits per byte of held-out text, beside those of simple compressors trained on the same text.
 
-Place in the flow: pipeline.score ──▶ nats ──▶ bits per byte. The end of a document is a symbol that is paid for, by the
-model (<EOS>) and by the references (a line end); the bytes divided by are those of the text alone.
-References: every token equally likely; a byte n-gram model (interpolated, Witten-Bell) of order 0 and 2; LZMA, as the
+Place in the flow: pipeline.score ──▶ nats ──▶ bits per byte. The bits include the end of each document, for the model
+(<EOS>) and for the references (a line end); the bytes are those of the text alone.
+References: every token equally likely; a byte n-gram model (interpolated, Witten-Bell) of order 0 and 2; LZMA, by the
 bytes that the held-out text adds to the compressed training text.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import lzma
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -23,26 +23,30 @@ from .protocol import Protocol, answer_text, ask
 from .report import Exhibit, Gallery, Report
 
 NUM_TRAIN_SENTENCES, NUM_SENTENCES = 2000, 60
-"""Sentences of the shapes world: about as many held-out bytes as the prose has."""
+"""Sentences of the shapes world; the held-out ones have about as many bytes as the held-out prose."""
 NGRAM = "order-2 byte n-gram"
 OPENINGS = ("The Congress shall have Power ", "The President ", "there is a red ", "No Person ", "We ", "there are ")
 
 
-def corpora(num_documents: int) -> dict[str, dict[str, list[str]]]:
-    """Texts by corpus and split; of each held-out corpus at most `num_documents`."""
+def corpora(num_documents: int, sources: Collection[str] | None = None) -> dict[str, dict[str, list[str]]]:
+    """Texts by corpus and split, of the corpora in `sources` (None: all); of each at most `num_documents` held out."""
     sentences = {
         split: [shapes.sentence(split, index) for index in range(num)]
         for split, num in (("train", min(NUM_TRAIN_SENTENCES, 10 * num_documents)), ("held_out", NUM_SENTENCES))
     }
     found = {"prose": {split: prose.load(split) for split in ("train", "held_out")}, "shapes": sentences}
+    found = {name: texts for name, texts in found.items() if sources is None or name in sources}
     for texts in found.values():
         texts["held_out"] = texts["held_out"][:num_documents]
     return found
 
 
-def evaluate_text(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    """Bits per byte of both corpora and of all, with their references; and a few continuations."""
-    found = _that_fit(pipeline, corpora(protocol.counts.text_documents), report)
+def evaluate_text(
+    pipeline: Pipeline, protocol: Protocol, report: Report, sources: Collection[str] | None = None
+) -> None:
+    """Bits per byte of each corpus named in `sources` (None: all) and of all together, with their references; and a few
+    continuations."""
+    found = _that_fit(pipeline, corpora(protocol.counts.text_documents, sources), report)
     if not found:
         return
     model: dict[str, tuple[float, int]] = {}
@@ -80,7 +84,7 @@ def evaluate_text(pipeline: Pipeline, protocol: Protocol, report: Report) -> Non
 
 
 def _that_fit(pipeline: Pipeline, found: dict[str, dict[str, list[str]]], report: Report) -> dict:
-    """`found` without held-out documents longer than the context, which have no score; the report says how many."""
+    """`found` without the held-out documents that are longer than the context; their number is noted in the report."""
     limit = pipeline.model.config.transformer.context_length
     kept = {}
     for name, texts in found.items():
@@ -96,7 +100,7 @@ def _that_fit(pipeline: Pipeline, found: dict[str, dict[str, list[str]]], report
 
 
 def _score(pipeline: Pipeline, texts: Sequence[str], seed: int) -> tuple[float, int]:
-    """Bits of all texts together, and their bytes."""
+    """The bits of all texts together, and the number of their bytes."""
     scores = [pipeline.score(documents.text(text), seed) for text in texts]
     return sum(s.text_nats for s in scores) / math.log(2), sum(s.num_text_bytes for s in scores)
 
@@ -107,7 +111,7 @@ def _continuations(pipeline: Pipeline, protocol: Protocol) -> Gallery:
     exhibits = tuple(
         Exhibit(opening.strip() + " …", answer_text(output)) for opening, output in zip(OPENINGS, outputs, strict=True)
     )
-    return Gallery("written", "Text written", "The opening is given; what follows is the model's, greedy.", exhibits)
+    return Gallery("written", "Text written", "The opening is given; the model continues it, greedily.", exhibits)
 
 
 def _what(name: str) -> str:
@@ -118,7 +122,7 @@ def _what(name: str) -> str:
 
 
 def count_ngrams(texts: Sequence[str], order: int) -> dict[bytes, Counter]:
-    """Followers of every context of up to `order` bytes; a text begins after line ends and ends with one."""
+    """For each context of up to `order` bytes, how often each byte follows; texts are between line ends."""
     counts: dict[bytes, Counter] = {}
     for text in texts:
         line = b"\n" * order + text.encode() + b"\n"
@@ -129,7 +133,7 @@ def count_ngrams(texts: Sequence[str], order: int) -> dict[bytes, Counter]:
 
 
 def ngram_bits(texts: Sequence[str], counts: dict[bytes, Counter], order: int) -> float:
-    """Bits that the interpolated Witten-Bell model needs for `texts`; counts of at least that order."""
+    """Bits of `texts` by the interpolated Witten-Bell model; counts: `count_ngrams` of at least `order`."""
     bits = 0.0
     totals = {context: sum(followers.values()) for context, followers in counts.items() if len(context) <= order}
     for text in texts:
@@ -140,7 +144,7 @@ def ngram_bits(texts: Sequence[str], counts: dict[bytes, Counter], order: int) -
                 followers = counts.get(line[place - length : place])
                 if followers is None:
                     break
-                # Witten-Bell: as much weight for the shorter context as there are kinds of followers
+                # Witten-Bell: the shorter context gets a weight equal to the number of distinct followers
                 kinds, total = len(followers), totals[line[place - length : place]]
                 probability = (followers[line[place]] + kinds * probability) / (total + kinds)
             bits -= math.log2(probability)
@@ -148,13 +152,13 @@ def ngram_bits(texts: Sequence[str], counts: dict[bytes, Counter], order: int) -
 
 
 def lzma_bits(texts: Sequence[str], train: Sequence[str]) -> float:
-    """Bits that `texts` add to the compressed training text."""
+    """Bits by which `texts` lengthen the compressed training text."""
     before = "\n".join([*train, ""]).encode()
     sizes = [len(lzma.compress(data, preset=9)) for data in (before, before + "\n".join([*texts, ""]).encode())]
     return 8.0 * (sizes[1] - sizes[0])
 
 
 def uniform_bits(tokenizer, texts: Sequence[str]) -> float:
-    """Bits when every token of the vocabulary is equally likely, ends included."""
+    """Bits of `texts` where every token of the vocabulary is equally likely, ends included."""
     num_tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
     return num_tokens * float(np.log2(tokenizer.vocab_size))

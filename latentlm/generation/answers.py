@@ -1,16 +1,16 @@
-"""The consumer of the engine's events: pieces of an answer as they come, or its segments when it is whole.
+"""Turns the engine's events into an answer: piece by piece while it is made, or as segments once it is complete.
 
 Place in the flow: 4, events ──▶ `AnswerReader` ──▶ text and media.
-A reader follows one request through its runs: text, and spans of latents. What becomes of a run is the run's affair:
-one that streams gives pieces as soon as they will not change, one that is kept gives itself at its end, and
-`as_segments` then decodes all that was kept of one modality in one go. Both give the same media (to rounding).
+An answer consists of runs: text, and spans of latents. A streamed run returns each piece as soon as it is final. A kept
+run collects its tokens or latents and returns itself at its end; `as_segments` then decodes all kept runs of a modality
+together. Both give the same media, up to rounding.
 Legend: `C` latent channels, `N` latents, `k` samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,40 +22,46 @@ from ..errors import UserError
 from ..media.sound import Audio
 from ..tokenizers.base import StreamDecoder, Tokenizer
 from ..types import GenerationOutput, Segment, Text
-from .task import Event
+from .active_request import Event
 
 DIVERGED = "the model diverged: its numbers are no longer finite; try less guidance, or fp32"
 
-Piece = str | Audio | np.ndarray | Segment
-"""What a stream gives: a piece of text, a chunk of sound or of vectors, a whole picture as its segment."""
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+    Medium = str | Audio | np.ndarray | PILImage
+    """A text, a sound, vectors (N, C), or a picture."""
+
+    Piece = Medium
+    """Part of a streamed answer: some text, a chunk of sound or vectors, or a whole picture."""
 
 
 class Run(Protocol):
-    """One run of an answer: consecutive tokens, or a span."""
+    """One run of an answer: consecutive tokens, or a span of latents."""
 
     def add(self, event: Event) -> list:
-        """The pieces that a token, a latent or the sound of one completes."""
+        """Take a token, a latent or the sound of a latent; returns the pieces that are final now."""
 
     def end(self) -> list:
-        """The pieces that were held back."""
+        """Returns the pieces that are left at the end of the run."""
 
 
 class AnswerReader:
-    """Turns the events of one request into pieces, by a run of `new_run(modality)` for each of its runs."""
+    """Turns the events of one request into pieces; `new_run(modality)` makes the object that reads each run."""
 
     def __init__(self, new_run: Callable[[str], Run]):
         self._new_run = new_run
         self._run: Run | None = None
 
     def read(self, event: Event) -> list:
-        """The pieces that are complete with the next event. After "finish" none is left."""
+        """Take the next event; returns the pieces that are final now. "finish" returns all that are left."""
         if event.kind == "open":
             ended = self._end()
             self._run = self._new_run(event.value)
             return ended
         if event.kind in ("close", "finish"):
             return self._end()
-        if self._run is None:  # text has no event of its own that opens it
+        if self._run is None:  # no event opens a run of text
             self._run = self._new_run("text")
         return self._run.add(event)
 
@@ -67,19 +73,19 @@ class AnswerReader:
 # ---------------------------------------------------------------------- streams
 
 
-def streamed_run(name: str, tokenizers: Mapping[str, Any], heard: Collection[str]) -> Run:
-    """A run of this modality that gives pieces as they come. The engine decodes the modalities `heard` itself."""
+def streamed_run(name: str, tokenizers: Mapping[str, Any], decoded: Collection[str]) -> Run:
+    """A streamed run of the modality `name`; the engine itself decodes the modalities in `decoded`."""
     if name == "text":
         return StreamedText(tokenizers[name])
     tokenizer = tokenizers[name]
-    if name in heard:
-        return HeardSpan(tokenizer)
+    if name in decoded:
+        return DecodedSpan(tokenizer)
     decoder = tokenizer.stream_decoder()
-    return WholeSpan(name, tokenizer) if decoder is None else StreamedSpan(tokenizer, decoder)
+    return WholeSpan(tokenizer) if decoder is None else StreamedSpan(tokenizer, decoder)
 
 
 class StreamedText:
-    """Text, token by token; half a character waits for its other bytes."""
+    """Text, token by token; an incomplete character is held back until its last byte."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
@@ -100,7 +106,7 @@ class StreamedText:
 
 
 class StreamedSpan:
-    """A medium, latent by latent, through the tokenizer's stream. Nothing is kept of what was given out."""
+    """A medium, decoded latent by latent; pieces that were returned are not kept."""
 
     def __init__(self, tokenizer: Tokenizer, decoder: StreamDecoder):
         self._tokenizer, self._decoder = tokenizer, decoder
@@ -112,8 +118,8 @@ class StreamedSpan:
         return [self._tokenizer.piece(self._decoder.flush())]
 
 
-class HeardSpan:
-    """A medium that the engine decoded, with each latent."""
+class DecodedSpan:
+    """A medium that the engine itself decodes, latent by latent."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -126,26 +132,25 @@ class HeardSpan:
 
 
 class WholeSpan:
-    """A span that can be shown only when it is whole, as a picture."""
+    """A span that can only be decoded once it is complete, such as a picture."""
 
-    def __init__(self, name: str, tokenizer):
-        self._name, self._tokenizer = name, tokenizer
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
         self._latents: list[Tensor] = []
 
-    def add(self, event: Event) -> list[Segment]:
+    def add(self, event: Event) -> list[Medium]:
         self._latents.append(event.value)
         return []
 
-    def end(self) -> list[Segment]:
-        latents = stacked(self._latents, self._tokenizer)
-        return [modality(self._name).segment(self._tokenizer.decode([latents])[0])]
+    def end(self) -> list[Medium]:
+        return self._tokenizer.decode([stacked(self._latents, self._tokenizer)])
 
 
 # ----------------------------------------------------------------- whole answers
 
 
 class KeptRun:
-    """A run that is kept as it is: tokens or latents (C,), and the sound (k,) of latents that the engine decoded."""
+    """Collects a run: its tokens or latents (C,), and the sound (k,) of each latent that the engine decoded."""
 
     def __init__(self, modality: str):
         self.modality = modality
@@ -164,7 +169,7 @@ class KeptRun:
 
 
 def as_segments(answers: Sequence[Sequence[KeptRun]], tokenizers: Mapping[str, Any]) -> list[list[Segment]]:
-    """The segments of each answer: latents of all answers are decoded together, each modality in one go."""
+    """The segments of each answer, from its runs; the latents of each modality are decoded together for all answers."""
     segments = {run: _without_decoding(run, tokenizers) for runs in answers for run in runs}
     waiting: dict[str, list[KeptRun]] = {}
     for run, segment in segments.items():
@@ -179,36 +184,39 @@ def as_segments(answers: Sequence[Sequence[KeptRun]], tokenizers: Mapping[str, A
 
 
 def stacked(latents: Sequence[Tensor], tokenizer: Tokenizer) -> Tensor:
-    """Latents (C,) as one span (N, C), fp32. A grid that was not completed, as the task diverged, ends in zeros."""
+    """Latents (C,) as one span (N, C), fp32. The rest of an incomplete grid, after a divergence, is zeros."""
     found = torch.stack(list(latents)).float() if latents else torch.zeros(0, tokenizer.latent_dim)
     missing = (tokenizer.num_latents or 0) - len(found)
     return F.pad(found, (0, 0, 0, missing)) if missing > 0 else found
 
 
 def _without_decoding(run: KeptRun, tokenizers: Mapping[str, Any]) -> Segment | None:
-    """The segment of text, and of latents that the engine decoded already; None of others."""
+    """The segment of a run of text, or of latents that the engine decoded; None for other runs."""
     tokenizer = tokenizers[run.modality]
     if run.modality == "text":
         return Text(tokenizer.decode(run.values))
     return modality(run.modality).segment(tokenizer.piece(torch.cat(run.sounds))) if run.sounds else None
 
 
-def answer(output: GenerationOutput):
-    """The one medium that was asked for; several spans of sound or of vectors are one."""
-    first, *others = output.segments
-    if isinstance(first, Text):
-        return first.text
-    return joined([segment.content for segment in output.segments]) if others else first.content
+def answer(output: GenerationOutput) -> Medium:
+    """The text or the medium of an output of one modality; several spans of sound or vectors are joined."""
+    first, *others = contents(output)
+    return joined([first, *others]) if others else first
+
+
+def contents(output: GenerationOutput) -> list[Medium]:
+    """The texts and media of an output, in order."""
+    return [each.text if isinstance(each, Text) else each.content for each in output.segments]
 
 
 def joined(media: Sequence[Audio] | Sequence[np.ndarray]) -> Audio | np.ndarray:
-    """Sounds, or arrays (N, C), one after the other."""
+    """Sounds, or arrays (N, C), concatenated in order."""
     if isinstance(media[0], Audio):
         return Audio(torch.cat([clip.samples for clip in media]), media[0].sample_rate)
     return np.concatenate(media)
 
 
 def check_finite(finish_reason: str) -> None:
-    """UserError for the reason "diverged"."""
+    """UserError if the finish reason is "diverged"."""
     if finish_reason == "diverged":
         raise UserError(DIVERGED)

@@ -1,4 +1,4 @@
-"""The face of a trained model: load, save, generate, score.
+"""`latentlm.load`, and the Pipeline it returns: a model with its tokenizers, which generates and scores.
 
 Place in the flow: 4, media ──tokenizers──▶ prompt ──engine──▶ tokens, latents ──tokenizers──▶ media.
 A checkpoint directory is self-contained: `config.json`, `model.safetensors`, `ema.safetensors`, `tokenizers/`.
@@ -6,48 +6,78 @@ A checkpoint directory is self-contained: `config.json`, `model.safetensors`, `e
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..checkpoint import build_from_config, check_tokenizers, fill, kind_of, load_tokenizers, resolve
+from ..checkpoint import (
+    build_from_config,
+    check_tokenizers,
+    config_folder,
+    fill,
+    kind_of,
+    load_tokenizers,
+    read_metadata,
+    resolve,
+    write_config,
+)
 from ..config.kinds import lookup
 from ..config.modalities import modality
 from ..data.cache import LatentCache
-from ..data.packing import DocumentEncoder, pack
+from ..data.packing import DocumentEncoder, with_lowercase_conditions
 from ..errors import UserError
-from ..hardware import choose_device
+from ..hardware import choose_device, choose_dtype
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
-from ..types import IGNORE, Document, GenerationOutput, Text
-from .answers import AnswerReader, KeptRun, Piece, answer, as_segments, check_finite, streamed_run
+from ..types import Document, GenerationOutput, Text
+from ..weights import new_folder, save_weights
+from .active_request import ActiveRequest
+from .answers import AnswerReader, KeptRun, answer, as_segments, check_finite, contents, streamed_run
+from .batch import check_single, say_unread_files, split_prompts
 from .engine import Engine
+from .model_card import write_card
 from .prompts import make_prompt
-from .request import USUAL_LIMIT, Request, check, with_defaults
-from .scores import Scores
-from .task import Task
+from .request import Request, check, check_num, check_whole, latent_limit, new_seed, with_defaults
+from .scores import Scores, score_document
 
 if TYPE_CHECKING:
+    from .answers import Piece
     from .prompts import Clip, Prompt
 
 
 class Pipeline:
     """A model with its tokenizers. Made by `latentlm.load`."""
 
-    def __init__(self, model: LatentLM, tokenizers: dict):
+    def __init__(self, model: LatentLM, tokenizers: dict, metadata: Mapping[str, Any] | None = None):
+        """metadata: what is known of the model's making (recipe, steps), which `save` keeps."""
+        self.metadata = dict(metadata or {})
         self.model = model.eval()
         self.tokenizers = tokenizers
-        self.encoder = DocumentEncoder(tokenizers["text"])
+        self.encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
         self._streams = feature_streams(model, tokenizers)
 
     def __repr__(self) -> str:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return f"<Pipeline: {', '.join(('text', *self.model.modalities))}; {num_parameters:,} parameters>"
+
+    def save(self, folder: str | Path, *, evaluation: str | Path | None = None) -> Path:
+        """Write the model into a new folder that `load` reads, with a model card; returns the folder.
+
+        The folder gets config.json, model.safetensors (in the dtype of this model), tokenizers/ and README.md, the
+        card: `latentlm.generation.model_card`. evaluation: a JSON file of `latentlm evaluate`, whose figures go into
+        the card. Raises UserError where the folder exists, and for an evaluation that cannot be read.
+        """
+        with new_folder(Path(folder)) as target:
+            write_config(target, self.model, self.tokenizers, self.metadata)
+            save_weights(target / "model.safetensors", self.model.state_dict())
+            write_card(target, evaluation)
+        return Path(folder)
 
     # ------------------------------------------------------------------ generate
 
@@ -58,145 +88,152 @@ class Pipeline:
         voice: Clip | None = None,
         voices: Mapping[int | str, Clip] | None = None,
     ) -> Document:
-        """The document of a `Request`, laid out as this model was trained; arguments and errors as in `generate`."""
+        """One prompt as the document that a `Request` holds, in the layout that this model was trained on.
+
+        Arguments and errors as in `generate`, but never a batch.
+        """
+        say_unread_files(prompt)
         return make_prompt(prompt, to, self.model.config.prompt, voice, voices)
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | Sequence[Prompt],
         to: str = "text",
         *,
         guidance: float | None = None,
         steps: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         temperature: float = 0.0,
         voice: Clip | None = None,
         voices: Mapping[int | str, Clip] | None = None,
         max_tokens: int = 256,
         max_latents: int | None = None,
+        max_seconds: float | None = None,
         solver: str | None = None,
         num: int = 1,
     ) -> list:
-        """`num` answers to one prompt: strings, PIL images, Audio or arrays (N, C), by `to`, of seeds seed, seed + 1 …
+        """`num` answers to each prompt, in a flat list: all of the first prompt, then all of the second, …
 
-        prompt: a string, a PIL image, an Audio, a segment, a pathlib.Path (picture, sound or text, by its suffix), a
-        list of these in order, a Document, or a Script. voice: a clip of the voice that the speech should have, as an
-        Audio or the path of its file; voices: of each speaker of a script. guidance: from 0 on, 1 is off. steps: of the
-        solver, a latent; both are the model's own unless given. max_latents: as in `Request`.
-        With `to` "auto", each answer is the list of its segments, empty where the model ends at once.
-        Raises UserError for an empty prompt, an unknown target, or one that the model was not built for, and where the
-        model diverges: `generate_batch` says so in its finish reason.
+        An answer is a string, a PIL image, an Audio or an array (N, C), by `to`; with `to` "auto" it is the list of
+        these in the order in which the model made them, empty where the model ends at once.
+
+        prompt: a text, a PIL image, an Audio, a segment, a pathlib.Path (picture, sound or text, by its suffix), a
+            Document, a Script, or a list. A list of texts is a batch, as is a list of lists, Documents or Scripts. A
+            list with a medium, a path or a segment in it holds the parts of one prompt: [image, "what is it? "].
+        to: "text", "image", "speech", "vectors" or "auto".
+        guidance: from 0 on; 1 is off. steps: solver steps per latent. solver: one of `diffusion.SOLVERS`. All three
+            are the model's own unless given.
+        seed: the answers to a prompt have seeds seed, seed + 1, …; equal seeds give equal answers on one device. None
+            draws a new seed.
+        temperature: of text; 0 always takes the likeliest token.
+        voice: a clip of the voice that the speech should have, as an Audio or the path of its file. voices: a clip for
+            each speaker of a script.
+        max_tokens: limit of text. max_latents: limit of speech and vectors, as in `Request`. max_seconds: limit of
+            speech, instead of max_latents.
+        Raises UserError for an empty prompt, an unknown target, a target that the model does not have, a wrong option,
+        and if the model diverges (`generate_batch` returns that as the finish reason instead).
         """
-        if num < 1:
-            raise UserError(f"num must be at least 1, got {num}")
-        document = self.prompt(prompt, to, voice, voices)
+        check_num(num, to, temperature)
+        documents = [self.prompt(each, to, voice, voices) for each in split_prompts(prompt)]
+        first = new_seed() if seed is None else seed
+        check_whole("seed", first)
         common = {"guidance": guidance, "steps": steps, "temperature": temperature, "solver": solver}
-        limits = {"max_tokens": max_tokens, "max_latents": max_latents}
-        requests = [Request(document, to, seed=seed + k, **common, **limits) for k in range(num)]
-        outputs = self.generate_batch(requests)
+        limits = {"max_tokens": max_tokens, "max_latents": max_latents, "max_seconds": max_seconds}
+        outputs = self.generate_batch(
+            [Request(document, to, seed=first + k, **common, **limits) for document in documents for k in range(num)]
+        )
         for output in outputs:
             check_finite(output.finish_reason)
-        if to == "auto":
-            return [list(output.segments) for output in outputs]
-        return [answer(output) for output in outputs]
+        return [contents(output) if to == "auto" else answer(output) for output in outputs]
 
     def generate_batch(self, requests: Sequence[Request]) -> list[GenerationOutput]:
-        """All requests at once; each answer is what the request would get alone."""
+        """The outputs of all requests, generated together; each is what its request would get alone."""
         if not requests:
             return []
-        tasks = self._tasks(requests)
-        engine = Engine.of(self.model, tasks, self._streams)
-        readers = [AnswerReader(KeptRun) for _ in tasks]
-        answers: list[list[KeptRun]] = [[] for _ in tasks]
+        active = self._active_requests(requests)
+        engine = Engine.of(self.model, active, self._streams)
+        readers = [AnswerReader(KeptRun) for _ in active]
+        answers: list[list[KeptRun]] = [[] for _ in active]
         for event in engine.run():
-            answers[event.task] += readers[event.task].read(event)
+            answers[event.handle] += readers[event.handle].read(event)
         for request, runs in zip(requests, answers, strict=True):
-            if not runs and request.to != "auto":  # what was asked for is there, though the model ended at once
+            if not runs and request.to != "auto":  # the model ended at once: an empty answer of that kind
                 runs.append(KeptRun(request.to))
         return [
-            GenerationOutput(tuple(segments), task.finish_reason, task.num_tokens + task.num_latents)
-            for segments, task in zip(as_segments(answers, self.tokenizers), tasks, strict=True)
+            GenerationOutput(tuple(segments), done.finish_reason, done.num_tokens + done.num_latents)
+            for segments, done in zip(as_segments(answers, self.tokenizers), active, strict=True)
         ]
 
     def stream(self, request: Request) -> Generator[Piece, None, str]:
-        """Partial results of one request as they come: pieces of text, chunks of sound or of vectors, whole pictures.
+        """The answer to one request while it is made: pieces of text, chunks of sound or vectors, whole pictures.
 
-        Nothing of a chunk is kept after it was given out. The generator returns the finish reason; one that is
-        closed before its end cancels what it was generating.
+        The pieces are strings, Audio, arrays (N, C) and PIL images; none is kept here after it was yielded. The
+        generator returns the finish reason. Closing it early cancels the request.
         """
-        (task,) = self._tasks([request])
-        engine = Engine.of(self.model, [task], self._streams)
+        (active,) = self._active_requests([request])
+        engine = Engine.of(self.model, [active], self._streams)
         reader = AnswerReader(lambda name: streamed_run(name, self.tokenizers, self._streams))
         try:
             for event in engine.run():
                 yield from reader.read(event)
         finally:
-            engine.cancel(task.handle)
-        return task.finish_reason
+            engine.cancel(active.handle)
+        return active.finish_reason
 
-    def _tasks(self, requests: Sequence[Request]) -> list[Task]:
+    def _active_requests(self, requests: Sequence[Request]) -> list[ActiveRequest]:
         """Requests as the engine wants them; their media are encoded together."""
-        requests = [with_defaults(self._laid_out(request), self.model.config.sampling) for request in requests]
+        requests = [with_defaults(self._with_document(request), self.model.config.sampling) for request in requests]
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         cache.prepare(request.prompt for request in requests)
-        return [self._task(request, cache.resolve(request.prompt)) for request in requests]
+        return [self._active_request(request, cache.resolve(request.prompt)) for request in requests]
 
-    def _laid_out(self, request: Request) -> Request:
-        """`request` with a document as its prompt; one that is a document stays exactly that."""
+    def _with_document(self, request: Request) -> Request:
+        """`request` with a document as its prompt; a prompt that is a Document already is used as it is."""
         if isinstance(request.prompt, Document):
             return request
+        check_single(request.prompt)
         return replace(request, prompt=self.prompt(request.prompt, request.to))
 
-    def _task(self, request: Request, document: Document) -> Task:
+    def _active_request(self, request: Request, document: Document) -> ActiveRequest:
+        if self.model.config.lowercase and request.to in self.model.modalities:  # the encoder sees no target
+            document = with_lowercase_conditions(document)
         prompt = self.encoder(document, closed=False)
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
         values = {name: getattr(request, name) for name in ("to", "guidance", "steps", "solver", "temperature")}
-        usual = None if self.model.config.prompt == "script" else USUAL_LIMIT
-        return Task(
+        return ActiveRequest(
             prompt,
             **values,
             max_tokens=request.max_tokens,
-            max_latents=request.max_latents or usual,
-            generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(request.seed),
+            max_latents=latent_limit(request, self.tokenizers, self.model.config.prompt),
+            generator=torch.Generator(self.model.embed_tokens.weight.device).manual_seed(operator.index(request.seed)),
         )
 
     # --------------------------------------------------------------------- score
 
-    @torch.inference_mode()
     def score(self, document: Document | str, seed: int = 0) -> Scores:
-        """Log-likelihood of the text that counts as target, and the diffusion losses, of one document or text.
+        """The negative log-likelihood of a document's text targets, and the losses of its latents.
 
-        Raises UserError for a document that is longer than the context, and for what is neither.
+        A text is scored as a document of that text. `seed` is of the noise and the timesteps of the latents.
+        Raises UserError for a document longer than the context, and for an argument of another type.
         """
         if isinstance(document, str):
             document = Document((Text(document),))
         if not isinstance(document, Document):
             kind = type(document).__name__
             raise UserError(f"score takes a text or a latentlm.Document, which says what is a target, not {kind}")
+        check_whole("seed", seed)
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
-        encoded = self.encoder(cache.resolve(document))
-        limit = self.model.config.transformer.context_length
-        if len(encoded) > limit:
-            raise UserError(f"the document has {len(encoded)} positions, the context is {limit}")
-        dims = {name: m.latent_dim for name, m in self.model.modalities.items()}
-        batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(self.model.embed_tokens.weight.device)
-        sums = self.model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))
-        counts = batch.target_counts()
-        return Scores(
-            text_nats=float(sums["text"]),
-            num_text_tokens=int((batch.text_targets != IGNORE).sum()),
-            num_text_bytes=sum(len(s.text.encode()) for s in document.segments if isinstance(s, Text) and s.loss),
-            end_nats=float(sums["end"]),
-            diffusion={name: float(sums[name]) / counts[name] for name in dims if counts[name]},
-            num_latents={name: counts[name] for name in dims if counts[name]},
-        )
+        return score_document(self.model, self.encoder, cache.resolve(document), operator.index(seed))
 
 
 def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[], FeatureStream]]:
-    """What opens the stream of a span of each modality with features. UserError where a tokenizer is missing."""
+    """For each modality with features, a function that opens the decoding stream of a span.
+
+    Raises UserError if the second tokenizer of a modality is missing or does not fit.
+    """
     streams = {}
     for name, spec in model.modalities.items():
         if spec.feature_dim is None:
@@ -208,7 +245,7 @@ def feature_streams(model: LatentLM, tokenizers: dict) -> dict[str, Callable[[],
                 f"this model takes {spec.feature_dim} features of {name}: it needs their {needed} tokenizer"
             )
         streams[name] = partial(FeatureStream, tokenizers[name], second)
-        streams[name]()  # says now what does not fit
+        streams[name]()  # raises now, not at the first request, if the two tokenizers do not fit
     return streams
 
 
@@ -217,18 +254,24 @@ def load(
     *,
     adapter: str | Path | None = None,
     weights: str = "ema",
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
 ) -> Pipeline:
-    """The model in a checkpoint directory, a packaged one by name ("tiny"), or a hub id ("owner/name").
+    """Load a model: from a checkpoint or run folder, a packaged model by name ("tiny"), or a hub id ("owner/name").
 
-    weights: "ema" (the average, or the raw weights where a checkpoint has none) or "raw". adapter: folder of a LoRA
-    adapter (or the run that trained it), which is merged into the "ema" weights, those that it was trained on.
-    device: "auto" is CUDA where torch sees it. dtype: of the model; the tokenizers stay as they are.
-    What is loaded, and how, is the affair of the folder's kind: a `Pipeline` where it is LatentLM.
-    Raises UserError, one line, naming what is missing or does not fit.
+    A name without a slash is the packaged model of that name, if there is one: write "./tiny" for a folder.
+
+    adapter: folder of a LoRA adapter, or of the run that trained it. It is merged into the averaged weights, on which
+        it was trained.
+    weights: "ema", the average (the raw weights where a checkpoint has no average), or "raw".
+    device: "auto" is CUDA where torch sees it, else the CPU.
+    dtype: of the model, as a torch.dtype, "fp32" or "bf16"; "auto" is bf16 on a GPU that multiplies it, else fp32. The
+        tokenizers stay in fp32.
+    Returns a `Pipeline` for LatentLM; other kinds of model load as `config/kinds.py` says.
+    Raises UserError if something is missing or does not fit.
     """
     device = choose_device(device)
+    dtype = dtype if isinstance(dtype, torch.dtype) else choose_dtype(dtype, device)
     folder = resolve(name)
     if weights not in ("ema", "raw"):
         raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}")
@@ -244,7 +287,7 @@ def load_pipeline(
     folder: Path, *, adapter: str | Path | None, weights: str, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
     """The LatentLM in `folder`; arguments and errors as in `load`."""
-    tokenizers = load_tokenizers(folder / "tokenizers")
+    tokenizers = load_tokenizers(config_folder(folder) / "tokenizers")
     model = build_from_config(folder, tokenizers["text"])
     check_tokenizers(folder, model, tokenizers)
     fill(model, folder, weights)
@@ -253,4 +296,4 @@ def load_pipeline(
     for tokenizer in tokenizers.values():
         if isinstance(tokenizer, torch.nn.Module):
             tokenizer.to(device)
-    return Pipeline(model.to(device, dtype), tokenizers)
+    return Pipeline(model.to(device, dtype), tokenizers, read_metadata(folder))

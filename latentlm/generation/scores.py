@@ -1,6 +1,6 @@
-"""What a model thinks of documents that exist, and the means over many of them.
+"""Losses of a model on given documents, and their means over many documents.
 
-Place in the flow: 4, made by `Pipeline.score`; training and evaluation take the means.
+Place in the flow: 4; `Pipeline.score` makes `Scores`, training and evaluation average them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..types import Document, Text
+import torch
+
+from ..data.packing import DocumentEncoder, pack
+from ..errors import UserError
+from ..model.latentlm import LatentLM
+from ..types import IGNORE, Document, Text
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model thinks of a document: nats of its text and of its span ends; by modality the mean loss of the
-    latents that are targets, and their number: of a diffusion head the mean square error, of a mixture head nats."""
+    """The losses of one document.
+
+    text_nats, end_nats: negative log-likelihood, summed over the text targets and over the ends of spans.
+    diffusion: modality -> mean loss per latent that is a target: mean squared error for a diffusion head, nats for a
+        mixture head. num_latents: modality -> number of those latents.
+    """
 
     text_nats: float
     num_text_tokens: int
@@ -30,13 +39,34 @@ class Scores:
         return self.text_nats / (math.log(2) * max(1, self.num_text_bytes))
 
 
+@torch.inference_mode()
+def score_document(model: LatentLM, encoder: DocumentEncoder, document: Document, seed: int) -> Scores:
+    """The scores of a document whose media are latents. UserError if it is longer than the context."""
+    encoded = encoder(document)
+    limit = model.config.transformer.context_length
+    if len(encoded) > limit:
+        raise UserError(f"the document has {len(encoded)} positions, the context is {limit}")
+    dims = {name: spec.latent_dim for name, spec in model.modalities.items()}
+    batch = pack([encoded], dims, torch.Generator().manual_seed(seed)).to(model.embed_tokens.weight.device)
+    sums = model(batch, torch.Generator(batch.ids.device).manual_seed(seed + 1))
+    counts = batch.target_counts()
+    return Scores(
+        text_nats=float(sums["text"]),
+        num_text_tokens=int((batch.text_targets != IGNORE).sum()),
+        num_text_bytes=sum(len(s.text.encode()) for s in document.segments if isinstance(s, Text) and s.loss),
+        end_nats=float(sums["end"]),
+        diffusion={name: float(sums[name]) / counts[name] for name in dims if counts[name]},
+        num_latents={name: counts[name] for name in dims if counts[name]},
+    )
+
+
 def is_plain(document: Document) -> bool:
-    """Whether it is text alone."""
+    """Whether the document holds nothing but text."""
     return all(isinstance(segment, Text) for segment in document.segments)
 
 
 def bits_per_byte(scores: Iterable[Scores]) -> dict[str, float]:
-    """Over all documents together; empty without bytes."""
+    """{"bits per byte": …} over all documents together; empty if they hold no text."""
     found = list(scores)
     num_bytes = sum(score.num_text_bytes for score in found)
     bits = sum(score.text_nats for score in found) / math.log(2)
@@ -44,9 +74,9 @@ def bits_per_byte(scores: Iterable[Scores]) -> dict[str, float]:
 
 
 def mean_losses(scores: Iterable[Scores]) -> dict[str, float]:
-    """Nats a token of text, and the loss a latent of each modality's head (`Head.unit`), over all documents together.
+    """Nats per text token, and the loss per latent of each modality (unit: `Head.unit`), over all documents together.
 
-    Text counts where there is any to give: not the end of a document that is all picture.
+    Documents without text targets do not count for the text, although the end of each is a text target too.
     """
     sums, counts = Counter(), Counter()
     for score in scores:

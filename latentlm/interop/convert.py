@@ -1,17 +1,14 @@
-"""Checkpoints of other projects into ours, and language models back (`latentlm convert`).
+"""`latentlm convert`: checkpoints of other projects to ours, and language models back.
 
-Place in the flow: interop, on top of the importers. A name of `--from` is an importer, imported when it is asked for.
-Weights are streamed: the model is in memory once, and of the files no more than one shard beside it. What is written
-goes into a folder beside the target, which takes its name when everything is in it.
+Place in the flow: interop, on top of the importers. Each value of `--from` has an importer, imported when it is used.
+Weights are streamed: memory holds the model once and one shard of the files. The result is written to a temporary
+folder beside the target, which is renamed at the end.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +17,10 @@ import torch
 
 from ..checkpoint import write_config
 from ..config import SourceConfig
-from ..errors import UserError
-from ..weights import save_weights
-from .mapping import SHARD_SIZE
-from .source import Source, locate
+from ..errors import UserError, notice
+from ..weights import FLOATS, new_folder, save_weights
+from .checkpoint_files import CheckpointFiles, locate
+from .mapping import SHARD_SIZE, matches
 
 if TYPE_CHECKING:
     from ..generation.pipeline import Pipeline
@@ -32,12 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert: the source as the user named it, and options that some formats have.
+    """What to convert, and options of some formats.
 
-    image_size  of the pictures of a tokenizer, where its files do not say or another is wanted
-    calibrate   an embedded source of pictures or a JSONL manifest, to measure the normalisation of a tokenizer on
+    source      folder, file or hub id
+    image_size  width and height of an image tokenizer's pictures, where its files do not say or another is wanted
+    calibrate   pictures on which an image tokenizer is calibrated: an embedded source or a JSONL manifest
     tokenizer   a tokenizer.json, or a folder with one, where the checkpoint has none
-    shard_size  bytes of a file for `transformers`
+    shard_size  largest size in bytes of a weights file for `transformers`
     """
 
     source: str
@@ -49,14 +47,14 @@ class Conversion:
 
 VIBEVOICE = ("vibevoice", "vibevoice-original")
 OPTIONS = {"image_size": ("diffusers-vae",), "calibrate": ("diffusers-vae",), "tokenizer": VIBEVOICE}
-"""The formats that have an option."""
+"""The formats of each option."""
 
 
 def convert(what: Conversion, target: str | Path, format: str, to: str = "latentlm") -> None:
-    """Write what `format` reads from `what.source` into the new folder `target`, as `to` ("latentlm" or "hf-llm").
+    """Convert `what.source`, of `format`, to the new folder `target`, in the format `to` ("latentlm" or "hf-llm").
 
-    Raises UserError, one line, for a target that exists, formats that do not go together, options that the format does
-    not have, and everything that the importer refuses. Then there is no target.
+    Raises UserError, one line, for a target that exists, formats that cannot be combined, options that the format does
+    not have, and everything that the importer refuses; then `target` is not written.
     """
     if (format, to) not in CONVERSIONS:
         pairs = ", ".join(f"{a} to {b}" for a, b in CONVERSIONS)
@@ -64,23 +62,8 @@ def convert(what: Conversion, target: str | Path, format: str, to: str = "latent
     for name, formats in OPTIONS.items():
         if getattr(what, name) is not None and format not in formats:
             raise UserError(f"--{name.replace('_', '-')} is for --from {formats[0]}, not for {format}")
-    with _new_folder(Path(target)) as folder:
+    with new_folder(Path(target)) as folder:
         CONVERSIONS[format, to](what, folder)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when all went well, and is gone when not."""
-    if target.exists():
-        raise UserError(f"{target}: exists already; name a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # temporary folders are for their owner alone
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unilm(what: Conversion, folder: Path) -> None:
@@ -105,21 +88,21 @@ def _export(what: Conversion, folder: Path) -> None:
     from ..generation.pipeline import load
     from . import hf_llm
 
-    hf_llm.save(load(what.source), folder, shard_size=what.shard_size)
+    hf_llm.save(load(what.source, device="cpu", dtype=torch.float32), folder, shard_size=what.shard_size)
 
 
 def _read_hf_llm(what: Conversion) -> Pipeline:
     from . import hf_llm
 
     path = locate(what.source)
-    return hf_llm.load(path, dtype=_dtype_of(path))
+    return hf_llm.load(path, dtype=prevailing_dtype(path))
 
 
 def _vibevoice(what: Conversion, folder: Path) -> None:
     from . import vibevoice
 
     path = locate(what.source)
-    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=_dtype_of(path))
+    pipeline = vibevoice.load(path, tokenizer=what.tokenizer, dtype=prevailing_dtype(path))
     _write_pipeline(pipeline, folder, what)
 
 
@@ -147,15 +130,30 @@ def _write_pipeline(pipeline: Pipeline, folder: Path, what: Conversion) -> None:
     save_weights(folder / "model.safetensors", pipeline.model.state_dict())
 
 
-def _dtype_of(path: Path) -> torch.dtype:
-    """Of the largest tensor: what the weights are kept in."""
-    source = Source.open(path)
-    largest = max(source.names, key=lambda name: torch.Size(source.shape(name)).numel())
-    return source.read(largest).dtype
+def prevailing_dtype(path: Path) -> torch.dtype:
+    """The dtype that most of the values in the files have; of two with equal shares the wider, bfloat16 before float16.
+
+    A notice tells the user where the files mix dtypes. Quantised dtypes do not count: the importer refuses them.
+    """
+    from .hf_llm import IGNORE
+
+    files = CheckpointFiles.open(path)
+    counts = dict.fromkeys(FLOATS, 0)  # in the order of preference
+    for name in files.names:
+        dtype = files.dtype(name)
+        if dtype in counts and not matches(name, IGNORE):
+            counts[dtype] += math.prod(files.shape(name))
+    found = {str(dtype).removeprefix("torch."): number for dtype, number in counts.items() if number}
+    chosen = max(counts, key=counts.__getitem__)
+    if len(found) > 1:
+        shares = ", ".join(f"{name} {number:,} values" for name, number in found.items())
+        most = str(chosen).removeprefix("torch.")
+        notice(f"{path}: the weights mix dtypes ({shares}); the model is written in {most}, which most of them have")
+    return chosen
 
 
 def _calibrate(tokenizer: Tokenizer, name: str) -> None:
-    """Measure the normalisation on the pictures of an embedded source or a manifest."""
+    """Calibrate on the pictures of an embedded source or a manifest."""
     from ..data.sources import media
 
     config = SourceConfig(manifest=name) if name.endswith(".jsonl") else SourceConfig(name=name)

@@ -1,8 +1,8 @@
 """Autoencoders of latent diffusion as image tokenizers: `AutoencoderKL` of diffusers, and KL-16 in its original file.
 
-Place in the flow: interop, their files ──▶ `ConvImageTokenizer`. Nothing here needs diffusers.
-Their `scaling_factor` and `shift_factor` are not taken over: they were measured on other pictures, some on one batch
-(PAPER §1.6). The tokenizer comes uncalibrated; `calibrate` measures both on the media that it will read.
+Place in the flow: interop, their files ──▶ `ConvImageTokenizer`. diffusers itself is not needed.
+Their `scaling_factor` and `shift_factor` are not used: they were measured on other pictures, some on a single batch
+(PAPER §1.6). The tokenizer is returned uncalibrated; `calibrate` measures both on your own pictures.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from ..config import ConvImageTokenizerConfig, describe
 from ..errors import UserError
 from ..tokenizers.conv_image import ConvImageTokenizer
+from .checkpoint_files import CheckpointFiles, locate
 from .mapping import Rule, fill
-from .source import Source, locate
 from .view import Derived, View
 
 DIFFUSERS = (
@@ -34,7 +34,7 @@ DIFFUSERS = (
     (r"\.attention\.out\.", ".to_out.0."),
     (r"\.norm_out\.", ".conv_norm_out."),
 )
-"""Our names to theirs, by `re.sub` in this order."""
+"""Substitutions from our names to theirs, applied by `re.sub` in this order."""
 
 ORIGINAL = (
     (r"encoder\.stages\.(\d+)\.", r"encoder.down.\1."),
@@ -56,11 +56,11 @@ COMMON = (
 
 QKV = {"diffusers": ("to_q", "to_k", "to_v"), "original": ("q", "k", "v")}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names in files written before diffusers 0.18, Stable Diffusion 1 among them."""
+"""Names in files written before diffusers 0.18, for instance Stable Diffusion 1."""
 
 KEEP = ("latent_mean", "latent_std", "posterior.*")
 IGNORE = ("loss.*",)
-"""The discriminator that latent diffusion keeps beside its autoencoder."""
+"""The discriminator that latent diffusion saves with its autoencoder."""
 
 SUPPORTED = {
     "in_channels": 3,
@@ -80,13 +80,14 @@ DEFAULTS = {
     "use_quant_conv": True,
     "use_post_quant_conv": True,
 }
-"""What a field means that a config.json leaves out."""
+"""Values of fields that a config.json leaves out."""
 
 
 def read_config(fields: dict, image_size: int | None = None) -> ConvImageTokenizerConfig:
-    """Our config of an `AutoencoderKL`'s; image_size: of the pictures, its own `sample_size` unless given.
+    """Our config from the `fields` of an `AutoencoderKL`'s config.json.
 
-    Raises UserError naming the field, and its value, that we do not support.
+    image_size: width and height of the pictures; default: the field `sample_size`. Raises UserError naming a field that
+    is not supported, and its value.
     """
     given = {name: value for name, value in fields.items() if not name.startswith("_")}
     unknown = sorted(given.keys() - DEFAULTS.keys() - SUPPORTED.keys() - UNUSED)
@@ -120,31 +121,31 @@ def _config(**fields) -> ConvImageTokenizerConfig:
         raise UserError(describe(error, ConvImageTokenizerConfig)) from None
 
 
-def original_config(source: Source, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
-    """What the shapes of a latent diffusion file say; `norm_groups` they don't, and it is always 32 there."""
+def original_config(files: CheckpointFiles, image_size: int, norm_groups: int = 32) -> ConvImageTokenizerConfig:
+    """Our config from the shapes in a latent diffusion file, which do not show `norm_groups`: it is always 32 there."""
 
     def count(pattern: str) -> int:
-        found = [re.match(pattern, name) for name in source.names]
+        found = [re.match(pattern, name) for name in files.names]
         return 1 + max((int(match[1]) for match in found if match), default=-1)
 
     stages, blocks = count(r"encoder\.down\.(\d+)\."), count(r"encoder\.down\.0\.block\.(\d+)\.")
-    if not stages or not blocks or "post_quant_conv.weight" not in source.names:
-        raise UserError(f"{source.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
+    if not stages or not blocks or "post_quant_conv.weight" not in files.names:
+        raise UserError(f"{files.path}: not an autoencoder of latent diffusion (no encoder.down.0.block.0, or no "
                          "post_quant_conv)")  # fmt: skip
     deepest = f"encoder.down.{stages - 1}.attn.0.norm.weight"
     return _config(
         image_size=image_size,
-        latent_dim=source.shape("post_quant_conv.weight")[0],
-        channels=tuple(source.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(stages)),
+        latent_dim=files.shape("post_quant_conv.weight")[0],
+        channels=tuple(files.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(stages)),
         num_blocks=blocks,
         norm_groups=norm_groups,
-        deepest_attention=deepest in source.names,
+        deepest_attention=deepest in files.names,
         latent_conv=True,
     )
 
 
 def rules(config: ConvImageTokenizerConfig, layout: str = "diffusers") -> list[Rule]:
-    """Rules for files of `layout` "diffusers" or "original", seen through `view`."""
+    """Rules for files of the layout "diffusers" or "original", as `view` shows them."""
     with torch.device("meta"):
         names = [name for name, _ in ConvImageTokenizer(config).named_parameters()]
     result = []
@@ -158,9 +159,10 @@ def rules(config: ConvImageTokenizerConfig, layout: str = "diffusers") -> list[R
     return result
 
 
-def view(source: Source) -> View:
-    """`source` under today's names, without the "model." of training scripts; attention's convolutions as matrices."""
-    prefix = "model." if any(name.startswith("model.encoder.") for name in source.names) else ""
+def view(files: CheckpointFiles) -> View:
+    """`files` under current names and without the prefix "model." of training scripts; the 1×1 convolutions of
+    attention as matrices."""
+    prefix = "model." if any(name.startswith("model.encoder.") for name in files.names) else ""
 
     def rename(name: str) -> str:
         stem, _, kind = name.removeprefix(prefix).rpartition(".")
@@ -168,29 +170,29 @@ def view(source: Source) -> View:
         return f"{parent}.{OLD_ATTENTION[last]}.{kind}" if last in OLD_ATTENTION else f"{stem}.{kind}".lstrip(".")
 
     matrices = re.compile(r".*(attentions\.\d+|attn\.\d+|mid\.attn_1)\.(to_.*|q|k|v|proj_out)\.weight")
-    names = [rename(name) for name in source.names]
-    return View(source, {n: Derived((n,), lambda w: w.flatten(1)) for n in names if matrices.fullmatch(n)}, rename)
+    names = [rename(name) for name in files.names]
+    return View(files, {n: Derived((n,), lambda w: w.flatten(1)) for n in names if matrices.fullmatch(n)}, rename)
 
 
 def load(path: str | Path, image_size: int | None = None) -> ConvImageTokenizer:
-    """The tokenizer in a diffusers folder, the repository of a pipeline (its folder vae), or a latent diffusion file.
+    """The tokenizer in a diffusers folder, a pipeline's repository (its folder vae/), or a latent diffusion file.
 
-    path: a folder, a file or a hub id. image_size: of the pictures; required where no config.json names one. Raises
-    UserError, one line, for files that are missing, that do not fit, or that hold what we do not support.
+    path: a folder, a file or a hub id. image_size: width and height of the pictures; required without a config.json.
+    Raises UserError, one line, for files that are missing, do not fit or are not supported.
     """
     path = locate(path)
     if (path / "vae").is_dir() and not (path / "config.json").is_file():
         path = path / "vae"
-    return from_source(Source.open(path), image_size)
+    return from_files(CheckpointFiles.open(path), image_size)
 
 
-def from_source(source: Source, image_size: int | None = None) -> ConvImageTokenizer:
-    """As `load`, of an open file."""
-    seen = view(source)
-    if source.config:
-        config, layout = read_config(source.config, image_size), "diffusers"
+def from_files(files: CheckpointFiles, image_size: int | None = None) -> ConvImageTokenizer:
+    """As `load`, for open files."""
+    seen = view(files)
+    if files.config:
+        config, layout = read_config(files.config, image_size), "diffusers"
     elif image_size is None:
-        raise UserError(f"{source.path}: no config.json says how large the pictures are; give an image size")
+        raise UserError(f"{files.path}: no config.json says how large the pictures are; give an image size")
     else:
         config, layout = original_config(seen, image_size), "original"
     tokenizer = ConvImageTokenizer(config)

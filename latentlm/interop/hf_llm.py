@@ -1,14 +1,14 @@
-"""Language models of `transformers` as backbones: Llama 3, Qwen2 and 2.5, Qwen3, Mistral, and back.
+"""Language models of `transformers` (Llama 3, Qwen2 and 2.5, Qwen3, Mistral) as backbones, and back.
 
 Place in the flow: interop, a folder of `transformers` ──▶ a LatentLM without latents, or the backbone of a larger one.
-SmolLM2 and others that call themselves `llama` are Llama. `transformers` itself is not needed.
-A config field that its class there reads is mapped, harmless to inference, or refused by name; fields that the class
-ignores are ignored here too.
+SmolLM2 and other models of model_type `llama` are read as Llama. `transformers` itself is not needed.
+A config field that the model's class in `transformers` reads is mapped, has no effect on inference, or is refused by
+name; fields that the class ignores are ignored here too.
 
-What a backbone does not have: <EOD>, <PROCEED>, <LATENT> and the <BOD> tokens. They get rows of their own behind its V
-rows, each the mean of those rows, and an offset of -10 on their text logits. A mean row's logit is the mean of the V
-logits, at most logsumexp - log V, so that the five of them together take less than 5·e^-10/V of the probability,
-whatever the hidden state: the text loss moves by less than 1e-8 nats at V = 49,152. <BOS> and <EOS> are the backbone's.
+A backbone has no <EOD>, <PROCEED>, <LATENT> and <BOD> tokens. They get new rows behind its V rows, each the mean of
+those rows, and an offset of -10 on their text logits. The logit of a mean row is the mean of the V logits, at most
+logsumexp - log V. So five such tokens together take less than 5·e^-10/V of the probability for any hidden state: the
+text loss changes by less than 1e-8 nats at V = 49,152. <BOS> and <EOS> are the backbone's own.
 Legend: `V` rows of the backbone's embedding.
 """
 
@@ -29,17 +29,18 @@ from ..model.latentlm import LatentLM
 from ..model.layers import ffn_width
 from ..tokenizers.text import TextTokenizer
 from ..weights import write_text
+from .checkpoint_files import CheckpointFiles, locate
 from .mapping import SHARD_SIZE, Rule, export, fill
-from .source import Source, locate
+from .quantised import refuse_quantised_tensors
 
 HEAD = "lm_head.weight"
 IGNORE = ("*.rotary_emb.inv_freq",)
-"""Tables that old releases of transformers saved."""
+"""Tensors that old releases of transformers saved and that are computed here."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model_type: its class, what sets its layers apart, and fields that it takes for granted."""
+    """A model_type of `transformers`: its class, the options of its layers, and its defaults of config fields."""
 
     architecture: str
     qkv_bias: bool = False
@@ -61,7 +62,7 @@ ONLY = {
     "use_sliding_window": False,
     "quantization_config": None,
 }
-"""Fields that may have one value, or be absent. Qwen2's biases are its own, without a field."""
+"""Fields that may have only this value, or be absent. Qwen2 always has biases on q, k and v, without a field."""
 
 DEFAULTS = {
     "num_key_value_heads": None,
@@ -83,50 +84,52 @@ WRITTEN = {
     "norm_eps",
 }
 WRITTEN |= {"rope_base", "rope_scaling", "context_length", "tied_embeddings", "dropout"}
-"""Our options that a config.json has words for; any other must stand at its default to be written."""
+"""Our options that can be written to a config.json; all others must have their default value."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A language model in its files: what our model has to be like to hold it, and the text tokenizer it needs.
+    """A language model in its files.
 
-    text   the backbone's own, and our special tokens
+    files        its weights and config
+    transformer  the configuration of our Transformer that holds it
+    text         its own text tokenizer with our special tokens
     """
 
-    source: Source
+    files: CheckpointFiles
     transformer: TransformerConfig
     text: TextTokenizer
 
     @classmethod
     def open(cls, name: str | Path) -> Backbone:
-        """A folder of `transformers` with tokenizer.json, or a hub id. UserError, one line, says what is wrong."""
-        source = Source.open(locate(name))
+        """Open a folder of `transformers` with tokenizer.json, or a hub id. UserError, one line, says what is wrong."""
+        files = CheckpointFiles.open(locate(name))
         try:
-            transformer = read_config(source.config)
-            vocab_size, special = _count(source.config, "vocab_size"), special_tokens(source.config)
+            transformer = read_config(files.config)
+            vocab_size, special = _count(files.config, "vocab_size"), special_tokens(files.config)
         except UserError as error:
-            raise UserError(f"{source.path}: config.json: {error}") from None
-        text = TextTokenizer.from_backbone(source.folder / "tokenizer.json", vocab_size, special)
-        return cls(source, transformer, text)
+            raise UserError(f"{files.path}: config.json: {error}") from None
+        text = TextTokenizer.from_backbone(files.folder / "tokenizer.json", vocab_size, special)
+        return cls(files, transformer, text)
 
     def fill(self, model: LatentLM) -> None:
-        """Copy the weights into `model`, and give its own special tokens their rows. Latent maps and heads stay.
+        """Copy the weights into `model` and set the rows of our special tokens; latent maps and heads are unchanged.
 
-        Raises UserError, one line, for weights that are missing, extra or misshaped.
+        Raises UserError, one line, for weights that are missing, extra, misshaped or quantised.
         """
         rows = self.text.base_size
         ignore = IGNORE
         if self.transformer.tied_embeddings:
-            check_tied(self.source)
+            check_tied(self.files)
             ignore = (*IGNORE, HEAD)
-        fill(model, self.source, rules(self.transformer, rows), ignore=ignore, keep=_own(model))
+        fill(model, self.files, rules(self.transformer, rows), ignore=ignore, keep=_own(model))
         with torch.no_grad():
             for weight in {model.embed_tokens.weight, model.text_head.weight}:
                 weight[rows:] = weight[:rows].mean(0)
 
 
 def load(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A language model as a LatentLM with no modality but text. UserError, one line, says what does not fit."""
+    """A language model as a LatentLM of text alone. UserError, one line, says what does not fit."""
     backbone = Backbone.open(path)
     config = ModelConfig(transformer=backbone.transformer, special_offset=SPECIAL_OFFSET)
     with torch.device("meta"):
@@ -136,10 +139,10 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
 
 
 def save(pipeline: Pipeline, folder: str | Path, *, shard_size: int = SHARD_SIZE) -> None:
-    """The text side of `pipeline` as a folder of `transformers`: config.json, weights, tokenizer.json.
+    """Write the text part of `pipeline` as a folder of `transformers`: config.json, weights, tokenizer.json.
 
-    Latent maps, diffusion heads and the special tokens of latent spans have no place there and are left out. Raises
-    UserError for a configuration that no class of `transformers` has.
+    Latent maps, heads and the special tokens of latent spans are left out. Raises UserError for a configuration that no
+    class of `transformers` has.
     """
     model, text = pipeline.model, pipeline.tokenizers["text"]
     rows = text.text_size
@@ -154,9 +157,9 @@ def save(pipeline: Pipeline, folder: str | Path, *, shard_size: int = SHARD_SIZE
 
 
 def read_config(fields: Mapping) -> TransformerConfig:
-    """Our configuration out of the fields of a config.json of `transformers`, 4.x or 5.x.
+    """The configuration of our Transformer from the fields of a config.json of `transformers` 4.x or 5.x.
 
-    Raises UserError, one line, naming the first field that is missing, or that we do not support, and its value.
+    Raises UserError, one line, naming the first field that is missing or not supported, and its value.
     """
     family = FAMILIES.get(fields.get("model_type"))
     if family is None:
@@ -193,7 +196,7 @@ def read_config(fields: Mapping) -> TransformerConfig:
 
 
 def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
-    """The config.json of the class that has `config`'s layers. UserError names an option that none of them has."""
+    """The fields of config.json for the class that has these layers. UserError names an option that no class has."""
     for name, option in TransformerConfig.model_fields.items():
         if name not in WRITTEN and getattr(config, name) != option.default:
             raise UserError(f"transformer.{name} {getattr(config, name)} has no counterpart in transformers")
@@ -219,8 +222,8 @@ def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
         "intermediate_size": config.ffn_width or ffn_width(config.width),
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads or config.num_heads,
-        "head_dim": config.head_dim or config.width // config.num_heads,
+        "num_key_value_heads": config.effective_num_kv_heads,
+        "head_dim": config.effective_head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": rope,
@@ -231,9 +234,8 @@ def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
 
 
 def rules(config: TransformerConfig, rows: int | None = None, prefix: str = "model.") -> list[Rule]:
-    """Where the weights of a backbone lie. `rows` of the embedding are the backbone's (default all of them)."""
-    head_dim = config.head_dim or config.width // config.num_heads
-    num_kv_heads = config.num_kv_heads or config.num_heads
+    """The rules for a backbone's weights. rows: of the embedding that are the backbone's; default: all."""
+    head_dim, num_kv_heads = config.effective_head_dim, config.effective_num_kv_heads
     heads = (config.num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim)
     found = [Rule("embed_tokens.weight", (f"{prefix}embed_tokens.weight",), rows=rows)]
     for number in range(config.num_layers):
@@ -255,23 +257,26 @@ def rules(config: TransformerConfig, rows: int | None = None, prefix: str = "mod
 
 
 def _own(model: LatentLM) -> list[str]:
-    """Patterns of the parts that no language model has: maps of latents, diffusion heads."""
+    """Patterns for the parts that a language model does not have: maps of latents, heads."""
     shared = ("embed_tokens", "transformer", "text_head")
     return [f"{name}.*" for name, _ in model.named_children() if name not in shared]
 
 
 def special_tokens(fields: Mapping) -> dict[str, int]:
-    """Which tokens begin and end a document. Where several may end it, the first; where none begins it, the same one
-    (Qwen separates documents by <|endoftext|>)."""
+    """The ids of <BOS> and <EOS>: the first eos_token_id, and bos_token_id or, where there is none, the same id.
+
+    (Qwen has no <BOS>; it separates documents by <|endoftext|>.)
+    """
     eos, bos = (_first(fields.get(f"{name}_token_id")) for name in ("eos", "bos"))
     known = {"bos": eos if bos is None else bos, "eos": eos}
     return {name: i for name, i in known.items() if i is not None}
 
 
-def check_tied(source: Source, embedding: str = "model.embed_tokens.weight") -> None:
-    """UserError where a checkpoint whose head is its embedding holds another head as well."""
-    if {HEAD, embedding} <= source.names and not torch.equal(source.read(HEAD), source.read(embedding)):
-        raise UserError(f"{source.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
+def check_tied(files: CheckpointFiles, embedding: str = "model.embed_tokens.weight") -> None:
+    """Raise UserError where a checkpoint with tied embeddings holds a head that differs from the embedding."""
+    refuse_quantised_tensors(files, (HEAD, embedding))
+    if {HEAD, embedding} <= files.names and not torch.equal(files.read(HEAD), files.read(embedding)):
+        raise UserError(f"{files.path}: tie_word_embeddings is true, but {HEAD} differs from {embedding}")
 
 
 def _first(value: int | list[int] | None) -> int | None:
@@ -292,7 +297,7 @@ def _count(fields: Mapping, name: str) -> int:
 
 
 def _rope(fields: Mapping) -> tuple[float, RopeScalingConfig | None]:
-    """Base and scaling: `rope_parameters` of 5.x holds both, 4.x has `rope_theta` and `rope_scaling`."""
+    """Base and scaling of RoPE, from `rope_parameters` (5.x) or `rope_theta` and `rope_scaling` (4.x)."""
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     base = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))

@@ -1,7 +1,7 @@
-"""Our parameters out of another project's tensors by rules that work both ways.
+"""Rules between our parameters and another project's tensors, which work in both directions.
 
-Place in the flow: interop, `source.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
-A rule says which of their tensors make one of ours: one as it is, or several one below the other (q, k, v; gate, up).
+Place in the flow: interop, `checkpoint_files.py` ──▶ module and module ──▶ safetensors. An importer is a list of rules.
+A rule says which of their tensors make up one of ours: a single one, or several concatenated (q, k, v; gate, up).
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import save_weights, shape_mismatches, write_text
-from .source import Source
+from .checkpoint_files import CheckpointFiles
+from .quantised import refuse_quantised_tensors
 
 SHARD_SIZE = 5_000_000_000
 
 
 @dataclass(frozen=True)
 class Rule:
-    """target = source ("one"), or the sources one below the other along dimension 0 ("cat").
+    """target = the source ("one"), or the sources concatenated along dimension 0 ("cat").
 
-    sizes   of the sources along dimension 0, for "cat"; equal parts where absent
-    rows    the first so many rows of the target are meant, for "one"; the caller fills the others
+    sizes   for "cat": lengths of the sources along dimension 0; equal by default
+    rows    for "one": the source is only the first `rows` rows of the target; the caller fills the others
     """
 
     target: str
@@ -43,7 +44,7 @@ class Rule:
         assert not self.sizes or len(self.sizes) == len(self.sources), self
 
     def parts(self, tensor: Tensor) -> list[Tensor]:
-        """The views of our `tensor` that the sources fill, in their order."""
+        """The views of our `tensor` that correspond to the sources, in their order."""
         if self.combine == "one":
             return [tensor if self.rows is None else tensor[: self.rows]]
         sizes = self.sizes or (tensor.shape[0] // len(self.sources),) * len(self.sources)
@@ -53,19 +54,20 @@ class Rule:
 
 def fill(
     module: nn.Module,
-    source: Source,
+    files: CheckpointFiles,
     rules: Sequence[Rule],
     *,
     ignore: Iterable[str] = (),
     keep: Iterable[str] = (),
 ) -> None:
-    """Copy `source` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
+    """Copy `files` into `module` by `rules`, tensor by tensor, cast to the module's dtypes.
 
-    Parameters on the meta device are made on the CPU first. ignore: patterns of source names that nothing reads. keep:
-    patterns of our names that no rule fills and that stay as they are; they must not be on the meta device.
-    Raises UserError as `check` does; the module is then as it was.
+    Parameters on the meta device are allocated on the CPU first. ignore: patterns of names in the files that are not
+    read. keep: patterns of our names that no rule fills; these keep their values and must not be on the meta device.
+    Raises UserError for quantised weights, and as `check` does; the module is then unchanged.
     """
-    check(module, source, rules, ignore=ignore, keep=keep)
+    refuse_quantised_tensors(files, [name for rule in rules for name in rule.sources])
+    check(module, files, rules, ignore=ignore, keep=keep)
     left = [name for name, tensor in _unfilled(module, rules).items() if tensor.is_meta]
     assert not left, f"kept, but on the meta device: {left[:10]}"
     materialise(module)
@@ -73,30 +75,30 @@ def fill(
     with torch.no_grad():
         for rule in rules:
             for part, name in zip(rule.parts(ours[rule.target]), rule.sources, strict=True):
-                part.copy_(source.read(name))
+                part.copy_(files.read(name))
 
 
 def check(
     module: nn.Module,
-    source: Source,
+    files: CheckpointFiles,
     rules: Sequence[Rule],
     *,
     ignore: Iterable[str] = (),
     keep: Iterable[str] = (),
 ) -> None:
-    """Names and shapes alone, as `fill` would have them; the module may be on the meta device.
+    """Check the names and shapes that `fill` needs; the module may be on the meta device.
 
-    Raises UserError, one line, with the first ten missing, extra and misshaped names of each kind and their counts.
+    Raises UserError, one line, with the first ten missing, extra and misshaped names and their counts.
     """
     _check_cover(module, rules, tuple(keep))
     ours, ignore = _tensors(module), tuple(ignore)
     wanted = {
         name: part for rule in rules for name, part in zip(rule.sources, rule.parts(ours[rule.target]), strict=True)
     }
-    read = sorted(name for name in source.names if name in wanted or not _matches(name, ignore))
+    read = sorted(name for name in files.names if name in wanted or not matches(name, ignore))
     expected = {name: tuple(part.shape) for name, part in wanted.items()}
-    if problems := shape_mismatches({name: source.shape(name) for name in read}, expected):
-        raise UserError(f"{source.path}: weights do not fit this model; {problems}")
+    if problems := shape_mismatches({name: files.shape(name) for name in read}, expected):
+        raise UserError(f"{files.path}: weights do not fit this model; {problems}")
 
 
 def export(
@@ -107,8 +109,11 @@ def export(
     keep: Iterable[str] = (),
     shard_size: int = SHARD_SIZE,
 ) -> None:
-    """Write `module` under the other project's names: model.safetensors, or shards of about `shard_size` bytes with
-    their index. keep: patterns of our names that are not written."""
+    """Write `module` to `folder` under the other project's names.
+
+    The result is model.safetensors, or shards of about `shard_size` bytes and their index. keep: patterns of our names
+    that are not written.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _check_cover(module, rules, tuple(keep))
@@ -136,7 +141,7 @@ def export(
 
 
 def materialise(module: nn.Module) -> None:
-    """Give every tensor on the meta device memory on the CPU, unfilled; what was shared stays shared."""
+    """Replace every tensor on the meta device by an empty one on the CPU; shared tensors stay shared."""
     made: dict[int, Tensor] = {}
     for part in module.modules():
         for store in (part._parameters, part._buffers):
@@ -159,13 +164,13 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_cover(module: nn.Module, rules: Sequence[Rule], keep: tuple[str, ...]) -> None:
-    """Our own invariant: the rules fill each tensor of `module` once, through one of its names."""
+    """Assert that the rules fill each tensor of `module` exactly once, under one of its names."""
     ours = _tensors(module)
     targets = [rule.target for rule in rules]
     unknown = [target for target in targets if target not in ours]
     assert not unknown, f"rules for what the module does not have: {unknown[:10]}"
     assert len({id(ours[target]) for target in targets}) == len(targets), "two rules fill the same tensor"
-    unruled = [name for name in _unfilled(module, rules) if not _matches(name, keep)]
+    unruled = [name for name in _unfilled(module, rules) if not matches(name, keep)]
     assert not unruled, f"no rule fills {unruled[:10]}"
 
 
@@ -175,5 +180,6 @@ def _unfilled(module: nn.Module, rules: Sequence[Rule]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in ours.items() if id(tensor) not in filled}
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether `name` fits one of the `patterns`, in which * stands for anything."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,11 +1,11 @@
-"""Checkpoints of the authors' class-conditional code, `microsoft/unilm`, folder LatentLM (PAPER §1, §2).
+"""Checkpoints of the authors' class-conditional code, `microsoft/unilm`, folder LatentLM (PAPER §1.1, §2.1).
 
 Place in the flow: interop, a folder that their training wrote ──▶ `Pipeline`. The folder holds
     model.safetensors   raw weights               other_state.pth   scale and bias of the latents, the average (EMA)
-    config.json         what their command line knew and their files do not say: the user writes it, see `Run`
+    config.json         arguments of their command line, which their files do not contain; written by the user: `Run`
     the tokenizer       KL-16 in its original file, or their σ-VAE
-A class becomes a text: "207" is one token, which opens the picture itself, and their null class is our <BOD>, which
-stands alone in the guidance branch. So prompts, guidance and training are those of every other model.
+A class becomes a text: "207" is one token, behind which the picture starts. Their null class is our <BOD>, which is the
+whole prompt of the guidance branch. So prompts, guidance and training work as for every other model.
 Their code has no text head; ours is zero.
 """
 
@@ -25,8 +25,9 @@ from ..model.latentlm import LatentLM
 from ..tokenizers.image import PictureTokenizer
 from ..tokenizers.text import TextTokenizer
 from . import diffusers_vae, unilm_vae
+from .checkpoint_files import CheckpointFiles, LoadedTensors, locate, unpickle
 from .mapping import Rule, fill
-from .source import Source, TensorSource, locate, unpickle
+from .quantised import refuse_quantised_config
 from .view import Derived, View
 
 SIZES = {  # width, layers, heads, head layers, mlp_ratio
@@ -47,10 +48,10 @@ TABLE, NO_HEAD = "y_embedder.embedding_table.weight", "text head (zeros)"
 
 
 class Run(Config):
-    """config.json beside a checkpoint: arguments of their command line, under their names.
+    """config.json of a checkpoint: arguments of their command line, under their names.
 
-    `model` is one of theirs; hidden_size … num_kv_heads describe another. `vae` is the tokenizer's file, relative to
-    the folder.
+    model: one of their sizes; hidden_size … num_kv_heads describe any other. vae: the tokenizer's file, relative to the
+    folder.
     """
 
     model: Literal[tuple(SIZES)] | None = None
@@ -76,7 +77,7 @@ class Run(Config):
 
 
 def read_run(fields: dict) -> Run:
-    """UserError names a field that is unknown, missing or not supported."""
+    """The validated fields of config.json. UserError names one that is unknown, missing or not supported."""
     try:
         return Run.model_validate(fields)
     except ValidationError as error:
@@ -84,7 +85,7 @@ def read_run(fields: dict) -> Run:
 
 
 def read_config(fields: dict, num_latents: int) -> ModelConfig:
-    """Our config of a `Run`'s fields, for pictures of `num_latents`. UserError as `read_run`."""
+    """Our config from the fields of config.json, for pictures of `num_latents` latents. UserError as `read_run`."""
     run = read_run(fields)
     ours = (run.hidden_size, run.depth, run.num_heads, run.diffusion_depth, run.mlp_ratio)
     width, layers, heads, head_layers, ratio = SIZES[run.model] if run.model else ours
@@ -102,7 +103,7 @@ def read_config(fields: dict, num_latents: int) -> ModelConfig:
             rope_closed=True,
             context_length=num_latents + 2,
         ),
-        # their one norm between backbone and head is the last of our backbone
+        # their single norm between backbone and head is our backbone's last one
         head=DiffusionHeadConfig(num_layers=head_layers, ffn_width=ffn, condition_norm=False, latent_bias=True),
         diffusion=DiffusionConfig(
             schedule=run.ddpm_beta_schedule,
@@ -113,7 +114,7 @@ def read_config(fields: dict, num_latents: int) -> ModelConfig:
 
 
 def rules(config: ModelConfig) -> list[Rule]:
-    """For a source seen through `view`. In the order of their parameters, which their EMA's list follows."""
+    """Rules for files as `view` shows them, in the order of their parameters: their EMA's list has the same."""
     head = "heads.image"
     result = [
         Rule("embed_latents.image.weight", ("x_embedder.proj.weight",)),
@@ -142,11 +143,11 @@ def rules(config: ModelConfig) -> list[Rule]:
     ]
 
 
-def view(source: Source) -> View:
-    """1×1 patches as matrices, the class table as rows of our vocabulary; without parallel training's "module."."""
+def view(files: CheckpointFiles) -> View:
+    """`files` with 1×1 convolutions as matrices, the class table as our embedding, and no prefix "module."."""
 
     def tokens(table: torch.Tensor) -> torch.Tensor:
-        """Classes, four special tokens, <BOD> of pictures = the null class, <BOD> of speech."""
+        """The rows of our embedding: classes, four special tokens, <BOD> of pictures (the null class), of speech."""
         zeros = table.new_zeros(4, table.shape[1])
         return torch.cat((table[:-1], zeros, table[-1:], zeros[:1]))
 
@@ -156,13 +157,14 @@ def view(source: Source) -> View:
         TABLE: Derived((TABLE,), tokens),
         NO_HEAD: Derived((TABLE,), lambda table: torch.zeros_like(tokens(table))),
     }
-    return View(source, derived, lambda name: name.removeprefix("module."))
+    return View(files, derived, lambda name: name.removeprefix("module."))
 
 
 def load(path: str | Path, weights: str = "ema") -> Pipeline:
-    """The model of a checkpoint folder or hub id with its tokenizer; `weights`: "ema" (where there is one) or "raw".
+    """The model and tokenizer of a checkpoint folder or hub id.
 
-    Raises UserError, one line, for files that are missing, that do not fit, or that hold what we do not support.
+    weights: "ema" (raw where there is no average) or "raw". Raises UserError, one line, for files that are missing, do
+    not fit or are not supported.
     """
     if weights not in ("ema", "raw"):
         raise UserError(f"weights must be 'ema' or 'raw', got {weights!r}")
@@ -181,64 +183,66 @@ def load(path: str | Path, weights: str = "ema") -> Pipeline:
 
 
 def has_average(path: str | Path) -> bool:
-    """Whether a checkpoint holds an average beside the raw weights."""
+    """Whether a checkpoint holds averaged weights beside the raw ones."""
     return _other_state(locate(path)).get("ema") is not None
 
 
 def _fields(folder: Path) -> dict:
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: their files do not say how the model was built; put config.json there: {EXAMPLE}")
-    return read_json(path)
+        raise UserError(f"{folder}: the files do not say how the model was built; put config.json there: {EXAMPLE}")
+    fields = read_json(path)
+    refuse_quantised_config(folder, fields)
+    return fields
 
 
 def _other_state(folder: Path) -> dict:
     path = folder / "other_state.pth"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; their training keeps the scale of the latents and the average there")
+        raise UserError(f"{path}: no such file; it holds the scale of the latents and the averaged weights")
     state = unpickle(path)
     for name in ("scaling_factor", "bias_factor"):
         if not isinstance(state.get(name), float):
             raise UserError(f"{path}: {name} is {state.get(name)!r}, expected a number")
     if not state["scaling_factor"] > 0:
-        raise UserError(f"{path}: scaling_factor is {state['scaling_factor']}, which no latents have")
+        raise UserError(f"{path}: scaling_factor is {state['scaling_factor']}, expected a number above 0")
     return dict(state)
 
 
 def _tokenizer(folder: Path, run: Run, std: float, mean: float) -> PictureTokenizer:
-    """KL-16, or a σ-VAE where the file brings a config; with the normalisation that the model was trained with."""
+    """The tokenizer with the normalisation of the model's training: KL-16, or a σ-VAE if its file has a config."""
     path = folder / run.vae
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file (config.json: vae {run.vae!r})")
     loaded = unpickle(path)
-    source = TensorSource.of(path, loaded.get("model", loaded))
+    files = LoadedTensors.of(path, loaded.get("model", loaded))
     if "config" in loaded:
         config = unilm_vae.read_config(loaded["config"], 1 / std)
         if config.image_size != run.image_size:
             raise UserError(f"{path}: its pictures have {config.image_size} pixels, config.json says {run.image_size}")
-        tokenizer: PictureTokenizer = unilm_vae.load_sigma_vae(source, config)
+        tokenizer: PictureTokenizer = unilm_vae.load_sigma_vae(files, config)
     else:
-        tokenizer = diffusers_vae.from_source(source, run.image_size)
+        tokenizer = diffusers_vae.from_files(files, run.image_size)
     tokenizer.latent_mean.fill_(mean)
     tokenizer.latent_std.fill_(std)
     return tokenizer
 
 
-def _raw(folder: Path) -> Source:
+def _raw(folder: Path) -> CheckpointFiles:
     if not (folder / "model.safetensors").is_file() and (folder / DEEPSPEED).is_file():
-        return Source.open(folder / DEEPSPEED)
-    return Source.open(folder)
+        return CheckpointFiles.open(folder / DEEPSPEED)
+    return CheckpointFiles.open(folder)
 
 
-def _average(folder: Path, config: ModelConfig, state: dict) -> Source | None:
-    """The EMA's list of tensors under the names of the parameters that it averages."""
+def _average(folder: Path, config: ModelConfig, state: dict) -> CheckpointFiles | None:
+    """The averaged tensors, a list in the file, under the names of their parameters; None where there are none."""
     if state.get("ema") is None:
         return None
     values = state["ema"]["shadow_params"]
     names = [name for rule in rules(config) for name in rule.sources if name != NO_HEAD]
     if len(values) != len(names):
         raise UserError(f"{folder / 'other_state.pth'}: {len(values)} averaged tensors, this model has {len(names)}")
-    return TensorSource.of(folder / "other_state.pth", dict(zip(names, values, strict=True)))
+    return LoadedTensors.of(folder / "other_state.pth", dict(zip(names, values, strict=True)))
 
 
 def _ffn(ours: str, theirs: str) -> list[Rule]:

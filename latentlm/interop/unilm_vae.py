@@ -1,7 +1,7 @@
 """The authors' σ-VAE as our image tokenizer: ViT decoder, ViT or BEiT-3 encoder (PAPER §1.7, §2.1).
 
 Place in the flow: interop, a tokenizer file of `microsoft/unilm` ──▶ `ImageTokenizer`; `unilm.py` calls it.
-Two of their parameters are one of ours where only the sum is seen: the class token and its position.
+Their class token and its position are one parameter here, their sum.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from ..config import ImageTokenizerConfig, PosteriorConfig
 from ..errors import UserError
 from ..tokenizers.image import ImageTokenizer
+from .checkpoint_files import CheckpointFiles
 from .mapping import Rule, fill
-from .source import Source
 from .view import Derived, View
 
 ENCODERS = ("beit3-base", "vit-base")
@@ -36,18 +36,19 @@ BEIT3_BLOCK = {
     "ffn.fc2": "ffn.3",
 }
 FIRST_POSITION = 2
-"""Where BEiT-3 begins to count positions: that of its class token."""
+"""The position of BEiT-3's class token, which is its first."""
 
 KEEP = ("latent_mean", "latent_std", "posterior.*")
 IGNORE = ("encoder.vision_embed.mask_token",)
-"""Of BEiT-3's own training."""
+"""Used in BEiT-3's own training only."""
 
 
 def read_config(fields: dict, scale: float) -> ImageTokenizerConfig:
-    """Our config of the "config" in a tokenizer file; `scale` is the scaling factor that the image model stored.
+    """Our config from the `fields` of "config" in a tokenizer file.
 
-    Their noise is N(0, (std/0.8)²) in raw units; ours is relative to the std of the latents. Other fields than those
-    read here have no effect in their code. UserError names a field that we do not support.
+    scale: the scaling factor stored with the image model. Their σ is drawn from N(0, (std/0.8)²) in raw units; ours is
+    relative to the std of the latents. Fields that are not read here have no effect in their code. UserError names a
+    field that is missing or not supported.
     """
     for name, known, default in (("encoder_arch", ENCODERS, ENCODERS[0]), ("decoder_arch", DECODERS, DECODERS[0])):
         if fields.get(name, default) not in known:
@@ -67,7 +68,7 @@ def read_config(fields: dict, scale: float) -> ImageTokenizerConfig:
 
 
 def rules(config: ImageTokenizerConfig) -> list[Rule]:
-    """For a source seen through `view`."""
+    """Rules for files as `view` shows them."""
     result = [
         *_both("to_latent", "encoder_post_processor.dense"),
         *_both("from_latent", "decoder.patch_embed.proj"),
@@ -89,8 +90,9 @@ def rules(config: ImageTokenizerConfig) -> list[Rule]:
     return result
 
 
-def view(source: Source, config: ImageTokenizerConfig) -> View:
-    """Convolutions over patches as matrices, positions without batch, class tokens with theirs, biases with k's."""
+def view(files: CheckpointFiles, config: ImageTokenizerConfig) -> View:
+    """`files` with patch convolutions as matrices, positions without a batch dimension, class tokens plus their
+    position, and zero biases for k."""
     patches = [f"{part}.proj.weight" for part in ("encoder.patch_embed", "encoder.vision_embed", "decoder.patch_embed")]
     derived = {name: Derived((name,), lambda w: w.flatten(1)) for name in patches}
     for side, num_layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
@@ -106,13 +108,13 @@ def view(source: Source, config: ImageTokenizerConfig) -> View:
             biases = (f"{side}.blocks.{i}.attn.q_bias", f"{side}.blocks.{i}.attn.v_bias")
             make = Derived(biases, lambda q, v: torch.cat((q, torch.zeros_like(q), v)))
             derived[f"{side}.blocks.{i}.attn.qkv.bias"] = make
-    return View(source, derived)
+    return View(files, derived)
 
 
-def load_sigma_vae(source: Source, config: ImageTokenizerConfig) -> ImageTokenizer:
-    """The tokenizer, not yet calibrated. UserError lists the names that do not fit."""
+def load_sigma_vae(files: CheckpointFiles, config: ImageTokenizerConfig) -> ImageTokenizer:
+    """The tokenizer, uncalibrated. UserError lists the names that do not fit."""
     tokenizer = ImageTokenizer(config)
-    fill(tokenizer, view(source, config), rules(config), ignore=IGNORE, keep=KEEP)
+    fill(tokenizer, view(files, config), rules(config), ignore=IGNORE, keep=KEEP)
     return tokenizer.eval()
 
 

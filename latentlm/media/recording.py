@@ -1,8 +1,8 @@
-"""A sound file that is written as it is made, and can be played at any moment.
+"""A sound file that is written piece by piece.
 
-Place in the flow: after 1, the end of `Pipeline.stream`. A WAV file is 16-bit PCM whose header is brought up to date
-after every piece: whatever ends the program, what was appended is heard. Other formats go through libsndfile, which
-completes them in `close`.
+Place in the flow: after 1, the end of `Pipeline.stream`. A WAV file is 16-bit PCM whose header is updated after every
+piece, so that it can be played at any moment, even after the program was killed. Other formats are written by
+libsndfile, which completes them in `close`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .sound_file import SoundFileWriter
 
 HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 LARGEST = 2**32 - HEADER.size
-"""Bytes of samples: a WAV counts them in 32 bits."""
+"""The most bytes of samples in a WAV file, whose length fields have 32 bits."""
 
 
 class Recording:
-    """Mono sound appended to `path`, which is created with the first samples.
+    """Appends mono sound to the file `path`, which is created with the first samples.
 
-    A context manager; leaving it, by an error too, closes the file.
+    A context manager that closes the file on exit.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.num_samples = 0
-        self.sample_rate = 1  # until the first piece says otherwise
+        self.sample_rate = 1  # replaced by that of the first piece
         self._file = None
 
     @property
@@ -39,7 +39,7 @@ class Recording:
         return self.num_samples / self.sample_rate
 
     def append(self, audio: Audio) -> None:
-        """The next piece, clipped to [-1, 1]. UserError where the file cannot be written or would be too long."""
+        """Write the next piece, clipped to [-1, 1]. UserError where that fails or the file would be too long."""
         if len(audio.samples) == 0:
             return
         samples = audio.samples.detach().float().cpu().clamp(-1, 1).numpy()
@@ -68,13 +68,13 @@ class Recording:
 
 
 class _WavFile:
-    """16-bit PCM; samples are written before the header counts them, so a full disk costs only the newest piece."""
+    """A 16-bit PCM file. Samples are written before the header, so that a full disk loses only the last piece."""
 
     def __init__(self, path: Path, sample_rate: int):
         self.path = path
         self.sample_rate = sample_rate
         self.size = 0
-        self.file = path.open("wb", buffering=0)  # what is refused is refused at once, not in `close`
+        self.file = path.open("wb", buffering=0)  # errors come at once, not in `close`
         try:
             self._put(0, self._header())
         except OSError:
@@ -95,7 +95,7 @@ class _WavFile:
         self.file.close()
 
     def _put(self, place: int, data: bytes) -> None:
-        """All of `data` at byte `place`; a single `write` may take a part of it."""
+        """Write all of `data` at byte `place`; one call of `write` may write only a part."""
         self.file.seek(place)
         left = memoryview(data)
         while left:

@@ -1,5 +1,5 @@
-"""The continuous modalities, one file each: its segment, its files, its tokenizers, how it is shown.
+"""The continuous modalities, one file each: segment, files, tokenizers, and how a medium is shown.
 
-A file that is added here is a modality: it defines `MODALITY`, a `types.Modality`. `config/modalities.py` finds it.
-`vectors.py` is the one to copy: segment, files and tokenizer in one place.
+Every file here defines a modality: `MODALITY`, a `types.Modality`. `config/modalities.py` finds it by its name. To add
+one, copy `vectors.py`, which has segment, files and tokenizer in one place.
 """

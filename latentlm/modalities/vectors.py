@@ -1,13 +1,14 @@
-"""Vectors: any sequence of continuous vectors, as it is: latents of others, actions of a robot, readings of sensors.
+"""Vectors: sequences of continuous vectors of any kind: other models' latents, robot actions, sensor readings.
 
-Place in the flow: a plug, found by `config/modalities.py`; the example of one: segment, files, tokenizer are here.
-A medium is an array (N, C): N steps, which the model ends by itself, of C channels. The width comes from the data. The
-tokenizer changes nothing but scale: it brings each channel to zero mean and unit std over the training data.
-Files: .npy with one array, .safetensors with one tensor (or one that is called "vectors").
+Place in the flow: a plug, found by `config/modalities.py`, and the one to copy: segment, files and tokenizer are here.
+A medium is an array (N, C): N steps, the number of which the model decides, of C channels, as many as the data have.
+The tokenizer only normalises: each channel has zero mean and unit std over the training data.
+Files: .npy with one array, .safetensors with one tensor or with one called "vectors".
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,35 +26,38 @@ from ..config.base import Config, Count
 from ..errors import UserError
 from ..media.files import existing, target
 from ..tokenizers.base import Tokenizer
-from ..types import Latents, MediaBatch, Modality, Segment
+from ..types import Latents, MediaBatch, MediaSegment, Modality
 from ..weights import save_weights
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 NPY = b"\x93NUMPY"
-"""How a .npy file begins."""
+"""The first bytes of a .npy file."""
 SIDE = 256
-"""Pixels of the side of a plot."""
+"""Width and height of a plot in pixels."""
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 MOST_LINES = len(COLOURS)
-"""Channels that are drawn as lines; more are a picture, a row of pixels each."""
+"""Up to this many channels are drawn as lines; more as rows of grey pixels."""
 
 
 @dataclass(frozen=True)
-class Vectors(Segment):
-    """A sequence of vectors (N, C), or its latents. UserError for another shape, another type, or NaN."""
+class Vectors(MediaSegment):
+    """A sequence of vectors: an array (N, C), the path of a file, or `Latents`.
 
-    content: np.ndarray | Latents
+    UserError for another shape, another type, and NaN or infinity.
+    """
+
+    content: np.ndarray | str | os.PathLike | Latents
     modality = "vectors"
 
-    def __post_init__(self):
-        if not isinstance(self.content, Latents):
-            object.__setattr__(self, "content", checked(self.content))
+    @staticmethod
+    def medium(content: np.ndarray | Tensor | str | os.PathLike) -> np.ndarray:
+        return load(content) if isinstance(content, str | os.PathLike) else checked(content)
 
 
 def checked(values: np.ndarray | Tensor, name: str = "") -> np.ndarray:
-    """`values` as float32 (N, C). UserError, naming the file, for what is no sequence of finite vectors."""
+    """`values` as float32 (N, C). UserError, which begins with `name`, for another shape or type, NaN and infinity."""
     origin = name or "vectors"
     if not isinstance(values, np.ndarray | Tensor):
         raise UserError(f"{origin}: expected an array or a tensor (N, C), not {type(values).__name__}")
@@ -74,7 +78,7 @@ def load(path: str | Path) -> np.ndarray:
 
 
 def decode(data: bytes, name: str = "") -> np.ndarray:
-    """The array (N, C), float32, in the bytes of such a file. UserError begins with `name` where one is given."""
+    """The array (N, C), float32, in the bytes of such a file. A UserError begins with `name` where one is given."""
     prefix = f"{name}: " if name else ""
     if data.startswith(NPY):
         try:
@@ -108,12 +112,14 @@ def save(vectors: np.ndarray, path: str | Path) -> None:
 
 
 class VectorTokenizerConfig(Config):
-    """An identity with a scale; the posterior is the vector itself."""
+    """Only a scale per channel; the posterior has no noise."""
 
-    kind: Literal["vectors"] = "vectors"
-    latent_dim: Count
-    per_channel: bool = Field(True, description="normalise each channel by itself instead of one scalar")
-    posterior: PosteriorConfig = PosteriorConfig(kind="none", weight=0.0)
+    kind: Literal["vectors"] = Field("vectors", description="vectors: an identity with a scale")
+    latent_dim: Count = Field(description="channels per vector")
+    per_channel: bool = Field(
+        True, description="whether each channel has its own mean and scale; false: one for all channels"
+    )
+    posterior: PosteriorConfig = Field(PosteriorConfig(kind="none", weight=0.0), description="none: the vector itself")
 
 
 class VectorTokenizer(Tokenizer):
@@ -122,7 +128,7 @@ class VectorTokenizer(Tokenizer):
     modality = "vectors"
 
     def batch(self, media: list[np.ndarray]) -> MediaBatch:
-        """Arrays (N, C) of any length -> (B, N, C), padded with zeros. UserError for another width."""
+        """Arrays (N, C) of any length -> (B, N, C), zero-padded. UserError for another width."""
         for array in media:
             if array.shape[1] != self.latent_dim:
                 raise UserError(f"vectors of width {array.shape[1]}; this model reads width {self.latent_dim}")
@@ -131,7 +137,7 @@ class VectorTokenizer(Tokenizer):
         return MediaBatch(padded, lengths).to(self.latent_mean.device)
 
     def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, C) -> the same, and which are valid (B, N)."""
+        """Vectors (B, N, C) unchanged, and their validity (B, N)."""
         return media, torch.arange(media.shape[1], device=media.device) < lengths[:, None]
 
     def decode_batch(self, latents: Tensor) -> Tensor:
@@ -141,7 +147,7 @@ class VectorTokenizer(Tokenizer):
         return [row[:count].float().cpu().numpy() for row, count in zip(media, counts, strict=True)]
 
     def stream_decoder(self) -> VectorStream:
-        """A new stream of normalised latents ──▶ vectors."""
+        """A new decoder of one sequence, piece by piece."""
         self._require_calibrated()
         return VectorStream(self)
 
@@ -150,7 +156,7 @@ class VectorTokenizer(Tokenizer):
 
 
 class VectorStream:
-    """Latents in pieces of any size -> their vectors, at once."""
+    """Decodes the latents of one sequence in pieces of any size, without delay."""
 
     def __init__(self, tokenizer: VectorTokenizer):
         self._tokenizer = tokenizer
@@ -160,12 +166,12 @@ class VectorStream:
         return self._tokenizer.denormalise(latents)
 
     def flush(self) -> Tensor:
-        """Nothing is held back: (0, C)."""
+        """No vectors (0, C): `push` holds nothing back."""
         return self._tokenizer.latent_mean.new_zeros(0, self._tokenizer.latent_dim)
 
 
 def from_data(media: Sequence[np.ndarray]) -> VectorTokenizer:
-    """A tokenizer of the width of the first of `media`, calibrated on all of them.
+    """A tokenizer calibrated on `media`, which must have the same width.
 
     Raises UserError where they differ in width, and where a channel does not vary.
     """
@@ -178,8 +184,8 @@ def from_data(media: Sequence[np.ndarray]) -> VectorTokenizer:
 
 
 def plot(vectors: np.ndarray) -> PILImage:
-    """A picture of vectors (N, C), SIDE² pixels: two channels as a path in the plane, some as lines over the steps,
-    many as a row of grey pixels each."""
+    """A plot of vectors (N, C), SIDE² pixels: two channels as a path in the plane, others as lines over the steps; more
+    than MOST_LINES channels as rows of grey pixels."""
     from PIL import Image, ImageDraw
 
     N, C = vectors.shape
@@ -204,7 +210,7 @@ def plot(vectors: np.ndarray) -> PILImage:
 
 
 def _to_unit(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """`values` moved and scaled so that those `among` lie in [0, 1], with one scale for all."""
+    """`values` shifted and scaled so that the values of `among` lie in [0, 1]."""
     if not among.size:
         return values
     low, high = among.min(), among.max()

@@ -1,10 +1,11 @@
-"""Low-rank adapters of a model: put in for training, kept as peft keeps them, merged into the weights.
+"""Low-rank adapters (LoRA): inserted for training, saved in peft's format, merged into the weights.
 
-Place in the flow: 3, beside the model: training puts one in and keeps it, `latentlm.load(base, adapter=…)` merges it.
-    while training   y = W x + s · B (A x),  s = alpha / rank;  W stays as it is, B begins at zero     (layers: peft's)
-    merged           W + s · B A: a plain model again, of the same speed
-    kept             adapter_config.json, adapter_model.safetensors: also read by `peft.PeftModel.from_pretrained`
-Modules that train whole beside it are kept with it (peft's `modules_to_save`). Reading and merging do not need peft.
+Place in the flow: 3, beside the model: training inserts and saves one, `latentlm.load(base, adapter=…)` merges it.
+    in training   y = W x + s · B (A x),  s = alpha / rank;  W is frozen, B starts at zero     (the layers are peft's)
+    merged        W + s · B A: a plain model again, as fast as before
+    saved         adapter_config.json, adapter_model.safetensors: `peft.PeftModel.from_pretrained` reads them too
+Modules that are trained in full beside the adapter are saved with it (peft's `modules_to_save`). Reading and merging do
+not need peft.
 Legend: `D` outputs and `E` inputs of a layer, `R` rank.
 """
 
@@ -21,25 +22,25 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import UserError
-from ..weights import fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
+from ..weights import check_floats, fingerprint, read_note, read_weights, save_weights, shape_mismatches, write_text
 from .latentlm import LatentLM
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-"""Of every name in an adapter's file: peft's wrapper around the model."""
+"""Prefix of every name in an adapter's file, from peft's wrapper around the model."""
 
 INTERFACE = ("heads", "embed_latents", "embed_features")
-"""What trains whole unless the recipe says otherwise: small parts that stand between latents and backbone, and that
-begin at random where the backbone does not. VibeVoice's connectors are the last two."""
+"""Parts that are trained in full unless the recipe says otherwise: they are small, and random at the start of a run
+that begins with a trained backbone."""
 
 CHANGES_THE_SUM = ("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-"""Options of peft under which the merged weight is another one than W + s · B A."""
+"""peft's options under which the merged weight is not W + s · B A."""
 
 
 def named(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
-    """Those of the dotted `names` in which a pattern occurs between dots; `*` stands for anything.
+    """The dotted `names` in which one of `patterns` occurs between dots; `*` in a pattern stands for anything.
 
-    UserError naming `key` for a pattern that occurs nowhere.
+    Raises UserError, naming `key`, for a pattern that occurs in none of them.
     """
     names, found = list(names), set()
     for pattern in patterns:
@@ -52,20 +53,25 @@ def named(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Take the weights that `patterns` name out of training. Raises UserError as `named`."""
+    """Freeze the weights that `patterns` name. Raises UserError as `named`."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name in named(patterns, weights, "training.freeze"):
         weights[name].requires_grad_(False)
 
 
-def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
-    """Put a new adapter into `model`, in place; afterwards only it and the modules of `config.full` train.
-
-    base: the name of the model, for the record. Needs peft. Raises UserError for targets that are no linear layers,
-    that train whole as well, or that the model uses as a table.
-    """
+def require_peft() -> None:
+    """Raise UserError, which says how to install it, where peft is missing."""
     if importlib.util.find_spec("peft") is None:
-        raise UserError("training.adapter needs peft: pip install 'latentlm[finetune]'")
+        raise UserError("training.adapter needs peft, which is not installed: pip install peft")
+
+
+def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
+    """Insert a new adapter into `model`, in place; afterwards only it and the modules in `config.full` train.
+
+    base: the name of the model, which is saved with the adapter. Needs peft. Raises UserError for targets that are no
+    linear layers or are in `config.full` too, and for the text head, whose rows the model also reads one by one.
+    """
+    require_peft()
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -95,9 +101,9 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
 
 
 def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors`, all of the state of an adapted `model`, as the state of the model before `insert`, adapter merged.
+    """The state of a plain model, with the adapter merged, from `tensors`, the whole state of an adapted `model`.
 
-    Raises UserError where that changes no weight.
+    Raises UserError where merging changes no weight.
     """
     config = model.peft_config["default"]
     plain, changed = {}, False
@@ -116,14 +122,14 @@ def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def start_of(model: nn.Module) -> str:
-    """What tells one model to adapt from another: 16 hex digits over all of its weights."""
+    """A fingerprint of a model that is to be adapted: 16 hex digits over all of its weights."""
     return fingerprint({}, model.state_dict())
 
 
 def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, start: str) -> None:
-    """Keep the adapter of an adapted `model`, whose whole state is `tensors`, in `folder`.
+    """Save the adapter of an adapted `model`, whose whole state is `tensors`, in `folder`.
 
-    start: `start_of` the model before `insert`.
+    start: `start_of` of the model before `insert`.
     """
     folder, config = Path(folder), model.peft_config["default"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +147,9 @@ def save(model: nn.Module, tensors: Mapping[str, Tensor], folder: str | Path, st
 def apply(model: LatentLM, folder: str | Path) -> None:
     """Merge the adapter in `folder` (or in the folder of the run that trained it) into `model`, in place.
 
-    Raises UserError for a kind of adapter that is not LoRA, for tensors that do not fit the model (the first ten of
-    each kind and their count), for another model than the one that it was trained on, where the file says which (ours
-    do), and where the model then answers as it did before.
+    Raises UserError for an adapter other than LoRA, for tensors that do not fit the model (the first ten of each kind
+    and their count), for a model other than the one that it was trained on (where the file records it, as ours do), and
+    where the adapter does not change the model's output.
     """
     folder = Path(folder)
     folder = folder if (folder / CONFIG).is_file() else folder / "adapter"
@@ -165,6 +171,7 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         raise UserError(f"{path}: this adapter does not fit the model; {problems}")
     if not layers:
         raise UserError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+    check_floats(path, tensors)
     start = start_of(model)
     if read_note(path) not in (None, start):
         raise UserError(
@@ -182,13 +189,24 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         raise UserError(f"{path}: the adapter changes nothing, the model answers with it as without it")
 
 
+def merge_into(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> None:
+    """Merge the matrices of an adapter into `model`, in place; named as `insert` does, LAYER.lora_A.default.weight."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    suffix = ".lora_A.default.weight"
+    with torch.no_grad():
+        for name in tensors:
+            if layer := name.removesuffix(suffix) if name.endswith(suffix) else "":
+                weight = weights[f"{layer}.weight"]
+                weight.copy_(_merged(weight, tensors[name], tensors[f"{layer}.lora_B.default.weight"], scale))
+
+
 def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     """weight (D, E) + scale · b (D, R) a (R, E)."""
     return weight + (scale * (b.float() @ a.float())).to(weight.device, weight.dtype)
 
 
 def _read_config(path: Path) -> tuple[float, str]:
-    """s = alpha / rank of a kept adapter, and the name of what it adapts; UserError for one of another kind."""
+    """s = alpha / rank of a saved adapter, and the name of its base model. UserError for another kind of adapter."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     try:
@@ -206,7 +224,7 @@ def _read_config(path: Path) -> tuple[float, str]:
 
 @torch.no_grad()
 def _answers(model: LatentLM) -> list[Tensor]:
-    """What every part of the model makes of a few fixed inputs: logits, and the probe of each head."""
+    """The output of every part of the model for a few fixed inputs: logits, and the probe of each head."""
     device = model.embed_tokens.weight.device
     ids = torch.arange(4, device=device)[None]
     ones = {name: torch.ones(1, spec.latent_dim, device=device) for name, spec in model.modalities.items()}

@@ -1,15 +1,15 @@
-"""Preallocated key-value cache whose rows belong to one request each for its whole life (PAPER §1.5).
+"""Preallocated key-value cache; each row belongs to one request from its start to its end (PAPER §1.5).
 
 Place in the flow: 3, filled by the transformer while `generation/` decodes.
 Legend: `L` layers, `R` cache rows, `K` key-value heads, `S` capacity, `E` head dim, `B` rows of a pass, `P` rows of the
 block that a pass looks at, `H` query heads, `T` new positions.
 
-A request claims a row for its condition and, where it is guided, one for its guidance branch, and releases them at its
-end; no row ever moves. A forward pass sees the block from its first to its last row as a view. Rows of the block that
-are not in the pass are attended by queries of zeros, whose results are dropped; nothing is written to them. Where they
-are many, the pass copies its own rows out instead. What lies beyond a row's length is masked, which takes finite
-numbers: memory begins as zeros, and a row that is released is zeros again.
-Lengths live on the host: deciding what to attend to needs no device sync.
+A request claims a row for its condition and, with guidance, a second one for the null branch; it releases them at its
+end. Rows never move. A forward pass works on a view of the block from its first to its last row. Rows of the block that
+are not in the pass get queries of zeros, whose results are dropped; nothing is written to them. Where they are many,
+the pass copies its own rows out instead. Positions beyond a row's length are masked. Masking needs finite numbers, so
+memory starts as zeros, and a released row is set to zeros.
+Lengths are kept on the host, so that deciding what to attend to needs no device sync.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 MOST_SPREAD = 2
-"""Rows of a block for each row of the pass, above which the pass copies its rows out instead of looking at all."""
+"""A pass copies its rows out of a block that has more than this many rows for each row of the pass."""
 
 
 @dataclass
 class LayerCache:
-    """One layer's view for one forward pass: where new keys go, and how far the pass has to look."""
+    """One layer's view of the cache for one forward pass: where new keys go, and how many positions are attended."""
 
     keys: Tensor  # (P, K, S, E), a view
     values: Tensor
@@ -36,8 +36,8 @@ class LayerCache:
     apart: bool  # the rows lie far apart: P is B, by a copy
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, E) at `places`; return keys and values up to the horizon (P, K, horizon, E)
-        of the block, views; copies of the pass's own rows where they lie far apart."""
+        """Write k, v (B, K, T, E) at `places`; return the keys and values of the block up to the horizon,
+        (P, K, horizon, E): views, or copies of the pass's own rows where they lie far apart."""
         if isinstance(self.places, int):
             new = slice(self.places, self.places + k.shape[2])
             self.keys[:, :, new] = k
@@ -52,13 +52,13 @@ class LayerCache:
         return self.keys[:, :, seen], self.values[:, :, seen]
 
     def spread(self, q: Tensor) -> Tensor:
-        """Queries (B, H, T, E) of the pass -> of the block (P, H, T, E), zeros where a row is not in the pass."""
+        """Queries of the block (P, H, T, E) from those of the pass (B, H, T, E); zeros for rows not in the pass."""
         if self.rows is None or self.apart:
             return q
         return q.new_zeros(len(self.keys), *q.shape[1:]).index_copy_(0, self.rows, q)
 
     def collect(self, y: Tensor) -> Tensor:
-        """Results (P, H, T, E) of the block -> of the pass (B, H, T, E)."""
+        """Results of the pass (B, H, T, E) from those of the block (P, H, T, E)."""
         return y if self.rows is None or self.apart else y[self.rows]
 
 
@@ -96,12 +96,12 @@ class KVCache:
         return len(self._free)
 
     def claim(self) -> int:
-        """The lowest free row, empty; nobody else gets it before `release`."""
+        """Reserve the lowest free row, which is empty, until `release`; returns its number."""
         return heappop(self._free)
 
     @torch.inference_mode()
     def release(self, row: int) -> None:
-        """Give a claimed row back. What was written to it becomes zeros: no mask hides what is infinite or NaN."""
+        """Give a claimed row back and set it to zeros: a mask does not hide infinite values or NaN."""
         assert row not in self._free
         for memory in (self.keys, self.values):
             memory[:, row, :, : self._written[row]].zero_()
@@ -109,9 +109,9 @@ class KVCache:
         heappush(self._free, row)
 
     def open(self, num_new: int, rows: list[int] | None = None) -> CachePass:
-        """Begin a forward pass that appends `num_new` positions to `rows`, in ascending order (default: every row).
+        """Begin a forward pass that appends `num_new` positions to `rows` (ascending; default: every row).
 
-        No row may outgrow the capacity.
+        No row may become longer than the capacity.
         """
         rows = list(range(self.num_rows)) if rows is None else rows
         horizon = max(self.lengths[row] for row in rows) + num_new
@@ -121,10 +121,10 @@ class KVCache:
         return CachePass(self, rows, num_new)
 
     def reserve(self, length: int, limit: int) -> None:
-        """Room for `length` positions, by doubling up to `limit`.
+        """Grow the capacity to at least `length` positions, by doubling, up to `limit`.
 
-        This alone copies what is there, all rows of it: in all at most as much as the cache holds in the end. A cache
-        that was made with its whole capacity never grows.
+        Growing copies all rows; all copies together are at most as large as the final cache. A cache that was made with
+        its full capacity never grows.
         """
         old = self.capacity
         if length <= old:
@@ -138,7 +138,7 @@ class KVCache:
 
 
 class CachePass:
-    """One forward pass over the cache: positions, mask and layer views. The caller then advances the lengths."""
+    """One forward pass over the cache: positions, mask and layer views. The caller advances the lengths afterwards."""
 
     def __init__(self, cache: KVCache, rows: list[int], num_new: int):
         device = cache.keys.device
@@ -154,7 +154,7 @@ class CachePass:
         self.rows = None if whole else inside
         self.apart = last - first > MOST_SPREAD * len(rows)
         self.places = starts[0] if whole and uniform else (inside[:, None], self.positions)
-        self.mask = None  # what each new position may see, (P, 1, T, horizon) bool; None: what causal attention does
+        self.mask = None  # (P, 1, T, horizon) bool, the positions that each new one attends to; None: plain causal
         if not (uniform and (num_new == 1 or starts[0] == 0)):
             seen = torch.arange(self.horizon, device=device)
             last_seen = self.positions

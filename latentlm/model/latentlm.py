@@ -1,12 +1,12 @@
-"""LatentLM: one causal Transformer over tokens and latents, a text head, a head for each modality. Read me first.
+"""LatentLM: one causal Transformer over tokens and latents, a text head, and one head per modality. Begin here.
 
-Place in the flow: 3, packed batch ──▶ hidden ──▶ losses; and, for `generation/`, the pieces of one decoding step.
-    x_i      = embedding of token i, or a map of latent i (+ one of its features)             (PAPER §1.1, §6)
+Place in the flow: 3, packed batch ──▶ hidden states ──▶ losses; `generation/` calls the same parts step by step.
+    x_i      = embedding of token i, or a map of latent i (+ a map of its features)           (PAPER §1.1, §6)
     h        = RMSNorm(Transformer(x))
     text     : softmax(h W_v)                                                                 (Eq. 1)
     latents  : the loss of the modality's head given h, by default next-token diffusion       (`heads/`; Eq. 3, §1.2)
-    span end : softmax over {<proceed>, <EOD>} at every position of a variable-length span    (silent in the paper)
-               and over <BOD>, <EOS> too where an answer lasts until <EOS>                    (VibeVoice, §6)
+    span end : softmax over {<PROCEED>, <EOD>} at every position of a variable-length span    (not in the paper)
+               and over <BOD> and <EOS> too, where an answer lasts until <EOS>                (PAPER §6)
 Legend: `B` rows, `T` positions, `D` width, `N` latents, `C` latent channels, `F` feature channels.
 Departures from the paper: one head and one <BOD> per modality, since latent widths differ.
 """
@@ -31,10 +31,12 @@ from .transformer import Transformer
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """A continuous modality: channels of a latent, and how many make an image (None: the model ends the span).
+    """The shape of a continuous modality.
 
-    feature_dim: channels of the features that a second tokenizer reads from the same media; they are added to the input
-    wherever the latents are the model's own answer (PAPER §6). None: there is no such tokenizer.
+    latent_dim   channels of a latent
+    num_latents  latents of a span; None: the model ends the span
+    feature_dim  channels of the features that a second tokenizer reads from the same media; they are added to the input
+                 where the latents are the model's own answer (PAPER §6); None: there is no second tokenizer
     """
 
     latent_dim: int
@@ -73,9 +75,10 @@ class LatentLM(nn.Module):
         initialise(self)
 
     def forward(self, batch: PackedBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named loss sums over the targets of `batch`, fp32: "text", "end" (nats) and that of each modality's head.
+        """Sums of losses over the targets of `batch` by name, fp32: "text" and "end" in nats, and one per modality.
 
-        The heads' random numbers come from `generator`. Divide by `batch.target_counts()` summed over the global batch.
+        The heads draw their random numbers from `generator`. The mean is the sum divided by `batch.target_counts()`,
+        both summed over the global batch.
         """
         hidden = self.hidden(batch).flatten(0, 1)  # (B·T, D)
         sums = {
@@ -89,13 +92,32 @@ class LatentLM(nn.Module):
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Hidden states (B, T, D) of a packed batch."""
         x = self.embed_tokens(batch.ids)  # (B, T, D)
+        shape, x = x.shape, x.flatten(0, 1)
         for name, span in batch.latents.items():
-            embedded = self.embed_latents[name](pad_rows(span.values.to(x.dtype)))[: len(span.values)]  # (N, D)
-            x = x.flatten(0, 1).index_copy(0, span.index, embedded.to(x.dtype)).view_as(x)
-            if span.features is not None:
-                added = self.embed_features[name](span.features.to(x.dtype))  # (M, D)
-                x = x.flatten(0, 1).index_add(0, span.feature_index, added.to(x.dtype)).view_as(x)
-        return self.transformer(x, batch.positions, batch.documents)
+            x = self.embed_span(x, name, span.values, span.index, span.features, span.feature_index, pad=True)
+        return self.transformer(x.view(shape), batch.positions, batch.documents)
+
+    def embed_span(
+        self,
+        x: Tensor,
+        name: str,
+        values: Tensor,
+        index: Tensor,
+        features: Tensor | None = None,
+        feature_index: Tensor | None = None,
+        pad: bool = False,
+    ) -> Tensor:
+        """Inputs x (P, D) with latents `values` (N, C) of modality `name` embedded at positions `index` (N,), and
+        `features` (M, F) embedded and added at positions `feature_index` (M,).
+
+        pad: embed a multiple of TILE rows (`pad_rows`), for batches whose numbers of latents keep changing.
+        """
+        rows = values.to(x.dtype)
+        embedded = self.embed_latents[name](pad_rows(rows) if pad else rows)[: len(rows)]  # (N, D)
+        x = x.index_copy(0, index, embedded.to(x.dtype))
+        if features is None:
+            return x
+        return x.index_add(0, feature_index, self.embed_features[name](features.to(x.dtype)).to(x.dtype))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the next token, fp32."""
@@ -107,7 +129,7 @@ class LatentLM(nn.Module):
         return logits
 
     def end_logits(self, hidden: Tensor, tokens: Sequence[int] | None = None) -> Tensor:
-        """Logits (..., 2) of going on and of ending the span, or of `tokens`: rows of the text head."""
+        """Logits (..., 2) of <PROCEED> and <EOD>, or (..., len(tokens)) of `tokens`, from rows of the text head."""
         rows = self.text_head.weight[list(tokens or (self.special.proceed, self.special.eod))]
         return F.linear(hidden, rows).float()
 
@@ -117,7 +139,8 @@ class LatentLM(nn.Module):
         return F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def _end_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Over what generation chooses from: in answers that last until <EOS>, a new start and <EOS> as well."""
+        """Cross-entropy over the tokens that may follow a latent: <PROCEED> and <EOD>, and with `stop_at: eos` the
+        <BOD> of each modality of variable length and <EOS>."""
         special, keep = self.special, (targets != IGNORE).nonzero()[:, 0]
         tokens = [special.proceed, special.eod]
         if self.config.stop_at == "eos":
@@ -127,14 +150,14 @@ class LatentLM(nn.Module):
         return F.cross_entropy(logits, targets[keep], reduction="sum")
 
     def _latent_loss(self, name: str, hidden: Tensor, span: LatentSpans, generator: torch.Generator) -> Tensor:
-        """The head's loss, summed over target latents."""
+        """The head's loss, summed over the target latents of `span`."""
         clean = (span.means if self.config.diffusion.target == "mean" else span.values)[span.target].float()  # (N, C)
         return self.heads[name].loss(hidden[span.index[span.target] - 1], clean, generator)
 
 
 def initialise(model: LatentLM) -> None:
-    """All initialisation: linear layers by `draw_linear`, residual outputs scaled by 1/√(2L), tokens of std 0.02; the
-    heads initialise themselves."""
+    """Initialise all weights: linear layers by `draw_linear`, residual outputs scaled by 1/√(2L), embedding and text
+    head with std 0.02, heads by their own `initialise`."""
     nn.init.normal_(model.embed_tokens.weight, std=0.02)
     for name, part in model.named_children():
         if name != "heads":

@@ -1,4 +1,4 @@
-"""The parts of backbone and diffusion head: RMSNorm, SwiGLU, RoPE, causal attention, connectors (PAPER §1.1, §6).
+"""The layers of backbone and diffusion head: RMSNorm, SwiGLU, RoPE, causal attention, connectors (PAPER §1.1, §6).
 
 Place in the flow: 3, inside `transformer.py`, `heads/` and `latentlm.py`.
 Legend: `B` rows, `T` positions, `S` cached positions, `D` width, `H` heads, `K` key-value heads, `E` head dim.
@@ -19,11 +19,11 @@ from .cache import LayerCache
 
 CONNECTOR_EPS = 1e-6
 TILE = 32
-"""What the numbers of latents and of text targets are rounded up to where they meet a matrix; see `pad_rows`."""
+"""`pad_rows` rounds the number of rows of a matrix product up to a multiple of this."""
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x), in fp32, with a learned weight or none (the authors' code has none, PAPER §1.3)."""
+    """x / rms(x) in fp32, times a learned weight unless `weight` is False (the authors' code has none, PAPER §1.3)."""
 
     def __init__(self, width: int, eps: float, weight: bool = True):
         super().__init__()
@@ -39,8 +39,11 @@ class RMSNorm(nn.Module):
 
 
 class UnitRMS(torch.autograd.Function):
-    """x / √(mean x² + eps) over the last dimension. torch's own is one kernel on a GPU; on a CPU it passes over x six
-    times, and more often backward: a twentieth of a small model's training step."""
+    """x / √(mean x² + eps) over the last dimension, for fp32 on a CPU.
+
+    torch's own is one kernel on a GPU, but on a CPU it passes over x six times, and more often in the backward pass:
+    that was a twentieth of a small model's training step.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
@@ -51,7 +54,7 @@ class UnitRMS(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        """(g − y·mean(g·y)) / rms."""
+        """The gradient with respect to x: (g − y·mean(g·y)) / rms."""
         y, scale = ctx.saved_tensors
         along = (gradient * y).mean(dim=-1, keepdim=True)
         return torch.addcmul(gradient, y, along, value=-1).div_(scale), None
@@ -78,7 +81,7 @@ class SwiGLU(nn.Module):
 
 
 class Connector(nn.Module):
-    """Linear, RMSNorm, Linear, with biases: how VibeVoice lets latents and features into its model (PAPER §6)."""
+    """Linear, RMSNorm, Linear, with biases: an option for the map of latents and features to the width (PAPER §6)."""
 
     def __init__(self, features: int, width: int):
         super().__init__()
@@ -92,19 +95,19 @@ class Connector(nn.Module):
 
 
 def pad_rows(x: Tensor) -> Tensor:
-    """x (N, ...) with rows of zeros up to a multiple of TILE.
+    """Pad x (N, ...) with rows of zeros up to a multiple of TILE.
 
-    How many latents and targets a batch has differs from batch to batch. oneDNN compiles and keeps a kernel for each
-    shape that it meets, which costs a tenth of the time and a gigabyte where every batch brings new ones.
+    oneDNN compiles and keeps a kernel for each shape, and the number of latents and targets differs between batches:
+    without padding, new kernels took a tenth of the training time and a gigabyte of memory.
     """
     return F.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % TILE))
 
 
 def draw_linear(module: nn.Module) -> None:
-    """Initialise the linear layers in `module`, in order: weights of std 1/√fan_in, biases zero.
+    """Initialise the linear layers in `module`, in order: weights with std 1/√fan_in, biases zero.
 
-    A fixed 0.02 suits widths of thousands; at a width of 192 attention and conditioning would begin near zero and a
-    prompt take several times as long to be heard (docs/log.md).
+    A fixed std of 0.02 suits widths of thousands. At a width of 192 attention and conditioning would begin near zero,
+    and a model takes several times as long to follow its prompt (docs/log.md).
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
@@ -114,14 +117,17 @@ def draw_linear(module: nn.Module) -> None:
 
 
 def ffn_width(width: int) -> int:
-    """The default: 8/3 of the width, rounded up to a multiple of 64 (equal in parameters to a 4× two-matrix FFN)."""
+    """The default width of a SwiGLU FFN: 8/3 of `width`, rounded up to a multiple of 64.
+
+    It has as many parameters as a two-matrix FFN of 4 × the width.
+    """
     return -(-width * 8 // 3 // 64) * 64
 
 
 def rotary(positions: Tensor, head_dim: int, config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and signed sin of the RoPE angles for `rotate`, fp32: positions (B, T) -> two of (B, 1, T, E).
+    """cos and signed sin of the RoPE angles for `rotate`, fp32: positions (B, T) -> two tensors (B, 1, T, E).
 
-    Exponents are 0, 2/E, 4/E … or, `rope_closed`, as many from 0 to 1 with 1 included. There is no table to outgrow.
+    The exponents are 0, 2/E, 4/E … or, with `rope_closed`, E/2 numbers evenly spaced from 0 to 1, both included.
     """
     last = head_dim - 2 if config.rope_closed else head_dim
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / last
@@ -136,16 +142,16 @@ def rotary(positions: Tensor, head_dim: int, config: TransformerConfig) -> tuple
 
 
 def slowed(frequencies: Tensor, scaling: RopeScalingConfig) -> Tensor:
-    """What each RoPE frequency (E/2,) is multiplied by: 1 for fast ones, 1/factor for slow ones, a mixture between."""
+    """Factors for the RoPE frequencies (E/2,): 1 for fast ones, 1/factor for slow ones, interpolated in between."""
     turns = scaling.context_length * frequencies / (2 * math.pi)
     kept = ((turns - scaling.low_frequency) / (scaling.high_frequency - scaling.low_frequency)).clamp(0, 1)
     return kept + (1 - kept) / scaling.factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the pairs of x (B, H, T, E): (0, E/2), (1, E/2+1) … or, interleaved, (0, 1), (2, 3) …
+    """Rotate the pairs of x (B, H, T, E): elements (0, E/2), (1, E/2+1) … or, if `interleaved`, (0, 1), (2, 3) …
 
-    Of a pair (a, b) becomes (a·cos − b·sin, b·cos + a·sin): x·cos + partner·sin, the sign lies in `sin`.
+    A pair (a, b) becomes (a·cos − b·sin, b·cos + a·sin), computed as x·cos + partner·sin; `sin` carries the sign.
     """
     half = x.shape[-1] // 2
     partner = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2) if interleaved else x.roll(half, dims=-1)
@@ -158,8 +164,8 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.num_heads = config.num_heads
-        self.num_kv_heads = config.num_kv_heads or config.num_heads
-        self.head_dim = config.head_dim or config.width // config.num_heads
+        self.num_kv_heads = config.effective_num_kv_heads
+        self.head_dim = config.effective_head_dim
         self.interleaved = config.rope_interleaved
         self.dropout = config.dropout
         heads = self.num_heads + 2 * self.num_kv_heads
@@ -169,7 +175,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """x (B, T, D); mask of attention or None for plain causal; with a cache, keys of the past are attended."""
+        """x (B, T, D) -> (B, T, D). mask: None is plain causal attention. With a cache, past keys are attended too."""
         B, T, _ = x.shape
         H, K, E = self.num_heads, self.num_kv_heads, self.head_dim
         qk, v = self.qkv(x).view(B, T, H + 2 * K, E).transpose(1, 2).split((H + K, K), dim=1)

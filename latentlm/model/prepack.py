@@ -1,10 +1,10 @@
-"""Modules with their matrices laid out once for the number of rows that decoding multiplies them by.
+"""Copies of modules whose weights are prepacked for a fixed number of rows, which makes decoding on a CPU faster.
 
-Place in the flow: 4, between the model and the engine, between a head and its sampler. On CPU,
-`torch.nn.functional.linear` rearranges the whole weight inside every product; with few rows that costs as much as
-multiplying. Decoding uses the same weights with the same few rows again and again, so it rearranges them once, by the
-operators that torch's own compiler uses for frozen weights: oneDNN's, in bf16 where the CPU multiplies it natively, but
-MKL's for fp32 on the CPUs that it is made for. Values agree with `linear` to rounding.
+Place in the flow: 4, between the model and the engine, and between a head and its sampler.
+On a CPU, `torch.nn.functional.linear` rearranges the weight in every product; with few rows that takes as long as the
+product itself. Decoding multiplies the same weights by the same small number of rows many times, so the weights are
+rearranged (packed) once, with the operators that torch's compiler uses for frozen weights: MKL's for fp32 on Intel
+CPUs, else oneDNN's, also for bf16 where the CPU multiplies it natively. Results agree with `linear` to rounding.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from torch import Tensor, nn
 from ..hardware import multiplies_bf16, prefers_mkl
 
 FEWEST_ROWS = 4
-"""Below, a product is a read through the weight, in whatever order it lies."""
+"""With fewer rows, packing does not pay: the time of a product is that of reading the weight."""
 MOST_BYTES = 256 * 2**20
-"""What the layouts of a `Prepacker` may take in all. A module with larger matrices stays as it is."""
+"""Memory for all packed copies of a `Prepacker`. A module with larger matrices is not packed."""
 PATIENCE = 8
-"""Steps with one number of rows before `Prepacker` lays matrices out for it, which takes about as long as one step."""
+"""Steps with the same number of rows before `Prepacker` packs for it; packing takes about as long as one step."""
 MOST_LAYOUTS = 4
-"""Numbers of rows that a `Prepacker` keeps layouts for: as requests come and go, the same few numbers return."""
+"""Packed copies that a `Prepacker` keeps: as requests come and go, the same few numbers of rows return."""
 
 
 class PackedLinear(nn.Module):
-    """`linear` for inputs of (..., in): by MKL fast for exactly so many `rows` in all, by oneDNN best with as many."""
+    """`linear` with its weight packed for inputs (..., in) of `rows` rows in all.
+
+    MKL's operator is fast for exactly this number of rows; oneDNN's is fastest near it.
+    """
 
     def __init__(self, linear: nn.Linear, rows: int):
         super().__init__()
@@ -46,12 +49,12 @@ class PackedLinear(nn.Module):
 
 
 def packed(layer: nn.Module, rows: int) -> nn.Module:
-    """`layer` laid out for `rows` rows, or as it is where this machine cannot or the layer is more than one matrix."""
+    """`layer` packed for `rows` rows; unchanged if it is no plain linear layer or this machine cannot pack it."""
     return PackedLinear(layer, rows) if type(layer) is nn.Linear and can_pack(layer.weight, rows) else layer
 
 
 def can_pack(weight: Tensor, rows: int) -> bool:
-    """Whether this machine has an operator for products with a `weight` laid out beforehand, and it pays."""
+    """Whether this machine has an operator for products with a packed `weight`, and packing pays."""
     if rows < FEWEST_ROWS or weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
@@ -60,10 +63,10 @@ def can_pack(weight: Tensor, rows: int) -> bool:
 
 
 class Prepacker:
-    """Runs a module for inference in steps of any number of rows, by packed copies for the numbers that recur.
+    """Runs a module for inference; after PATIENCE steps with the same number of rows, by a copy packed for it.
 
-    Copies are kept for at most MOST_LAYOUTS numbers of rows and MOST_BYTES in all; the one unused for longest makes
-    room. Between two layouts lie at least PATIENCE steps, so that laying out never takes more than a part of the time.
+    At most MOST_LAYOUTS copies of MOST_BYTES in all are kept; the least recently used one is dropped first. At least
+    PATIENCE steps lie between two packings, so that packing takes a small share of the time.
     """
 
     def __init__(self, module: nn.Module):
@@ -71,11 +74,11 @@ class Prepacker:
         self.matrices = [part.weight for part in module.modules() if type(part) is nn.Linear]
         size = sum(weight.numel() * weight.element_size() for weight in self.matrices)
         self.most = min(MOST_LAYOUTS, MOST_BYTES // size) if size else 0
-        self.twins: dict[int, nn.Module] = {}  # by number of rows, the last used one last
-        self.steps: Counter[int] = Counter()  # with each other number of rows, since the last layout
+        self.twins: dict[int, nn.Module] = {}  # by number of rows, the most recently used one last
+        self.steps: Counter[int] = Counter()  # steps by number of rows without a copy, since the last packing
 
     def __call__(self, rows: int) -> nn.Module:
-        """The module to use for a step of `rows` rows: the same values, to rounding."""
+        """The module for a step of `rows` rows. Its results agree with the original's to rounding."""
         twin = self.twins.pop(rows, None)
         if twin is None:
             self.steps[rows] += 1
@@ -90,7 +93,7 @@ class Prepacker:
 
 
 def prepack(module: nn.Module, rows: int) -> nn.Module:
-    """A module with the same parameters whose linear layers are packed; all else is shared."""
+    """A copy of `module` whose linear layers are packed for `rows` rows; everything else is shared with it."""
     twin = copy.copy(module)
     twin._modules = {name: prepack(packed(child, rows), rows) for name, child in module._modules.items()}
     return twin

@@ -1,6 +1,6 @@
 """The causal backbone: L pre-RMSNorm layers of attention and SwiGLU, then a final RMSNorm (PAPER §1.1).
 
-Place in the flow: 3, embeddings ──▶ hidden states. One path for training (packed rows), prefill and decoding (cache).
+Place in the flow: 3, embeddings ──▶ hidden states, for training (packed rows), prefill and decoding (cache).
 Legend: `B` rows, `T` positions, `D` width.
 """
 
@@ -48,14 +48,14 @@ class Transformer(nn.Module):
         spans: Tensor | None = None,
         free_spans: bool = False,
     ) -> Tensor:
-        """Packed rows: x (B, T, D), positions, documents and spans (B, T) -> hidden states (B, T, D).
+        """Hidden states (B, T, D) of packed rows: x (B, T, D); positions, documents and spans (B, T).
 
-        With `free_spans` positions of one span attend to each other in both directions.
+        free_spans: positions of the same span attend to each other in both directions.
         """
         return self._layers(x, positions, attention_mask(documents, spans, free_spans))
 
     def extend(self, x: Tensor, view: CachePass) -> Tensor:
-        """Prefill and decoding: x (B, T, D) appended to the cache rows of `view` -> hidden states (B, T, D)."""
+        """Hidden states (B, T, D) of x (B, T, D), appended to the cache rows of `view`: prefill and decoding."""
         return self._layers(x, view.positions, view.mask, view)
 
     def new_cache(self, num_rows: int, capacity: int) -> KVCache:
@@ -79,10 +79,11 @@ class Transformer(nn.Module):
 
 
 def attention_mask(documents: Tensor, spans: Tensor | None, free_spans: bool) -> Tensor:
-    """(B, 1, T, T) bool, [b, 0, i, j]: whether position i attends to position j of its row.
+    """The attention mask (B, 1, T, T), bool: [b, 0, i, j] says whether position i of row b attends to position j.
 
-    Causal, and never across documents; with `free_spans` also to all of the span that i lies in (Transfusion, PAPER
-    §3.2). documents and spans (B, T): ids, spans -1 outside of any; not read, and may be None, without `free_spans`.
+    Attention is causal and stays inside a document. With `free_spans` a position also attends to the whole span that it
+    lies in, as in Transfusion (arXiv 2408.11039). documents, spans (B, T): ids; a span id of -1 means outside any span.
+    `spans` may be None without `free_spans`.
     """
     T = documents.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
@@ -94,9 +95,9 @@ def attention_mask(documents: Tensor, spans: Tensor | None, free_spans: bool) ->
 
 
 def additive(mask: Tensor, x: Tensor) -> Tensor:
-    """A bool mask as what attention adds to its logits, 0 or -inf, in the dtype that x is computed in.
+    """The bool `mask` as 0 and -inf, which attention adds to its logits, in the dtype of the computation with x.
 
-    Attention would do so itself, in every layer, forward and backward, and keep one copy a layer for the latter.
+    Done once here: otherwise attention converts it in every layer, forward and backward, and keeps a copy per layer.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -1,4 +1,4 @@
-"""Media ↔ latents, text ↔ ids. Read `base.py` first, then `sigma_vae.py`, then `image.py` or `speech.py`."""
+"""Media ↔ latents, text ↔ ids. Read `base.py`, then `sigma_vae.py`, then `image.py` or `speech.py`."""
 
 from .base import Calibration, Tokenizer
 from .conv_image import ConvImageTokenizer

@@ -1,11 +1,11 @@
-"""The contract of every continuous tokenizer: media ↔ normalised latents.
+"""The base class of continuous tokenizers: media ↔ normalised latents.
 
-Place in the flow: 1, media ──▶ latents and back. `image.py`, `conv_image.py`, `speech.py` and `modalities/vectors.py`
-fulfil it; `sigma_vae.py` holds the noise.
-A tokenizer owns its normalisation (PAPER §1.6): model space is z' = (z - latent_mean) / latent_std. Both buffers live
-in its weights, are fitted by an explicit `calibrate` pass over valid latents only, and are NaN until then: there is no
-constant borrowed from another tokenizer and nothing is filled in at first use.
-Legend: `B` examples, `N` latents, `C` latent channels, `P` posterior parameters a latent (C, or 2C when σ is learned).
+Place in the flow: 1, media ──▶ latents and back. Subclasses are in `image.py`, `conv_image.py`, `speech.py` and
+`modalities/vectors.py`; the noise is in `sigma_vae.py`.
+A tokenizer contains its normalisation (PAPER §1.6): the model works on z' = (z - latent_mean) / latent_std. The two
+buffers are saved with the weights. `calibrate` fits them to the valid latents of given media; until then they are NaN,
+and encoding is an error.
+Legend: `B` examples, `N` latents, `C` latent channels, `P` posterior parameters per latent (C, or 2C for a learned σ).
 """
 
 from __future__ import annotations
@@ -26,15 +26,23 @@ from ..weights import fingerprint, load_weights, save_weights, write_text
 from .sigma_vae import Posterior, RunningMoments
 
 MEDIA_PER_CALL = 32
-"""`encode` and `decode` cut longer lists into calls of so many, which bounds their memory."""
+"""`encode` and `decode` process longer lists in parts of this length, which limits their memory."""
 
 
-FINGERPRINT_OPTIONAL = {"parts", "loudness", "class_token", "encoder_sub_norm"}
-"""Options that came after the first latent caches: at their defaults a fingerprint is what it was without them."""
+FINGERPRINT_OPTIONAL = frozenset({"parts", "loudness", "class_token", "encoder_sub_norm", "fit"})
+"""Options newer than the first latent caches. At their defaults they are left out, so that old fingerprints hold."""
+RESUME_OPTIONAL = frozenset({"fit"})
+"""Options newer than the checkpoints of runs that can still be resumed, likewise."""
+
+
+def fields_without(config: TokenizerConfig, optional: frozenset[str]) -> dict[str, Any]:
+    """The fields of `config` as JSON, without those in `optional` that have their defaults."""
+    fields, declared = config.model_dump(mode="json"), type(config).model_fields
+    return {name: value for name, value in fields.items() if name not in optional or value != declared[name].default}
 
 
 class TokenizerConfig(Protocol):
-    """What every tokenizer's config has; it is a pydantic model."""
+    """The fields that every tokenizer's config has; it is a pydantic model."""
 
     kind: str
     latent_dim: int
@@ -44,10 +52,10 @@ class TokenizerConfig(Protocol):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` measured: mean and std of μ, () or (C,) each, over `num_latents` valid latents.
+    """The result of `calibrate`: mean and std of μ, () or (C,) each, over `num_latents` valid latents.
 
-    `c_sigma` is relative to std(μ), as in the config; `c_sigma_absolute` = c_sigma·std is the same in raw latent units,
-    to be held against papers that quote an absolute σ (PAPER §1.7). Both are None unless the posterior is "sigma".
+    c_sigma is relative to std(μ), as in the config; c_sigma_absolute = c_sigma·std is in raw latent units, for
+    comparison with papers that give an absolute σ (PAPER §1.7). Both are None unless the posterior is "sigma".
     """
 
     mean: Tensor
@@ -58,24 +66,26 @@ class Calibration:
 
 
 class StreamDecoder(Protocol):
-    """Latents of one medium, in pieces -> what they decode to, in pieces; in order, the whole equals `decode`."""
+    """Decodes the latents of one medium piece by piece. The pieces, concatenated, equal the result of `decode`."""
 
     def push(self, latents: Tensor) -> Tensor:
         """Normalised latents (n, C), n ≥ 0 -> the next piece."""
         ...
 
     def flush(self) -> Tensor:
-        """End the stream: what was held back."""
+        """End the stream and return the rest."""
         ...
 
 
 class Tokenizer(nn.Module):
-    """Base of the continuous tokenizers; a subclass gives the methods that raise NotImplementedError here;
-    `reconstruction` only where it is trained, `piece` only where it streams."""
+    """Base class of continuous tokenizers. A subclass implements the methods that raise NotImplementedError here.
+
+    `reconstruction` is needed for training only, `piece` for streaming only.
+    """
 
     modality: ClassVar[str]
     num_latents: int | None = None
-    """Latents of every medium; None where media differ in length."""
+    """Number of latents of every medium; None where media differ in length."""
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -89,11 +99,11 @@ class Tokenizer(nn.Module):
     # ------------------------------------------------------------ for the subclass
 
     def batch(self, media: list[Any]) -> MediaBatch:
-        """Media of any size or rate as one batch of what this tokenizer reads."""
+        """Media of any size or rate as one batch for this tokenizer's networks."""
         raise NotImplementedError
 
     def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """media -> posterior parameters (B, N, P) in raw latent units, and which are valid (B, N) bool."""
+        """media -> posterior parameters (B, N, P) in raw latent units, and validity (B, N) bool."""
         raise NotImplementedError
 
     def decode_batch(self, latents: Tensor) -> Tensor:
@@ -101,26 +111,26 @@ class Tokenizer(nn.Module):
         raise NotImplementedError
 
     def unbatch(self, media: Tensor, counts: list[int]) -> list[Any]:
-        """Decoded media of `counts` latents each, as the objects that the user sees."""
+        """A batch of decoded media, of `counts` latents each, as a list of PIL images, Audio or arrays."""
         raise NotImplementedError
 
     def reconstruction(self, output: Tensor, target: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """Named losses (B,), each the mean over its own example. Only of a tokenizer that is trained."""
+        """Named losses (B,), each the mean over its own example."""
         raise NotImplementedError
 
     def stream_decoder(self) -> StreamDecoder | None:
-        """A new stream of normalised latents ──▶ pieces of a medium; None where a medium is only decoded whole."""
+        """A new decoder of one medium's latents, piece by piece; None where a medium is only decoded whole."""
         return None
 
     def piece(self, decoded: Tensor) -> Any:
-        """What a stream's decoder has given, as the object that the user sees; only where there is a stream."""
+        """The output of a stream decoder as a medium: a chunk of Audio, or an array."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ media ↔ latents
 
     @torch.no_grad()
     def encode(self, media: list[Any]) -> list[Latents]:
-        """Normalised posterior of each item, mean (N, C). A batch gives what each item alone gives.
+        """The normalised posterior of each item, mean (N, C). An item's latents do not depend on the others.
 
         Raises UserError before `calibrate`.
         """
@@ -139,7 +149,7 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: list[Tensor]) -> list[Any]:
-        """Media of normalised latents (N, C) each.
+        """The medium of each item's normalised latents (N, C).
 
         Raises UserError before `calibrate` and for latents of another width.
         """
@@ -149,14 +159,14 @@ class Tokenizer(nn.Module):
             part = latents[start : start + MEDIA_PER_CALL]
             raw = [self.denormalise(z) for z in part]
             padded = nn.utils.rnn.pad_sequence(raw, batch_first=True)  # (B, N, C)
-            if padded.shape[1] == 0:  # a span that ended at once; the networks want one latent at least
+            if padded.shape[1] == 0:  # empty spans; the networks need at least one latent
                 padded = padded.new_zeros(len(raw), 1, self.latent_dim)
             media = self.decode_batch(padded)
             result.extend(self.unbatch(media, [len(z) for z in part]))
         return result
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        """Model space to raw latent units: z'·std + mean, (N, C)."""
+        """Normalised latents (N, C) in raw units: z'·std + mean. Raises UserError for another width."""
         if latents.dim() != 2 or latents.shape[1] != self.latent_dim:
             raise UserError(f"latents have shape {tuple(latents.shape)}; this tokenizer reads (N, {self.latent_dim})")
         return latents.to(self.latent_std) * self.latent_std + self.latent_mean
@@ -171,15 +181,15 @@ class Tokenizer(nn.Module):
     # ------------------------------------------------------------ training
 
     def forward(self, batch: MediaBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named loss sums over the examples of the batch: the reconstruction losses that have a weight, and "prior".
+        """Named losses, summed over the examples of the batch: the reconstruction losses with a weight, and "prior".
 
-        "prior" is the mean (not the sum) of μ² over latents and channels, the authors' surrogate of the KL term (PAPER
-        §1.7), or the KL divergence itself when σ is learned, reduced in the same way.
+        "prior" is the mean of μ² over the latents and channels of an example, which the authors use for the KL term
+        (PAPER §1.7); for a learned σ it is the mean of the KL divergence.
         """
         parameters, valid = self.encode_batch(batch.media, batch.lengths)
         z, prior = self.posterior(parameters.float(), valid, generator)
         output = self.decode_batch(z)
-        with torch.autocast(output.device.type, enabled=False):  # the mel filters are a matrix product: keep it fp32
+        with torch.autocast(output.device.type, enabled=False):  # autocast would run the mel filters in half precision
             losses = self.reconstruction(output.float(), batch.media.float(), batch.lengths)
         if self.config.posterior.weight > 0:
             losses["prior"] = prior
@@ -209,10 +219,8 @@ class Tokenizer(nn.Module):
     # ------------------------------------------------------------ files
 
     def fingerprint(self) -> str:
-        """16 hex digits of the SHA-256 over config, weights and buffers; a latent cache records it."""
-        fields, declared = self.config.model_dump(mode="json"), type(self.config).model_fields
-        unset = {name for name in FINGERPRINT_OPTIONAL & fields.keys() if fields[name] == declared[name].default}
-        return fingerprint({name: value for name, value in fields.items() if name not in unset}, self.state_dict())
+        """16 hex digits of the SHA-256 over config, weights and buffers. Latent caches are marked with it."""
+        return fingerprint(fields_without(self.config, FINGERPRINT_OPTIONAL), self.state_dict())
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into `folder`."""
@@ -223,5 +231,5 @@ class Tokenizer(nn.Module):
         save_weights(folder / "model.safetensors", self.state_dict())
 
     def load_weights(self, folder: str | Path) -> None:
-        """Read model.safetensors of `folder`; UserError where keys or shapes differ."""
+        """Read model.safetensors in `folder`. Raises UserError where keys or shapes differ."""
         load_weights(Path(folder) / "model.safetensors", self)

@@ -1,11 +1,11 @@
-"""The convolutional image tokenizer: the autoencoder of latent diffusion as a σ-VAE, one latent a cell (PAPER §2.1).
+"""The convolutional image tokenizer: the autoencoder of latent diffusion as a σ-VAE, one latent per cell (PAPER §2.1).
 
-Place in the flow: 1, beside the ViT of `image.py`, which holds what tokenizers of pictures share.
+Place in the flow: 1, beside the ViT in `image.py`, which also has the base class of picture tokenizers.
 
-    pixels (B, 3, H, W) ─ stages of residual blocks, halved between ─ middle ─▶ μ, log σ² (B, h, w, 2C)
-    z ─ middle ─ stages of residual blocks, doubled between ─▶ pixels
+    pixels (B, 3, H, W) ─ stages of residual blocks, each at half the size ─ middle ─▶ μ, log σ² (B, h, w, 2C)
+    z ─ middle ─ stages of residual blocks, each at twice the size ─▶ pixels
 
-`AutoencoderKL` of diffusers and KL-16, the paper's other tokenizer, are configurations of it (`interop/diffusers_vae`).
+diffusers' `AutoencoderKL` and KL-16, the paper's other tokenizer, are configurations of it (`interop/diffusers_vae`).
 Legend: `B` images, `N` = h·w cells in raster order, `C` latent channels, `W` channels of a stage.
 """
 
@@ -26,7 +26,7 @@ def group_norm(width: int, num_groups: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), x through a 1×1 convolution where the width changes."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))); where the width changes, x passes a 1×1 convolution."""
 
     def __init__(self, width_in: int, width: int, num_groups: int):
         super().__init__()
@@ -55,8 +55,8 @@ class AttentionBlock(nn.Module):
         return x + self.attention(cells).transpose(1, 2).view_as(x)
 
 
-class Stage(nn.Module):
-    """Residual blocks of one width, each followed by attention or not."""
+class ResidualStage(nn.Module):
+    """Residual blocks of one width, each optionally followed by attention."""
 
     def __init__(self, width_in: int, width: int, num_blocks: int, num_groups: int, attention: bool = False):
         super().__init__()
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         widths = list(pairwise((channels[0], *channels)))
         self.stages = nn.ModuleList(
-            Stage(*pair, config.num_blocks, groups, config.deepest_attention and level == len(channels) - 1)
+            ResidualStage(*pair, config.num_blocks, groups, config.deepest_attention and level == len(channels) - 1)
             for level, pair in enumerate(widths)
         )
         self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2) for width in channels[:-1])
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         for level, stage in enumerate(self.stages):
             x = stage(x)
             if level < len(self.downs):
-                x = self.downs[level](F.pad(x, (0, 1, 0, 1)))  # zeros at the right and below only, as latent diffusion
+                x = self.downs[level](F.pad(x, (0, 1, 0, 1)))  # zeros right and below only, as latent diffusion
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
 
 
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_dim, channels[0], 3, padding=1)
         self.middle = Middle(channels[0], groups)
         widths = pairwise((channels[0], *channels))
-        self.stages = nn.ModuleList(Stage(*pair, config.num_blocks + 1, groups) for pair in widths)
+        self.stages = nn.ModuleList(ResidualStage(*pair, config.num_blocks + 1, groups) for pair in widths)
         self.ups = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in channels[:-1])
         self.norm_out = group_norm(channels[-1], groups)
         self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)

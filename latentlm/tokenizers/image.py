@@ -1,13 +1,13 @@
-"""The image tokenizer: a ViT σ-VAE, one latent a patch (PAPER §2.1).
+"""The image tokenizer: a ViT σ-VAE, one latent per patch (PAPER §2.1).
 
-Place in the flow: 1, pictures ──▶ latents and back; `base.py` is the contract, `sigma_vae.py` adds the noise.
+Place in the flow: 1, pictures ──▶ latents and back; `base.py` has the base class, `sigma_vae.py` adds the noise.
 
     pixels (B, 3, H, W) in [-1, 1] ─ patches ─ ViT ─ Linear ─▶ μ (B, N, C) ─ noise ─▶ z ─ Linear ─ ViT ─ Linear, Tanh,
     Linear ─ patches ─▶ pixels
 
-Departures from the paper: no BEiT-3 initialisation (it is a download), so positions start as 2-D sine and cosine and
-are learned from there; the perceptual and adversarial terms are no part of this module. The authors' networks have a
-class token and, with BEiT-3, norms inside attention and feed-forward: options, so that their files load.
+Departures from the paper: no BEiT-3 initialisation (it is a download); position embeddings start as 2-D sine and
+cosine and are learned. Perceptual and adversarial losses are not here. The authors' networks have a class token and,
+with BEiT-3, norms inside attention and feed-forward: both are options, so that their weights load.
 Legend: `B` images, `N` = h·w patches in raster order, `D` width, `C` latent channels, `p` patch size.
 """
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Positions, blocks, final norm: (B, N, D) -> (B, N, D). A class token goes in before the patches, and none out."""
+    """Positions, blocks, final norm: (B, N, D) -> (B, N, D). A class token, if any, is not part of the output."""
 
     def __init__(self, grid: tuple[int, int], config: ImageTokenizerConfig, num_layers: int, sub_norm: bool = False):
         super().__init__()
@@ -90,9 +90,9 @@ class ViT(nn.Module):
 
 
 class PictureTokenizer(Tokenizer):
-    """What tokenizers of pictures share: PIL images of `image_size`², a square grid of latents, the losses.
+    """Base class of picture tokenizers: square pictures of side `image_size`, a square grid of latents, the losses.
 
-    `losses` holds the recipe's weights; only losses that have one are computed.
+    losses: weights of the recipe; losses of weight 0 are not computed.
     """
 
     modality = "image"
@@ -123,9 +123,9 @@ class PictureTokenizer(Tokenizer):
         return super().denormalise(latents)
 
     def batch(self, media: list[PILImage]) -> MediaBatch:
-        """PIL images of any size and mode -> (B, 3, H, W); see `media.picture.image_to_tensor`."""
-        size = self.config.image_size
-        pixels = torch.stack([image_to_tensor(image, size) for image in media])
+        """PIL images of any size and mode -> (B, 3, H, W), made square by the config's `fit` (`image_to_tensor`)."""
+        size, fit = self.config.image_size, self.config.fit
+        pixels = torch.stack([image_to_tensor(image, size, fit) for image in media])
         lengths = torch.full((len(media),), size * size)
         return MediaBatch(pixels, lengths).to(self.latent_mean.device)
 
@@ -134,7 +134,7 @@ class PictureTokenizer(Tokenizer):
 
 
 class ImageTokenizer(PictureTokenizer):
-    """Pictures ↔ a latent a patch, by a ViT in each direction."""
+    """Pictures ↔ one latent per patch, by one ViT for encoding and one for decoding."""
 
     def __init__(self, config: ImageTokenizerConfig, losses: ImageReconstructionConfig | None = None):
         super().__init__(config, losses)
@@ -163,7 +163,7 @@ class ImageTokenizer(PictureTokenizer):
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """(h·w, D): sine and cosine of row and column at geometric frequencies; a quarter of the width each, rest zero."""
+    """(h·w, D): sine and cosine of row and of column at geometric frequencies, a quarter of D each; the rest zero."""
     num_frequencies = width // 4
     frequencies = 10000.0 ** (-torch.arange(num_frequencies) / max(num_frequencies, 1))
     rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -173,7 +173,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Xavier weights and zero biases, as ViT."""
+    """Xavier weights and zero biases, as in ViT."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -1,6 +1,6 @@
 """`load_tokenizer`: a continuous tokenizer from the folder that `Tokenizer.save` wrote.
 
-Place in the flow: where a trained tokenizer comes back. No pickle: config.json says what to build, safetensors fill it.
+Place in the flow: 1, beside `base.py`. No pickle: the network is built from config.json and filled from safetensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .text import read_config
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The continuous tokenizer in `folder`, on the CPU and in eval mode.
 
-    Raises UserError, one line, naming the file: missing, of another format version, or with weights that do not fit.
+    Raises UserError, which names the file, for one that is missing, of another format version, or of other weights.
     """
     path = Path(folder) / "config.json"
     fields = read_config(path)

@@ -1,7 +1,7 @@
 """Reconstruction losses of the tokenizers, named and unweighted (PAPER §1.7, §4.1).
 
-Place in the flow: the end of a tokenizer's `forward`. Each loss is (B,), the mean over its own example; weights are
-applied once, by the trainer, from `loss_weights(recipe)`. A loss of weight zero is not computed.
+Place in the flow: the end of a tokenizer's `forward`. Each loss is (B,), the mean over its own example. The trainer
+applies the weights, `loss_weights(recipe)`. A loss of weight zero is not computed.
 Images: "mse" and "l1" of pixels in [-1, 1]. Speech, over valid samples only:
   "stft"      Σ over windows of spectral convergence ‖|S|-|Ŝ|‖ / ‖|S|‖ and mean |log|S| - log|Ŝ||
   "mel"       Σ over windows of mean |log10 mel - log10 mêl|, Slaney filters, as the mel distance of DAC
@@ -25,16 +25,16 @@ from ..config import (
 )
 
 SPECTRAL_WINDOWS = ((256, 20), (1024, 80), (2048, 160))
-"""(window in samples, mel bands); the hop is a quarter of the window. Both spectral losses share these spectra."""
+"""(window in samples, mel bands) of both spectral losses; the hop is a quarter of the window."""
 
 FLOOR = 1e-5
-"""Magnitudes below this are equal to it in every logarithm, as in DAC."""
+"""Lower bound of magnitudes before every logarithm, as in DAC."""
 
 
 def loss_weights(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe) -> dict[str, float]:
-    """The weight of each loss that the tokenizer of this recipe returns: reconstruction, and β for "prior".
+    """The weight of each loss of the recipe's tokenizer: the reconstruction losses, and β for "prior".
 
-    `training.loss_weights` of the recipe, where it names one of these, multiplies it.
+    Each is multiplied by the recipe's `training.loss_weights`, where that names it.
     """
     weights = recipe.losses.model_dump() | {"prior": recipe.tokenizer.posterior.weight}
     extra = recipe.training.loss_weights
@@ -42,7 +42,7 @@ def loss_weights(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe) -> dict[s
 
 
 def image_reconstruction(output: Tensor, target: Tensor, weights: ImageReconstructionConfig) -> dict[str, Tensor]:
-    """pixels (B, 3, H, W) twice -> "mse" and "l1" (B,)."""
+    """ "mse" and "l1" (B,) between two batches of pixels (B, 3, H, W)."""
     difference = (output - target).flatten(1)
     losses: dict[str, Tensor] = {}
     if weights.mse > 0:
@@ -55,7 +55,7 @@ def image_reconstruction(output: Tensor, target: Tensor, weights: ImageReconstru
 def speech_reconstruction(
     output: Tensor, target: Tensor, lengths: Tensor, sample_rate: int, weights: SpeechReconstructionConfig
 ) -> dict[str, Tensor]:
-    """waveforms (B, S) twice, `lengths` (B,) valid samples -> "stft", "mel" and "waveform" (B,)."""
+    """ "stft", "mel" and "waveform" (B,) between two batches of waveforms (B, S) with `lengths` (B,) valid samples."""
     valid = torch.arange(target.shape[-1], device=target.device) < lengths[:, None]  # (B, S)
     output, target = output * valid, target * valid
     losses: dict[str, Tensor] = {}
@@ -86,14 +86,14 @@ def magnitudes(waveform: Tensor, window: int) -> Tensor:
     hop = window // 4
     num_frames = waveform.shape[-1] // hop + 1
     padded = F.pad(waveform, (window // 2, window // 2 + hop))[:, : (num_frames + 3) * hop]
-    quarters = padded.unflatten(1, (-1, hop))  # (B, T + 3, h); joining them is cheaper to differentiate than `unfold`
+    quarters = padded.unflatten(1, (-1, hop))  # (B, T + 3, h); concatenation has a faster gradient than `unfold`
     frames = torch.cat([quarters[:, j : j + num_frames] for j in range(4)], -1)  # (B, T, W)
     spectrum = torch.fft.rfft(frames * torch.hann_window(window, device=waveform.device))
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-14).sqrt()
 
 
 def _valid_frames(lengths: Tensor, window: int, num_samples: int) -> Tensor:
-    """(B, T) bool: frames whose centre lies in the valid samples. There is always one."""
+    """(B, T) bool: frames whose centre lies in the valid samples, at least one per example."""
     hop = window // 4
     return torch.arange(num_samples // hop + 1, device=lengths.device) * hop < lengths.clamp(min=1)[:, None]
 

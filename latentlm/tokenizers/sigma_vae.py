@@ -4,14 +4,14 @@ Place in the flow: between encoder and decoder of `image.py` and `speech.py`.
 
     μ = Enc(x);   z = μ + n·(C_σ·std(μ))·ε;   n ~ N(0, 1) one per example, ε ~ N(0, I);   x̂ = Dec(z)
 
-Departures: the paper gives C_σ no unit and no value; here it is a standard deviation *relative to std(μ)*, because the
-ratio is what the language model meets after normalisation (an absolute 0.5 on latents of std 5 is a tenth of that). σ
-may be negative, which is harmless: ε is symmetric.
+Departures: the paper gives no unit and no value for C_σ. Here it is a standard deviation *relative to std(μ)*, because
+this ratio is what the language model sees after normalisation (an absolute 0.5 on latents of std 5 is only 0.1). n may
+be negative, which changes nothing: ε is symmetric.
 
-What β then does. The noise follows the spread of μ, so the encoder cannot buy signal by growing μ, and β cannot set
-the signal-to-noise ratio, as it does where σ is absolute: the scale of μ is free, and β·mean(μ²) only fixes that gauge
-(it keeps μ centred and bounded, hence the weights well scaled). With scalar normalisation all channels share one noise
-level and so compete for the same total variance; with `per_channel` each has C_σ of its own spread.
+The effect of β. The noise scales with the spread of μ, so the encoder cannot raise the signal-to-noise ratio by a
+larger μ, and β cannot lower it, as it does where σ is absolute. The scale of μ is free; β·mean(μ²) only keeps μ centred
+and bounded. With scalar normalisation all channels have the same noise level and share one total variance; with
+`per_channel` the noise of each channel is C_σ times its own spread.
 
 Legend: `B` examples, `N` latents, `C` latent channels, `P` parameters (C, or 2C for "learned": μ and log σ²).
 """
@@ -24,66 +24,66 @@ from torch import Tensor, nn
 
 from ..config import PosteriorConfig
 from ..errors import UserError
+from ..types import perturb
 
 MOMENTUM = 0.1
 """Weight of the newest batch in the running mean and std of μ; 1/k in the first ten batches."""
 
 LOG_VARIANCE = (-30.0, 20.0)
-"""Bounds of the learned log σ², those of latent diffusion: exp stays finite in fp32."""
+"""Bounds of the learned log σ², as in latent diffusion; exp stays finite in fp32."""
 
 
 class Posterior(nn.Module):
-    """Draws z from the encoder's parameters and gives the prior term of each example."""
+    """Draws z from the posterior that the encoder predicts, and computes the prior term of each example."""
 
     def __init__(self, config: PosteriorConfig, latent_dim: int, per_channel: bool):
         super().__init__()
         self.config = config
         self.num_parameters = 2 * latent_dim if config.kind == "learned" else latent_dim
         self.per_channel = per_channel
-        # std(μ) over recent batches: what C_σ is relative to while training, the same in all processes. Never trained
-        # through: gradients into the scale of the noise would reward a small spread. The final scale is `calibrate`'s.
+        # std(μ) over recent batches, the unit of C_σ in training, equal in all processes. It has no gradient, which
+        # would reward a small spread. After training, `calibrate` measures the final scale.
         shape = (latent_dim,) if per_channel else ()
         self.register_buffer("running_mean", torch.zeros(shape))
         self.register_buffer("running_std", torch.ones(shape))
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.long))
 
     def split(self, parameters: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, N, P) -> μ (B, N, C) and, where σ is learned, σ (B, N, C)."""
+        """Parameters (B, N, P) -> μ (B, N, C), and σ (B, N, C) where it is learned, else None."""
         if self.config.kind != "learned":
             return parameters, None
         mean, log_variance = parameters.chunk(2, dim=-1)
         return mean, (0.5 * log_variance.clamp(*LOG_VARIANCE)).exp()
 
     def spread(self, like: Tensor) -> Tensor:
-        """The scalar std of normalised latents: C_σ for "sigma", 0 for "none"."""
+        """The std of the noise on normalised latents, a scalar like `like`: C_σ for "sigma", 0 for "none"."""
         return like.new_tensor(self.config.c_sigma if self.config.kind == "sigma" else 0.0)
 
     def forward(self, parameters: Tensor, valid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """parameters (B, N, P), valid (B, N) bool -> z (B, N, C), zero where invalid, and the prior term (B,).
 
-        Among several processes this is collective while training.
+        In training with several processes it is a collective operation.
         """
         mean, std = self.split(parameters)
         scale = self._track(mean.detach(), valid) if self.training else self.running_std
-        noise = torch.zeros_like(mean)
+        z, penalty, level = mean, mean.square(), 1.0
         if self.config.kind != "none":
             noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        if self.config.kind == "sigma":
-            n = torch.randn((len(mean), 1, 1), generator=generator, device=mean.device, dtype=mean.dtype)
-            noise = noise * (n * self.config.c_sigma * scale)
-        penalty = mean.square()
+            if self.config.kind == "sigma":
+                n = torch.randn((len(mean), 1, 1), generator=generator, device=mean.device, dtype=mean.dtype)
+                level = n * self.config.c_sigma
+            z = perturb(mean, level, scale if std is None else std, noise)
         if std is not None:
-            noise = noise * std
             penalty = 0.5 * (penalty + std.square() - 1 - 2 * std.log())
-        z = (mean + noise) * valid[..., None]
+        z = z * valid[..., None]
         prior = (penalty.mean(-1) * valid).sum(-1) / valid.sum(-1).clamp(min=1)
         return z, prior
 
     def _track(self, mean: Tensor, valid: Tensor) -> Tensor:
-        """Move the running moments towards those of this batch's valid μ (B, N, C); the running std that it is given.
+        """Update the running moments with this batch's valid μ (B, N, C); returns the running std for its noise.
 
-        The batches that several processes have at one time count in order of rank, each with the running std as it is
-        then: one process takes them in this order, and comes to the same numbers.
+        The batches of several processes are taken in order of rank, each with the running std after its own update, so
+        that one process that sees them in this order gets the same numbers.
         """
         weight = valid[..., None].to(mean.dtype).expand_as(mean)
         dims = (0, 1) if self.per_channel else (0, 1, 2)
@@ -103,7 +103,7 @@ class Posterior(nn.Module):
 
 
 def _of_all_ranks(value: Tensor) -> tuple[int, list[Tensor]]:
-    """This process's rank, and `value` of every rank in order."""
+    """The rank of this process, and `value` of every rank in order."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, [value]
     values = [torch.empty_like(value) for _ in range(dist.get_world_size())]
@@ -112,7 +112,7 @@ def _of_all_ranks(value: Tensor) -> tuple[int, list[Tensor]]:
 
 
 class RunningMoments:
-    """Mean and std over any number of batches of vectors (n, C), pooled exactly in fp64 (Chan's update of Welford)."""
+    """Mean and std over batches of vectors (n, C), exact in fp64 (Chan's update of Welford's algorithm)."""
 
     def __init__(self, per_channel: bool):
         self.per_channel = per_channel

@@ -1,14 +1,14 @@
-"""The speech tokenizer: a causal ConvNeXt σ-VAE, 1 / hop latents a sample (PAPER §4.1).
+"""The speech tokenizer: a causal ConvNeXt σ-VAE, one latent per `hop` samples (PAPER §4.1).
 
-Place in the flow: 1, sound ──▶ latents and back; `base.py` says what a tokenizer owes, `sigma_vae.py` adds the noise,
+Place in the flow: 1, sound ──▶ latents and back; `base.py` has the base class, `sigma_vae.py` adds the noise,
 `causal.py` has the layers, `streaming.py` runs the same networks piece by piece.
 
     samples (B, S) ─ front ─ [blocks ─ down]… blocks ─ conv ─▶ μ (B, N, C) ─ noise ─▶ z ─ conv ─ blocks ─ [up ─ blocks]…
     ─ head ─▶ samples (B, N·hop)
 
-N = ⌈S / hop⌉: the end of a clip is filled with zeros. Latent n sees samples up to (n + 1)·hop - 1 and nothing later, so
-padding behind a clip cannot reach its latents, and a batch gives what each clip alone gives.
-Departures from the paper: `front: spectral` (see `spectral.py`); adversarial terms are not part of this module.
+N = ⌈S / hop⌉: the end of a clip is filled with zeros. Latent n depends on samples up to (n + 1)·hop - 1 only, so
+padding does not change the latents of a clip, and a clip has the same latents in any batch.
+Departures from the paper: `front: spectral` (see `spectral.py`); adversarial losses are not here.
 Legend: `B` clips, `S` samples, `N` latents, `C` latent channels, `D` channels of a stage, `T` steps of a stage.
 """
 
@@ -20,21 +20,21 @@ from torch import Tensor, nn
 
 from ..config import SpeechReconstructionConfig, SpeechTokenizerConfig
 from ..errors import UserError
-from ..media.sound import Audio, at_rate, normalise_loudness
+from ..media.sound import LOUDEST, Audio, at_rate, normalise_loudness, remark_on_silence
 from ..types import MediaBatch
 from .base import Tokenizer
-from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
+from .causal import CausalConv, CausalState, ConvNeXtBlock, DownConv, UpConv
 from .losses import speech_reconstruction
 from .spectral import InverseSTFT, SpectralFeatures
 from .streaming import StreamDecoder, StreamEncoder
 
 
 def stage_channels(config: SpeechTokenizerConfig) -> list[int]:
-    """Channels of each stage: doubled at each downsampling up to the maximum."""
+    """Channels of each stage: doubled at each downsampling, up to `max_channels`."""
     return [min(config.channels * 2**i, config.max_channels) for i in range(len(config.depths))]
 
 
-class Stage(nn.Module):
+class ConvNeXtStage(nn.Module):
     """ConvNeXt blocks at one rate: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, channels: int, depth: int, config: SpeechTokenizerConfig):
@@ -42,9 +42,9 @@ class Stage(nn.Module):
         scale = 1.0 / max(sum(config.depths), 1)
         self.blocks = nn.ModuleList(ConvNeXtBlock(channels, config.kernel_size, scale) for _ in range(depth))
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor, state: CausalState | None = None) -> Tensor:
         for block in self.blocks:
-            x = block(x, stream)
+            x = block(x, state)
         return x
 
 
@@ -60,18 +60,18 @@ class SpeechEncoder(nn.Module):
         else:
             self.front = None
             self.stem = CausalConv(1, channels[0], config.kernel_size)
-        self.stages = nn.ModuleList(Stage(c, d, config) for c, d in zip(channels, config.depths, strict=True))
+        self.stages = nn.ModuleList(ConvNeXtStage(c, d, config) for c, d in zip(channels, config.depths, strict=True))
         self.downs = nn.ModuleList(
             DownConv(channels[i], channels[i + 1], stride) for i, stride in enumerate(config.strides)
         )
         self.head = CausalConv(channels[-1], num_parameters, config.kernel_size)
 
-    def forward(self, samples: Tensor, stream: Stream | None = None) -> Tensor:
-        x = samples[..., None] if self.front is None else self.front(samples, stream)  # (B, T, features)
-        x = self.stages[0](self.stem(x, stream), stream)
+    def forward(self, samples: Tensor, state: CausalState | None = None) -> Tensor:
+        x = samples[..., None] if self.front is None else self.front(samples, state)  # (B, T, features)
+        x = self.stages[0](self.stem(x, state), state)
         for down, stage in zip(self.downs, self.stages[1:], strict=True):
-            x = stage(down(x, stream), stream)  # (B, T / s, D)
-        return self.head(x, stream)
+            x = stage(down(x, state), state)  # (B, T / s, D)
+        return self.head(x, state)
 
 
 class SpeechDecoder(nn.Module):
@@ -82,7 +82,7 @@ class SpeechDecoder(nn.Module):
         channels = stage_channels(config)[::-1]
         strides, depths = config.strides[::-1], config.depths[::-1]
         self.stem = CausalConv(config.latent_dim, channels[0], config.kernel_size)
-        self.stages = nn.ModuleList(Stage(c, d, config) for c, d in zip(channels, depths, strict=True))
+        self.stages = nn.ModuleList(ConvNeXtStage(c, d, config) for c, d in zip(channels, depths, strict=True))
         self.ups = nn.ModuleList(UpConv(channels[i], channels[i + 1], stride) for i, stride in enumerate(strides))
         if config.front == "spectral":
             self.head = InverseSTFT(channels[-1], config.frame_window, config.frame_hop)
@@ -91,20 +91,22 @@ class SpeechDecoder(nn.Module):
             self.head = CausalConv(channels[-1], 1, config.kernel_size)
             self.delay = 0
 
-    def forward(self, latents: Tensor, stream: Stream | None = None) -> Tensor:
-        x = self.stages[0](self.stem(latents, stream), stream)
+    def forward(self, latents: Tensor, state: CausalState | None = None) -> Tensor:
+        x = self.stages[0](self.stem(latents, state), state)
         for up, stage in zip(self.ups, self.stages[1:], strict=True):
-            x = stage(up(x, stream), stream)  # (B, T·s, D)
-        return self.head(x, stream).flatten(1)
+            x = stage(up(x, state), state)  # (B, T·s, D)
+        return self.head(x, state).flatten(1)
 
 
 class SpeechTokenizer(Tokenizer):
-    """Mono sound ↔ latents at `rate` Hz. `losses` holds the recipe's weights; losses without one are not computed."""
+    """Mono sound ↔ latents, `rate` of them per second.
+
+    losses: weights of the recipe; losses of weight 0 are not computed.
+    """
 
     modality = "speech"
 
     def __init__(self, config: SpeechTokenizerConfig, losses: SpeechReconstructionConfig | None = None):
-        _check_front(config)
         super().__init__(config)
         self.losses = losses or SpeechReconstructionConfig()
         self.sample_rate = config.sample_rate
@@ -112,7 +114,7 @@ class SpeechTokenizer(Tokenizer):
         self.rate = config.sample_rate / config.hop
         self.encoder = SpeechEncoder(config, self.posterior.num_parameters) if config.parts != "decoder" else None
         self.decoder = SpeechDecoder(config) if config.parts != "encoder" else None
-        # The decoder runs this many zero latents past the end of a clip, to fill the last `delay` samples.
+        # Zero latents appended to a clip, so that the decoder gives its last `delay` samples.
         self.num_tail = -(-self.decoder.delay // self.hop) if self.decoder else 0
 
     def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,57 +140,51 @@ class SpeechTokenizer(Tokenizer):
         return speech_reconstruction(output, target, lengths, self.sample_rate, self.losses)
 
     def waveform(self, audio: Audio) -> Tensor:
-        """A clip as the encoder is given it: (S,) at this tokenizer's rate and loudness. That it was resampled is said.
-
-        UserError, naming the file, for a clip that is empty or not mono.
-        """
+        """A clip as the encoder reads it: (S,) at this tokenizer's rate and loudness; see `prepare_clip`."""
         return prepare_clip(audio, self.sample_rate, self.config.loudness)
 
     def batch(self, media: list[Audio]) -> MediaBatch:
-        """Clips of any rate and length -> (B, 1, S); each as `waveform`, whose UserError this raises too."""
+        """Clips of any rate and length -> (B, 1, S). Raises UserError as `waveform`."""
         samples = [self.waveform(audio) for audio in media]
         lengths = torch.tensor([len(x) for x in samples])
         waveforms = nn.utils.rnn.pad_sequence(samples, batch_first=True)[:, None]
         return MediaBatch(waveforms, lengths).to(self.latent_mean.device)
 
     def unbatch(self, media: Tensor, counts: list[int]) -> list[Audio]:
-        """(B, N·hop) -> clips of counts·hop samples."""
+        """(B, N·hop) -> clips of counts·hop samples, within ±LOUDEST as `Audio` demands."""
         rows = zip(media.float().cpu(), counts, strict=True)
-        return [Audio(row[: count * self.hop].clone(), self.sample_rate) for row, count in rows]
+        return [self.piece(row[: count * self.hop]) for row, count in rows]
 
     def stream_encoder(self) -> StreamEncoder:
-        """A new stream of samples ──▶ normalised latents; UserError before `calibrate`."""
+        """A new encoder of one sound, piece by piece. Raises UserError before `calibrate`."""
         self._require("encoder")
         self._require_calibrated()
         return StreamEncoder(self)
 
     def stream_decoder(self) -> StreamDecoder:
-        """A new stream of normalised latents ──▶ samples; UserError before `calibrate`."""
+        """A new decoder of one sound's latents, piece by piece. Raises UserError before `calibrate`."""
         self._require("decoder")
         self._require_calibrated()
         return StreamDecoder(self)
 
     def piece(self, decoded: Tensor) -> Audio:
-        """Samples (k,) -> a chunk of sound."""
-        return Audio(decoded.cpu(), self.sample_rate)
+        """Samples (k,) -> a chunk of sound, within ±LOUDEST as `Audio` demands."""
+        return Audio(decoded.float().cpu().clamp(-LOUDEST, LOUDEST), self.sample_rate)
 
     def _require(self, part: str) -> None:
         if self.config.parts not in ("both", part):
-            raise UserError(f"this speech tokenizer holds the {self.config.parts} alone; this needs the {part}")
+            raise UserError(f"this speech tokenizer has only the {self.config.parts}; the {part} is needed here")
 
 
 def prepare_clip(audio: Audio, sample_rate: int, loudness: float | None) -> Tensor:
-    """A clip (S,) at this rate and loudness, as an encoder is given it; see `SpeechTokenizer.waveform`."""
+    """The samples (S,) of a clip at this rate and, unless that is None, this loudness in dB.
+
+    Gives a `Notice` where the clip is silent or resampled. Raises UserError, which names the clip, where it is empty,
+    not mono, or shorter than a sample at this rate.
+    """
     if audio.samples.dim() != 1 or audio.samples.numel() == 0:
         shape, name = tuple(audio.samples.shape), audio.name or "sound without a file"
         raise UserError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
+    remark_on_silence(audio)
     samples = at_rate(audio, sample_rate).samples.float().cpu()
     return samples if loudness is None else normalise_loudness(samples, loudness)
-
-
-def _check_front(config: SpeechTokenizerConfig) -> None:
-    window, hop = config.frame_window, config.frame_hop
-    if config.front == "waveform" and hop != 1:
-        raise UserError(f"frame_hop {hop}: the waveform front works on samples, frame_hop is 1 there")
-    if config.front == "spectral" and (window % (2 * hop) or window < 2 * hop):
-        raise UserError(f"frame_window {window} is not an even multiple of frame_hop {hop}")

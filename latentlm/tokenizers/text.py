@@ -1,13 +1,12 @@
 """Text ↔ ids: byte-level tokens, merge-free or with BPE merges, and the special tokens of the model (PAPER §1.4).
 
 Place in the flow: 1, beside the continuous tokenizers; `data/packing.py` and `generation/` read `special`.
-Built on the `tokenizers` library. Our own kinds of text are byte-level and split nothing away, so any UTF-8 string
-round-trips exactly, case and white space included; a backbone's does what it was made to do (Qwen's composes accents).
-A vocabulary of classes knows those alone, each one token (PAPER §2): a text is the name of a class. Special tokens are
-numbered after the base vocabulary, but for those that a backbone has; they cannot be typed: text that spells one is
-text.
-Departure from the paper: <PROCEED> stands beside <EOD>; the text head chooses between the two inside a span of variable
-length (the paper leaves the end of a span open, PAPER §1.4).
+Built on the `tokenizers` library. Kinds "bytes" and "bpe" are byte-level and drop nothing, so any UTF-8 string
+round-trips exactly, case and white space included. A backbone's tokenizer may normalise (Qwen's composes accents). A
+vocabulary of classes has one token per class (PAPER §2.2): a text is the name of a class. Special tokens are numbered
+after the base vocabulary, except those that a backbone already has. Text that spells one is encoded as text.
+Departure from the paper: besides <EOD> there is <PROCEED>; inside a span of variable length the text head chooses
+between the two (the paper does not say how a span ends, PAPER §1.4).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 FIRST_MODALITIES = ("image", "speech")
-"""Have a <BOD> in every vocabulary: the first checkpoints were numbered so, and did not say how."""
+"""Modalities with a <BOD> in every vocabulary. The first checkpoints had these ids without saving them."""
 
 PLAIN = ("bos", "eos", "eod", "proceed", "latent")
 MAY_BE_ONE = ({"bos", "eos"}, {"proceed", "latent"})
@@ -43,9 +42,9 @@ class SpecialTokens:
     """Ids of the special tokens.
 
     bos, eos   begin and end of a document; bos None: nothing marks the beginning
-    bod        begin of diffusion, one a modality: what follows are latents
-    eod        end of diffusion: the text head takes over
-    proceed    in a span of variable length, the other answer to <EOD>: one more latent follows
+    bod        begin of diffusion, one per modality: latents follow
+    eod        end of diffusion: text follows
+    proceed    in a span of variable length, the alternative to <EOD>: one more latent follows
     latent     placeholder id at positions whose input is a latent
     """
 
@@ -58,27 +57,28 @@ class SpecialTokens:
 
     @classmethod
     def after(cls, base_size: int, known: Mapping[str, int | None] | None = None) -> SpecialTokens:
-        """Numbered from `base_size` on: bos, eos, eod, proceed, latent, then <BOD> of the FIRST_MODALITIES.
+        """Special tokens with ids from `base_size` on: bos, eos, eod, proceed, latent, then <BOD> of FIRST_MODALITIES.
 
-        Those in `known` ("bos", "bod:image", …) have the id that it says, or none at all (bos and bod only). UserError
-        for a name that is none of ours.
+        known: ids by name ("bos", "bod:image", …) of tokens that exist already, None for one (bos or bod) that is not
+        used. Raises UserError for an unknown name.
         """
         names = (*PLAIN, *(f"bod:{modality}" for modality in FIRST_MODALITIES))
         unknown = set(known or {}) - set(names)
         if unknown:
-            raise UserError(f"no special tokens are called {sorted(unknown)}; they are {', '.join(names)}")
+            raise UserError(f"unknown special tokens {sorted(unknown)}; known: {', '.join(names)}")
         free = count(base_size)
         return cls.of({name: known[name] if known and name in known else next(free) for name in names})
 
     @classmethod
     def of(cls, ids: Mapping[str, int | None]) -> SpecialTokens:
-        """The tokens with the `ids` of `to_ids`. UserError for one that is missing, unknown, or the same as another.
+        """Special tokens from their `ids` by name, as `to_ids` gives them.
 
-        A backbone may have one token for both ends of a document, and one for <PROCEED> and the placeholder.
+        Raises UserError for one that is missing, unknown, or has the id of another; bos and eos may share an id, and
+        proceed and latent, as in some backbones.
         """
         unknown = [name for name in ids if name not in PLAIN and not name.startswith("bod:")]
         if unknown:
-            raise UserError(f"no special tokens are called {unknown}; they are {', '.join(PLAIN)}, bod:NAME")
+            raise UserError(f"unknown special tokens {unknown}; known: {', '.join(PLAIN)}, bod:NAME")
         needed = [name for name in ("eos", "eod", "proceed", "latent") if ids.get(name) is None]
         if needed:
             raise UserError(f"special tokens {needed} are needed")
@@ -92,19 +92,19 @@ class SpecialTokens:
         return cls(**{"bos": None} | plain, bod=bod)
 
     def to_ids(self) -> dict[str, int | None]:
-        """Every special token's id by name ("bos", "bod:image", …), as a checkpoint keeps them."""
+        """The id of every special token by name ("bos", "bod:image", …); saved with each checkpoint."""
         plain = {name: getattr(self, name) for name in PLAIN}
         return plain | {f"bod:{modality}": i for modality, i in self.bod.items()}
 
     def names(self) -> dict[int, str]:
-        """id -> how the token is written in logs."""
+        """The name of each special token, as logs show it, by id."""
         plain = {self.eos: "<EOS>", self.eod: "<EOD>", self.proceed: "<PROCEED>"}
         plain |= {} if self.bos is None else {self.bos: "<BOS>"}
         return plain | {self.latent: "<LATENT>"} | {i: f"<BOD:{name}>" for name, i in self.bod.items()}
 
 
 class TextTokenizer:
-    """Text ↔ ids. `TextTokenizer()` is the byte-level one; others come from `train`, `from_backbone` or `load`."""
+    """Text ↔ ids. `TextTokenizer()` is byte-level; other kinds come from `train`, `from_backbone` or `load`."""
 
     def __init__(self, config: TextTokenizerConfig | None = None, backend: Backend | None = None):
         self.config = config or TextTokenizerConfig()
@@ -118,7 +118,7 @@ class TextTokenizer:
             raise UserError(
                 f"a tokenizer of {backend.get_vocab_size()} entries for an embedding of {self.base_size} rows"
             )
-        backend.encode_special_tokens = True  # what spells a special token is text
+        backend.encode_special_tokens = True  # text that spells a special token is encoded as text
         if self.config.ids is not None:
             self.special = SpecialTokens.of(self.config.ids)
             self._check_ids()
@@ -128,7 +128,7 @@ class TextTokenizer:
             self.config = self.config.model_copy(update={"ids": self.special.to_ids()})
 
     def _check_ids(self) -> None:
-        """UserError unless special tokens follow the base vocabulary without a gap; a backbone's may be inside."""
+        """Raise UserError unless the special tokens follow the base vocabulary without a gap (or are a backbone's)."""
         ids = set(self.special.names())
         own = sorted(i for i in ids if i >= self.base_size)
         inside = sorted(ids - set(own))
@@ -140,16 +140,19 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Special tokens included."""
+        """Number of ids, special tokens included."""
         return self.base_size + sum(i >= self.base_size for i in self.special.names())
 
     @property
     def text_size(self) -> int:
-        """Ids that occur in plain text, <BOS> and <EOS> included: all those before the tokens of latent spans."""
+        """Number of ids that plain text may have, <BOS> and <EOS> included: those before the tokens of latent spans."""
         return max(self.base_size, (self.special.bos or 0) + 1, self.special.eos + 1)
 
     def encode(self, text: str) -> list[int]:
-        """Ids below `base_size`. Raises UserError for a string that is not Unicode text (lone surrogates)."""
+        """The ids of a text, all below `base_size`.
+
+        Raises UserError for a string with lone surrogates, which UTF-8 cannot encode, and for an unknown class.
+        """
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -160,7 +163,7 @@ class TextTokenizer:
 
     @property
     def is_classes(self) -> bool:
-        """Whether a text is one class. Its token opens the span that follows: no <BOS> or <BOD> stands beside it."""
+        """Whether each text is the name of a class. Its token replaces <BOS>, and <BOD> of the span that follows."""
         return self.config.kind == "classes"
 
     def _class_id(self, name: str) -> int:
@@ -173,7 +176,7 @@ class TextTokenizer:
         return found
 
     def decode(self, ids: list[int]) -> str:
-        """Special tokens are skipped; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        """The text of `ids`, special tokens left out; invalid UTF-8 becomes U+FFFD. UserError for other ids."""
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise UserError(f"id {i} is outside the vocabulary of {self.vocab_size}")
@@ -182,7 +185,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, config: TextTokenizerConfig, texts: Iterable[str]) -> TextTokenizer:
-        """Byte-level, or a BPE of at most `config.vocab_size` base entries, or the classes that `texts` name."""
+        """A tokenizer of `config.kind`: bytes, a BPE of at most `vocab_size` entries, or the classes in `texts`."""
         if config.kind == "bytes":
             return cls(config)
         if config.kind == "classes":
@@ -201,7 +204,7 @@ class TextTokenizer:
 
     @classmethod
     def of_classes(cls, names: Sequence[str]) -> TextTokenizer:
-        """One token a class, numbered in this order."""
+        """A tokenizer with one token per class, numbered in this order."""
         from tokenizers import Tokenizer as Backend
         from tokenizers.models import WordLevel
 
@@ -211,19 +214,25 @@ class TextTokenizer:
 
     @classmethod
     def from_backbone(cls, path: str | Path, vocab_size: int, special: Mapping[str, int | None]) -> TextTokenizer:
-        """The tokenizer.json at `path` for an embedding of `vocab_size` rows, which may be more than it has entries.
+        """The tokenizer of a backbone, from its tokenizer.json at `path`.
 
-        special: ids of those of our special tokens that its vocabulary has. UserError, one line, for another kind of
-        file.
+        vocab_size: rows of the embedding, at least as many as the tokenizer has entries. special: ids, by name, of our
+        special tokens that are in its vocabulary. Raises UserError for another kind of file.
         """
         backend = _read_backend(Path(path))
         backend.no_padding()
         backend.no_truncation()
-        config = TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special))
-        return cls(config, backend)
+        try:
+            config = TextTokenizerConfig(kind="backbone", vocab_size=vocab_size, special=dict(special))
+        except ValidationError as error:
+            raise UserError(f"{path}: {describe(error, TextTokenizerConfig)}") from None
+        try:
+            return cls(config, backend)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
     def with_modalities(self, names: Iterable[str]) -> TextTokenizer:
-        """The same tokenizer with a <BOD> for each of `names`; new ones are numbered behind all that there are."""
+        """The same tokenizer with a <BOD> for each of `names`; new ones get the next free ids."""
         ids, free = self.special.to_ids(), count(self.vocab_size)
         new = {f"bod:{name}": next(free) for name in names if name not in self.special.bod}
         if not new:
@@ -248,7 +257,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> TextTokenizer:
-        """Read what `save` wrote. UserError, one line, names a file that is missing or not understood."""
+        """The tokenizer in `folder`. Raises UserError, which names the file, for one that is missing or not valid."""
         fields = read_config(Path(folder) / "config.json")
         try:
             config = TextTokenizerConfig.model_validate(fields)
@@ -263,7 +272,7 @@ class TextTokenizer:
 
 
 def read_config(path: Path) -> dict:
-    """The fields of a tokenizer's config.json without its format version, which must be ours."""
+    """The fields of a tokenizer's config.json. Raises UserError for another format version."""
     fields = read_json(path)
     version = fields.pop("format_version", None)
     if version != FORMAT_VERSION:
@@ -276,13 +285,13 @@ def _read_backend(path: Path, kind: str = "BPE") -> Backend:
 
     model = read_json(path).get("model")
     if not isinstance(model, dict) or model.get("type") != kind:
-        what = {"BPE": "byte-level tokenizer", "WordLevel": "vocabulary of classes"}[kind]
-        raise UserError(f"{path}: not a {what} file: model.type is not {kind!r}")
+        expected = {"BPE": "byte-level tokenizer", "WordLevel": "vocabulary of classes"}[kind]
+        raise UserError(f"{path}: not a {expected} file: model.type is not {kind!r}")
     return Backend.from_str(path.read_text(encoding="utf-8"))
 
 
 _WORDS = r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""Merges stay inside a word, a digit, a run of signs or of spaces, each with the one space before it."""
+"""Merges do not cross these pieces: a word, a digit, a run of other signs or of spaces, with one space before it."""
 
 
 def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Backend:
@@ -296,7 +305,7 @@ def _byte_level(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Backend
 
 
 def _byte_pieces() -> list[str]:
-    """The printable stand-ins of the bytes 0-255 in that order: Latin-1 where it prints, U+0100 upwards elsewhere."""
+    """A printable character for each byte 0-255: itself in Latin-1 where that is printable, else U+0100 upwards."""
     prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in prints else chr(next(others)) for byte in range(256)]

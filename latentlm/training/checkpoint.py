@@ -15,27 +15,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..config import read_json
 from ..errors import UserError
+from ..run_folder import CHECKPOINTS, complete_steps, read_state, single_process, state_shapes
 from ..weights import shape_mismatches
 from .distributed import World
 from .ema import EMA, clean_name
 from .objective import PhaseTraining
 from .parallelize import full_tensor
-
-_STEP = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(RuntimeError):
@@ -46,16 +41,13 @@ class Checkpoints:
     """The checkpoints of one run; every method is collective: all ranks call it."""
 
     def __init__(self, folder: str | Path, keep: int, world: World):
-        self.folder = Path(folder) / "checkpoints"
+        self.folder = Path(folder) / CHECKPOINTS
         self.keep = keep
         self.world = world
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if _STEP.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+        return complete_steps(self.folder)
 
     def latest(self) -> Path | None:
         return self.world.on_main(lambda: next(reversed(self.complete()), None))
@@ -71,7 +63,7 @@ class Checkpoints:
         temporary = final.with_suffix(".tmp")
         try:
             self.world.on_main(lambda: self._begin(temporary))
-            with _quiet():
+            with single_process():
                 writer = dcp.HuggingFaceStorageWriter(str(temporary / "state"), save_distributed=True)
                 dcp.save(dict(tensors), storage_writer=writer, no_dist=self.world.size == 1)
             self.world.on_main(lambda: self._complete(temporary, final, record))
@@ -107,20 +99,11 @@ class Checkpoints:
         ten of each kind and their count.
         """
         self.world.on_main(lambda: _check_fit(path, tensors))
-        with _quiet():
-            reader = dcp.HuggingFaceStorageReader(str(path / "state"))
-            dcp.load(dict(tensors), storage_reader=reader, no_dist=self.world.size == 1)
+        read_state(path, tensors, alone=self.world.size == 1)
 
 
 def _check_fit(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    for file in sorted((path / "state").glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt"):
-                pass  # the header is there, and as many bytes as it says
-        except SafetensorError as error:
-            raise UserError(f"{file}: this checkpoint's file is not whole ({error}); remove {path}") from None
-    stored = dcp.HuggingFaceStorageReader(str(path / "state")).read_metadata().state_dict_metadata
-    shapes = {name: tuple(entry.size) for name, entry in stored.items()}
+    shapes = state_shapes(path)
     expected = {name: tuple(value.shape) for name, value in tensors.items()}
     if problems := shape_mismatches(shapes, expected):
         raise UserError(f"{path}: this checkpoint is of another model or optimiser; {problems}")
@@ -143,14 +126,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _quiet():
-    """DCP warns that a single process is a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 # ------------------------------------------------------------------ the tensors of a run

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
-from ..hardware import choose_device
+from ..hardware import choose_device, free_cores
 
 Result = TypeVar("Result")
 
@@ -142,14 +142,6 @@ def default_processes(most: int = 2) -> int:
     return max(1, min(most, places))
 
 
-def set_threads(threads: int | None, world: World) -> int:
-    """Set torch's CPU threads: `threads`, else OMP_NUM_THREADS where set, else cores // local processes."""
-    given = os.environ.get("OMP_NUM_THREADS")
-    chosen = threads or (int(given) if given else max(1, num_cores() // world.local_size))
-    torch.set_num_threads(chosen)
-    return chosen
-
-
 def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` on this machine; the exit code.
 
@@ -163,7 +155,7 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     if num_processes < 1:
         raise UserError(f"processes must be at least 1, got {num_processes}")
     environment = dict(popen.pop("env", os.environ))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, free_cores() // num_processes)))
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     size = str(num_processes)
     with ExitStack() as stack:

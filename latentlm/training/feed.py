@@ -26,12 +26,14 @@ from ..data.script import apply_prompt_format
 from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
 from ..errors import UserError
-from ..types import Document
+from ..types import Document, Text
 from .distributed import World
 from .protocols import Loader
 
 MEDIA_WORKERS = 2
-"""Processes that decode the media of paths where a recipe does not say how many."""
+"""Default number of processes that decode the media of a path."""
+NUM_FINGERPRINTED = 64
+"""Documents of a source on disk whose texts identify it."""
 
 
 def open_documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
@@ -143,6 +145,30 @@ def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]
     """The numbers of the documents that may take more than `limit` positions."""
     most = documents_.most_positions() if isinstance(documents_, PlacedDocuments) else None
     return range(len(documents_)) if most is None else np.flatnonzero(most > limit).tolist()
+
+
+def fingerprint_sources(configs: Sequence[SourceConfig], sources: Sequence[Sequence[Document]]) -> list[str | None]:
+    """A hash per source over its documents: of one in memory, texts, order and flags of all; of one on disk, the texts
+    of NUM_FINGERPRINTED documents; None if its texts cannot be read without its media.
+
+    Media are not read: their latents are cached with a hash of their own.
+    """
+    return [_fingerprint(config, source) for config, source in zip(configs, sources, strict=True)]
+
+
+def _fingerprint(config: SourceConfig, source: Sequence[Document]) -> str | None:
+    if not config.is_streamed:
+        return _digest("\n".join(map(_written, source)))
+    if not isinstance(source, PlacedDocuments):
+        return None
+    num = min(len(source), NUM_FINGERPRINTED)
+    return _digest(json.dumps([source.texts(place * len(source) // num) for place in range(num)]))
+
+
+def _written(document: Document) -> str:
+    """A document as JSON, with the modality in place of a medium."""
+    parts = [(s.modality, s.text if isinstance(s, Text) else None, s.condition, s.loss) for s in document.segments]
+    return json.dumps(parts)
 
 
 def source_slug(config: SourceConfig) -> str:

@@ -1,12 +1,12 @@
-"""The folder of a run: who may train in it and the recipe that lies there.
+"""The folder of a run: its lock, its recipe, and whether a run may start or resume there.
 
-Place in the flow: below `run.py` and the demo, which ask here before they write anything into a folder.
+Place in the flow: 5, below `run.py` and the demo, which ask here before they write anything into a folder.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ..config import Recipe
+from ..config import Recipe, SourceConfig
 from ..errors import UserError
 from ..weights import write_text
 from .checkpoint import Checkpoints
@@ -27,18 +27,19 @@ LOCK = ".lock"
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether anything in `folder` would be lost to a new run: a folder without checkpoint or model is free."""
+    """Whether `folder` has checkpoints or a model, which a new run would overwrite."""
     return (folder / "checkpoints").exists() or (folder / "model").exists()
 
 
 @contextmanager
 def locked_run_folder(folder: Path, resume: bool) -> Iterator[None]:
-    """Within, no other run can claim `folder`, which is made where it is missing.
+    """Context manager: locks `folder`, which is created if missing, against other runs.
 
-    Raises UserError where another one has it, or where it holds a run that is not, or cannot be, resumed. A line on
-    stderr says so where there is nothing to resume. A folder made here is gone again where nothing came into it.
+    Raises UserError if another run has locked it, and if it holds a run that is not to be resumed or cannot be. Prints
+    a line to stderr if there is nothing to resume. On exit, if nothing but the lock is in the folder, the lock and the
+    folders created here are removed.
     """
-    is_new = not folder.exists()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
@@ -49,9 +50,11 @@ def locked_run_folder(folder: Path, resume: bool) -> Iterator[None]:
         _check(folder, resume)
         yield
     finally:
-        if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+        if [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
-            folder.rmdir()
+            for path in created:
+                if not any(path.iterdir()):
+                    path.rmdir()
         lock.release()
 
 
@@ -66,7 +69,7 @@ def _check(folder: Path, resume: bool) -> None:
 
 
 def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
-    """UserError where the last checkpoint in `folder` was made with other values of these keys of its identity."""
+    """Raise UserError if the identity of the last checkpoint in `folder` differs from `identity` in one of its keys."""
     checkpoints = Checkpoints(folder, keep=1, world=World())
     path = checkpoints.latest()
     if path is not None:
@@ -74,6 +77,26 @@ def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
         replace(record, identity={key: record.identity.get(key) for key in identity}).check(path, identity)
 
 
+def check_sources(folder: Path, fingerprints: Sequence[str | None], sources: Sequence[SourceConfig]) -> None:
+    """Raise UserError, naming the source, if the last checkpoint in `folder` was trained on other documents.
+
+    A checkpoint of an older release has no fingerprints, and is accepted.
+    """
+    checkpoints = Checkpoints(folder, keep=1, world=World())
+    path = checkpoints.latest()
+    then = checkpoints.record(path)["identity"].get("data.sources") if path else None
+    if then is None:
+        return
+    if len(then) != len(sources):
+        raise UserError(f"{path}: was trained on {len(then)} data sources, this run has {len(sources)}; cannot resume")
+    for source, before, now in zip(sources, then, fingerprints, strict=True):
+        if before != now:
+            raise UserError(
+                f"{path}: was trained on other documents of data source {source.label!r}, which has changed or is "
+                "another one; cannot resume"
+            )
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Put `recipe` into `folder`, whole or not at all: other processes may be reading the one before it."""
+    """Write `recipe` to recipe.yaml in `folder`, atomically: other processes may be reading the file."""
     write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import modality_specs, resolve, write_config
+from ..checkpoint import config_folder, modality_specs, resolve, write_config
 from ..config import LatentLMRecipe, SourceConfig, TextTokenizerConfig
 from ..config.modalities import modalities, modality_names, second_tokenizers, tokenizer_names
 from ..data.cache import LatentCache, ResolvedDocuments
@@ -32,8 +32,8 @@ from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
 from .distributed import World
-from .feed import check_lengths, open_documents, packed_batches, with_latents
-from .folder import check_resumed
+from .feed import check_lengths, fingerprint_sources, open_documents, packed_batches, with_latents
+from .folder import check_resumed, check_sources
 from .held_out import HeldOut, choose
 from .objective import Run
 from .protocols import Loader
@@ -56,24 +56,26 @@ class LatentLMRun(Run):
 
 
 def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> LatentLMRun:
-    """Tokenizers first, then every medium encoded once (main process; the others read its file), then the model.
+    """Build the run: tokenizers, then the latents of all media (encoded by the main process, whose files the others
+    read), then the model, with the same weights in every process.
 
-    With `model.start` both come from there; a backbone fills the transformer and the text side of the model, and brings
-    the text tokenizer. A model that is asked by scripts learns from documents that are laid out alike. What the model
-    begins with is the same in every process.
+    `model.start` gives tokenizers and model; `model.backbone` gives the text tokenizer and the weights of Transformer
+    and text head. Documents are laid out as the model's `prompt` says. Raises UserError where the folder holds a run of
+    other tokenizers or documents.
     """
-    start = load(recipe.model.start, device=world.device) if recipe.model.start else None
-    backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
-    layout = (start.model.config if start else recipe.model).prompt
-    sources = recipe_documents(recipe, layout)
-    tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
-    fingerprints = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
-    check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
-    cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
+    parts = _open(recipe, world.device)
+    tokenizers, sources, layout = parts.tokenizers, parts.sources, parts.layout
+    fingerprints: dict = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
+    check_resumed(folder, fingerprints)  # before the cached latents of other tokenizers are refused
+    fingerprints["data.sources"] = fingerprint_sources(recipe.data.sources, sources)
+    check_sources(folder, fingerprints["data.sources"], recipe.data.sources)
+    cache = LatentCache(without_text(tokenizers), folder / "latents")
     resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
-    encoder = DocumentEncoder(tokenizers["text"])
     torch.manual_seed(recipe.training.seed)
-    model = start.model if start else _new_model(recipe, tokenizers, backbone)
+    model = parts.start.model if parts.start else _new_model(recipe, tokenizers, parts.backbone)
+    if parts.backbone:
+        parts.backbone.fill(model)
+    encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
     context = model.config.transformer.context_length
     world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
     identity = fingerprints | _choose_weights(model, recipe)
@@ -88,20 +90,69 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     return run
 
 
+def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
+    """The run of `build_latentlm` for --dry-run: writes nothing, encodes a medium only when its document is read, and a
+    new model has shapes but no weights (torch's meta device)."""
+    parts = _open(recipe, world.device)
+    cache = LatentCache(without_text(parts.tokenizers))
+    documents = [
+        ResolvedDocuments(source, cache, config.noise)
+        for config, source in zip(recipe.data.sources, parts.sources, strict=True)
+    ]
+    with torch.device("meta"):
+        model = parts.start.model if parts.start else _new_model(recipe, parts.tokenizers, parts.backbone)
+    _choose_trained(model, recipe)
+    return LatentLMRun(model=model, tokenizers=parts.tokenizers, documents=documents, held_out=[])
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a recipe names, opened: the model to start from, the backbone, the tokenizers, the documents by source."""
+
+    start: Pipeline | None
+    backbone: Backbone | None
+    tokenizers: dict
+    sources: list[Sequence[Document]]
+    layout: str
+
+
+def _open(recipe: LatentLMRecipe, device: torch.device) -> _Parts:
+    """Open all that the recipe names. Raises UserError if something is missing, peft included."""
+    if recipe.training.adapter:
+        adapter.require_peft()
+    start = load(recipe.model.start, device=device) if recipe.model.start else None
+    backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
+    layout = (start.model.config if start else recipe.model).prompt
+    sources = recipe_documents(recipe, layout)
+    tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, device, backbone)
+    return _Parts(start, backbone, tokenizers, sources, layout)
+
+
+def without_text(tokenizers: dict) -> dict:
+    """The tokenizers of media."""
+    return {name: tokenizer for name, tokenizer in tokenizers.items() if name != "text"}
+
+
 def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Document]]:
-    """The documents to learn from, by source; media are as their source has them."""
+    """The documents to train on, by source; media are as their source has them."""
     return [open_documents(config, "train", layout) for config in recipe.data.sources]
 
 
 def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Loader:
     """Packed batches of the documents of `run`: this process's streams of them."""
     latent_dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
-    encoder = DocumentEncoder(run.tokenizers["text"])
+    encoder = DocumentEncoder(run.tokenizers["text"], run.model.config.lowercase)
     return packed_batches(recipe.data, run.documents, encoder, latent_dims, recipe.training, world)
 
 
 def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, folder: Path) -> None:
-    """config.json and tokenizers/ beside the weights."""
+    """Write config.json and tokenizers/ beside the weights."""
+    metadata = {"recipe": recipe.model_dump(mode="json"), "step": trainer.state.step}
+    write_config(folder, run.model, run.tokenizers, metadata)
+
+
+def write_setup(recipe: LatentLMRecipe, run: LatentLMRun, folder: Path) -> None:
+    """Write config.json and tokenizers/, with which `load` reads any step's checkpoint of the run."""
     write_config(folder, run.model, run.tokenizers, {"recipe": recipe.model_dump(mode="json")})
 
 
@@ -130,28 +181,32 @@ def _held_out_kinds(configs: Sequence[SourceConfig], layout: str) -> list[list[S
 def _new_model(recipe: LatentLMRecipe, tokenizers: dict, backbone: Backbone | None) -> LatentLM:
     text = tokenizers["text"]
     config = recipe.model.resolved(backbone.transformer if backbone else None)
-    model = LatentLM(config, text.vocab_size, text.special, modality_specs(tokenizers))
-    if backbone:
-        backbone.fill(model)
-    return model
+    return LatentLM(config, text.vocab_size, text.special, modality_specs(tokenizers))
 
 
 def _choose_weights(model: LatentLM, recipe: LatentLMRecipe) -> dict:
-    """Put the adapter in, or freeze what the recipe freezes; what a resumed run must have in common with this one.
+    """Insert the adapter or freeze weights as the recipe says; returns this part of the run's identity.
 
-    Weights that do not train are not in its checkpoints, so what the model begins with is part of that.
+    Weights that do not train are not in the checkpoints, so the identity has the fingerprint of the initial weights.
     """
-    config, training = model.config.model_dump(mode="json"), recipe.training
+    config, training = model.config.model_dump(mode="json", exclude={"lowercase"}), recipe.training
     identity: dict = {"model": config}
     if recipe.model.start or training.adapter or training.freeze:
         identity["model.start"] = adapter.start_of(model)
     if training.adapter:
-        adapter.insert(model, training.adapter, recipe.model.start or recipe.model.backbone)
         identity["training.adapter"] = training.adapter.model_dump(mode="json")
     if training.freeze:
-        adapter.freeze(model, training.freeze)
         identity["training.freeze"] = list(training.freeze)
+    _choose_trained(model, recipe)
     return identity
+
+
+def _choose_trained(model: LatentLM, recipe: LatentLMRecipe) -> None:
+    """Insert the adapter, or freeze weights, as the recipe says."""
+    if recipe.training.adapter:
+        adapter.insert(model, recipe.training.adapter, recipe.model.start or recipe.model.backbone)
+    if recipe.training.freeze:
+        adapter.freeze(model, recipe.training.freeze)
 
 
 def build_tokenizers(
@@ -203,7 +258,7 @@ def tokenizer_folder(name: str, modality: str) -> Path:
     for candidate in (folder / "model", folder):
         if (candidate / "model.safetensors").is_file() and not (candidate / "tokenizers").is_dir():
             return candidate
-    inside = resolve(name) / "tokenizers" / modality
+    inside = config_folder(resolve(name)) / "tokenizers" / modality
     if not inside.is_dir():
         raise UserError(f"tokenizers.{modality}: {name!r} has no {modality} tokenizer")
     return inside

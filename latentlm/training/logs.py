@@ -1,8 +1,8 @@
-"""What a run tells: `train.jsonl`, `held_out.jsonl`, TensorBoard where asked for, a progress bar or lines on stderr.
+"""The log of a run: `train.jsonl`, `held_out.jsonl`, TensorBoard if installed, and a progress bar or lines on stderr.
 
-Place in the flow: the trainer writes one record every `log_every` steps, and one of what held-out documents and samples
-show every `sample_every`; only rank 0 has a log that is enabled.
-A resumed run first drops the lines beyond its checkpoint, so that every step is in the file once.
+Place in the flow: 5, the trainer writes losses every `log_every` steps and figures of samples and held-out data every
+`sample_every` steps; the log is enabled on rank 0 only. A resumed run first drops the lines after its checkpoint, so
+that every step is in a file once.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ PLAIN_SECONDS = 15.0
 
 
 class TrainLog:
-    """The log of one run; a context manager. With `enabled` False nothing is written anywhere.
+    """The log of one run; a context manager. With `enabled` False nothing is written.
 
-    The run begins after `first_step` and `first_seconds`; it ends at `steps`, or after `minutes` where that is sooner.
-    `unit` is what its records count.
-    Raises UserError where TensorBoard is asked for and not installed.
+    The run starts after `first_step` and `first_seconds`, and ends at `steps` or after `minutes`, whichever is sooner.
+    `unit`: tokens or examples, which the records count. Raises UserError if TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class TrainLog:
         self.steps, self.minutes = steps, minutes
         self.path, self.figures_path = folder / "train.jsonl", folder / HELD_OUT
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise UserError("tensorboard is not installed: pip install 'latentlm[track]', or train without it")
+            raise UserError("tensorboard is not installed: pip install tensorboard")
         if not enabled:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,9 +73,9 @@ class TrainLog:
             self._file.close()
 
     def write(self, record: Mapping[str, Any], last: bool = False) -> None:
-        """`record`: step, loss, losses by name, learning_rate, gradient_norm, {unit}_per_second, seconds, ...
+        """Write and show a record: step, loss, losses by name, learning_rate, gradient_norm, {unit}_per_second, …
 
-        Raises OSError, which names the file, where the disk refuses.
+        Raises OSError, which names the file, if it cannot be written.
         """
         if not self.enabled:
             return
@@ -89,9 +88,9 @@ class TrainLog:
         self._show(record, last)
 
     def write_figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """What samples and held-out documents show at `step`, by name; nothing where there is none.
+        """Write and show the figures of samples and held-out data at `step`, by name; without figures do nothing.
 
-        Raises OSError, which names the file, where the disk refuses.
+        Raises OSError, which names the file, if it cannot be written.
         """
         if not self.enabled or not figures:
             return
@@ -103,18 +102,18 @@ class TrainLog:
         self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
     def _show(self, record: Mapping[str, Any], last: bool) -> None:
-        losses = " ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
-        text = f"{losses}  lr {record['learning_rate']:.2e}  {record[f'{self.unit}_per_second']:,.0f} {self.unit}/s"
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in record["losses"].items())
+        speed = f"lr {record['learning_rate']:.1e}  {record[f'{self.unit}_per_second']:,.0f} {self.unit}/s"
         share, place = self._place(record["step"], record["seconds"])
         if self._bar:
             bar, task = self._bar
-            bar.update(task, completed=share, place=place, text=text)
+            bar.update(task, completed=share, place=place, speed=speed, losses=losses)
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS or last:
             self._last_line = time.monotonic()
-            print(f"{place}  {text}", file=sys.stderr, flush=True)
+            print(f"{place}  {losses}  {speed}", file=sys.stderr, flush=True)
 
     def _place(self, step: int, seconds: float) -> tuple[float, str]:
-        """The share of the schedule that is done, and words for it: by the clock or by steps, whichever is further."""
+        """The completed share of the schedule, by the clock or by steps, whichever is further, and its text."""
         by_step = step / self.steps
         by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
         if self.minutes and by_clock >= by_step:
@@ -122,7 +121,7 @@ class TrainLog:
         return by_step, f"step {step}/{self.steps}"
 
     def say(self, text: str) -> None:
-        """A line for the person watching."""
+        """Print a line to stderr, above the progress bar."""
         if not self.enabled:
             return
         if self._bar:
@@ -134,10 +133,10 @@ class TrainLog:
 def log_record(
     state: RunProgress, window: LogWindow, weights: Mapping[str, float], rates: Mapping[str, float], unit: str
 ) -> dict[str, Any]:
-    """A line of the log: where the run is, and what `window` tells.
+    """A record of the log: progress of the run, and means over `window`.
 
-    weights: of the losses, by name, 1 where there is none. rates: learning rates by phase, first that of the model; the
-    others, and their gradient norms, are logged with their phase's name. unit: what was counted, tokens or examples.
+    weights: of the losses by name; default 1. rates: learning rates by phase, first that of the model; those of other
+    phases, and their gradient norms, are logged with the phase's name. unit: tokens or examples.
     """
     losses = window.losses()
     main, *others = rates
@@ -157,13 +156,13 @@ def log_record(
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a `train.jsonl`, without a last line that a kill left incomplete."""
+    """The records of a `train.jsonl`; an incomplete last line, left by a kill, is dropped."""
     lines = Path(path).read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1] if line]
 
 
 def truncate(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; atomically."""
+    """Drop the lines after `step`, atomically."""
     if not path.is_file():
         return
     kept = [record for record in read_log(path) if record["step"] <= step]
@@ -182,20 +181,27 @@ def _board(folder: Path, first_step: int) -> Any:
 
 
 def _bar(share: float, place: str) -> tuple[Any, Any]:
+    """A started progress bar and its task: a line with bar, place, time left and speed, and below it the losses."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Column
+    from rich.text import Text
 
-    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # a narrow terminal cuts the end, not the bar
-    bar = Progress(
-        BarColumn(bar_width=10, table_column=Column(min_width=10)),
-        TextColumn("{task.fields[place]}", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[text]}", table_column=rest),
+    class BarAndLosses(Progress):
+        def get_renderables(self):
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(task.fields["losses"]) for task in self.tasks)
+
+    whole = Column(no_wrap=True)
+    bar = BarAndLosses(
+        BarColumn(bar_width=None, table_column=Column(min_width=8, ratio=1)),
+        TextColumn("{task.fields[place]}", table_column=whole),
+        TimeRemainingColumn(compact=True, table_column=whole),
+        TextColumn("{task.fields[speed]}", table_column=whole),
         console=Console(stderr=True),
         speed_estimate_period=300,
         expand=True,
     )
-    task = bar.add_task("train", total=1.0, completed=share, place=place, text="")
+    task = bar.add_task("train", total=1.0, completed=share, place=place, speed="", losses="")
     bar.start()
     return bar, task

@@ -1,8 +1,8 @@
-"""`train(recipe, folder)`: one call from a recipe to a trained model in `folder/model`.
+"""`train(recipe, folder)`: from a recipe to a trained model in `folder/model`; `preview(recipe)`: what it would train.
 
-Place in the flow: 5, the command `latentlm train` and the demo call it. What is particular to a kind of recipe (its
-builder, its loader, what it exports) is looked up in `config/kinds.py`. With several processes it starts itself once
-for each and hands them the recipe; torchrun may start them instead, with the recipe that lies in the folder.
+Place in the flow: 5, called by `latentlm train` and the demo. The parts that differ between kinds of recipe (builder,
+loader, export) are looked up in `config/kinds.py`. With several processes `train` starts this module once per process
+and hands it the recipe; torchrun may start it instead, with the recipe in the folder.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from pathlib import Path
 from ..config import Recipe, check_divisible, load_recipe, parse_recipe
 from ..config.kinds import KINDS, lookup
 from ..errors import UserError
+from ..hardware import choose_device, set_threads
+from ..run_folder import SETUP
 from .checkpoint import CheckpointError
 from .distributed import World, finish, follow_launcher, launch, start
 from .folder import RECIPE, holds_run, locked_run_folder, write_recipe
+from .objective import Run
+from .outline import details, first_line, outline
 from .trainer import NonFiniteLoss, Trainer
 
 STOPPED = 130
-"""Exit code of a run that a signal ended early, as of a command that Ctrl-C ended."""
+"""Exit code of a run that a signal stopped, the same as of a command stopped by Ctrl-C."""
 
 
 class ProcessFailed(RuntimeError):
-    """Training ended with `code` before its time, having said why itself; STOPPED: by a signal, with a checkpoint."""
+    """Training ended early with exit `code`, after printing the reason; STOPPED: by a signal, with a checkpoint."""
 
     def __init__(self, code: int):
         super().__init__(f"training ended early, with exit code {code}")
@@ -35,12 +39,12 @@ class ProcessFailed(RuntimeError):
 
 
 def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: bool = False) -> Path:
-    """Train `recipe` into `folder`; returns the folder of the finished model.
+    """Train `recipe` into `folder` and return the folder of the finished model.
 
     folder/ gets recipe.yaml (once a checkpoint is accepted or there is none), train.jsonl, held_out.jsonl, samples/,
-    checkpoints/ and model/, and adapter/ where one trains. Under torchrun every process calls this. Raises UserError
-    when the folder is in use or holds another run, or one and `resume` is not asked for; ProcessFailed when a signal
-    stops it or one of several processes fails.
+    checkpoints/, model/, and adapter/ if an adapter is trained. Under torchrun every process calls this. Raises
+    UserError if the folder is in use, or holds a run and `resume` is False, or another run; ProcessFailed if a signal
+    stops the run or one of several processes fails.
     """
     folder = Path(folder)
     under_torchrun = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -59,35 +63,69 @@ def train(recipe: Recipe, folder: str | Path, *, processes: int = 1, resume: boo
         world = start()
         with ExitStack() as held:
             world.on_main(lambda: held.enter_context(locked_run_folder(folder, resume)))
-            _train(recipe, folder, world, says=under_torchrun)
+            _train(recipe, folder, world)
     return folder / "model"
 
 
-def _train(recipe: Recipe, folder: Path, world: World, says: bool = False) -> None:
-    """In a folder that is claimed; ProcessFailed where a signal stopped it. `says` where, as under torchrun, nobody is
-    there to tell its end."""
+def preview(recipe: Recipe) -> list[str]:
+    """The lines of --dry-run: the header of a run, the rules behind its figures, an example. Writes nothing.
+
+    Raises UserError for a kind of recipe that has no preview, and for anything missing that the recipe names.
+    """
+    spec, world = KINDS[recipe.kind], World(device=choose_device("auto"))
+    if spec.preview is None or spec.workload is None:
+        raise UserError(f"a recipe of kind {recipe.kind} has no --dry-run")
+    set_threads(recipe.training.threads)
+    run = lookup(spec.preview)(recipe, world)
+    work = lookup(spec.workload)(recipe, run, world)
+    lines = [first_line(recipe.kind, recipe.training, world), *outline(run, recipe.training, world, work)]
+    return [*lines, *details(work)]
+
+
+def _train(recipe: Recipe, folder: Path, world: World) -> None:
+    """Train in a folder that is locked. Rank 0 prints a header to stderr and the result to stdout.
+
+    Raises ProcessFailed if a signal stops the run.
+    """
     spec = KINDS[recipe.kind]
+    set_threads(recipe.training.threads, processes=world.local_size)
+    _say(world, [f"{folder}: training {first_line(recipe.kind, recipe.training, world)}"])
     run = lookup(spec.build)(recipe, folder, world)
     loader = lookup(spec.loader)(recipe, run, world)
     export = lookup(spec.export)
-    run.on_start = lambda: write_recipe(folder, recipe)
+    run.on_start = lambda: _begin(recipe, run, folder)
     run.on_export = lambda target: export(recipe, run, trainer, target)
     run.tensorboard = find_spec("tensorboard") is not None
     with closing(loader):
+        if world.is_main:
+            work = lookup(spec.workload)(recipe, run, world) if spec.workload else None
+            _say(world, outline(run, recipe.training, world, work))
         trainer = Trainer(run, loader, recipe.training, folder, world=world)
-        finished = trainer.fit().finished
-    if says and finished and world.is_main:
-        print(f"trained: {folder / 'model'}")
-    finish(world, 0 if finished else STOPPED)
-    if not finished:
+        result = trainer.fit()
+    if result.finished and world.is_main:
+        print(f"{'trained' if result.num_trained else 'nothing left to train'}: {folder / 'model'}", flush=True)
+    finish(world, 0 if result.finished else STOPPED)
+    if not result.finished:
         raise ProcessFailed(STOPPED)
 
 
-def main(folder: Path, recipe: str | None = None) -> int:
-    """One process of several; what the user can mend is one line.
+def _begin(recipe: Recipe, run: Run, folder: Path) -> None:
+    """Write the recipe, and what loading a step needs, into `folder`."""
+    write_recipe(folder, recipe)
+    if setup := KINDS[recipe.kind].setup:
+        lookup(setup)(recipe, run, folder / SETUP)
 
-    recipe: JSON from the process that launched this one and claimed the folder. Under torchrun there is none: the
-    recipe that lies in `folder` is trained, from the last checkpoint where there is one.
+
+def _say(world: World, lines: list[str]) -> None:
+    if world.is_main:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def main(folder: Path, recipe: str | None = None) -> int:
+    """Train as one process of several; print a UserError as one line.
+
+    recipe: JSON from the process that launched this one and locked the folder. None under torchrun: the recipe in
+    `folder` is trained, from the last checkpoint if there is one.
     """
     try:
         if recipe is not None:

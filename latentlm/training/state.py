@@ -22,8 +22,13 @@ from ..errors import UserError
 FORMAT_VERSION = 1
 """Of the record; one without a version, as the first were written, is read as this."""
 
+FINGERPRINT_OPTIONAL = ("data.sources",)
+"""Keys of the identity that checkpoints of older releases lack, and that are then not compared."""
+
 NUM_NAMED = 3
+"""Differences that a message names."""
 MAX_CHARACTERS = 120
+"""Characters of a value that a message shows."""
 
 
 @dataclass
@@ -76,9 +81,11 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How `fit` ended: `finished` is False where a signal stopped it (it saved and can be resumed)."""
+    """The result of `fit`. num_trained: steps of this session. finished: False if a signal stopped it; it then saved a
+    checkpoint and can be resumed."""
 
     step: int
+    num_trained: int
     seconds: float
     finished: bool
     losses: dict[str, float]
@@ -118,7 +125,8 @@ class TrainerState:
 
     def check(self, path: Path, identity: Mapping[str, Any]) -> None:
         """UserError, one line, that names the first keys in which the run of checkpoint `path` was another."""
-        found = differences(self.identity, identity)
+        then = {key: identity[key] for key in FINGERPRINT_OPTIONAL if key in identity} | dict(self.identity)
+        found = differences(then, identity)
         if found:
             named = [f"{key} = {_short(then)}, this run has {_short(now)}" for key, then, now in found[:NUM_NAMED]]
             more = f" and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""

@@ -1,4 +1,4 @@
-"""Kinds "image_tokenizer" and "speech_tokenizer": a recipe ──▶ tokenizer, media, their loader; what is exported.
+"""Kinds "image_tokenizer" and "speech_tokenizer": build the run of a recipe, its loader, and export the tokenizer.
 
 Place in the flow: 5, looked up by `run.py` through the registry of kinds, in every process with equal results.
 """
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from ..config import ImageTokenizerRecipe, MediaConfig, SpeechTokenizerRecipe
 from ..config.modalities import tokenizer_kinds
+from ..data.cache import media_hash
 from ..data.sources import media
 from ..data.task_source import Concatenated, Lazy
-from ..tokenizers.base import Tokenizer
+from ..tokenizers.base import RESUME_OPTIONAL, Tokenizer, fields_without
 from ..tokenizers.losses import loss_weights
 from ..types import MediaBatch
 from .distributed import World
-from .feed import media_batches
+from .feed import NUM_FINGERPRINTED, media_batches
+from .folder import check_sources
+from .held_out import HeldOutMedia
 from .objective import Run, plain
 from .protocols import Loader
 from .samples import ReconstructionWriter
@@ -31,46 +34,72 @@ Recipe = ImageTokenizerRecipe | SpeechTokenizerRecipe
 
 @dataclass(kw_only=True)
 class TokenizerRun(Run):
-    """What training a tokenizer needs, built from its recipe; `media`: by source."""
+    """The run of a tokenizer recipe; `media`: the training media by source."""
 
     model: Tokenizer
     media: list[Sequence]
 
 
 def build_tokenizer(recipe: Recipe, folder: Path, world: World) -> TokenizerRun:
-    """A new tokenizer and the media that it learns from; one that is not calibrated is not written."""
+    """Build the run: a new tokenizer and the media of each source. Its weights are only written once calibrated."""
+    run = preview_tokenizer(recipe, world)
+    fingerprints = [_fingerprint(found, run.model.modality) for found in run.media]
+    check_sources(folder, fingerprints, recipe.data.sources)
+    run.identity = {**run.identity, "data.sources": fingerprints}
+    held_out: list[Sequence] = []
+    if recipe.training.sample_every:
+        held_out = [media(source, run.model.modality, "held_out") for source in recipe.data.sources]
+    write = ReconstructionWriter(run.media, folder / "samples")
+    score = HeldOutMedia(recipe.data, run.model, held_out)
+
+    def on_sample(tokenizer: Tokenizer, step: int) -> dict[str, float]:
+        write(tokenizer, step)
+        return score(tokenizer)
+
+    run.on_sample = on_sample
+    return run
+
+
+def preview_tokenizer(recipe: Recipe, world: World) -> TokenizerRun:
+    """The run without samples, for --dry-run: nothing is written."""
     torch.manual_seed(recipe.training.seed)
     _, tokenizer_class = tokenizer_kinds()[recipe.tokenizer.kind]
     tokenizer = tokenizer_class(recipe.tokenizer, recipe.losses)
-    sources = recipe_media(recipe.data, tokenizer.modality)
     return TokenizerRun(
         model=tokenizer,
         objective=plain(tokenizer, recipe.training.optimizer, loss_weights(recipe)),
-        media=sources,
-        identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
+        media=recipe_media(recipe.data, tokenizer.modality),
+        identity={"tokenizer": fields_without(recipe.tokenizer, RESUME_OPTIONAL)},
         unit="examples",
         write=None,
-        on_sample=ReconstructionWriter(sources, folder / "samples"),
     )
 
 
+def _fingerprint(source: Sequence, modality: str) -> str:
+    """A hash of NUM_FINGERPRINTED media of a source, evenly spread."""
+    num = min(len(source), NUM_FINGERPRINTED)
+    return media_hash(modality, [source[place * len(source) // num] for place in range(num)])
+
+
 def recipe_media(config: MediaConfig, modality: str) -> list[Sequence]:
-    """The media to learn from, by source."""
+    """The media to train on, by source."""
     return [media(source, modality, "train") for source in config.sources]
 
 
 def media_loader(recipe: Recipe, run: TokenizerRun, world: World) -> Loader:
-    """Batches of prepared media of `run`: this process's streams of them."""
+    """The loader of this process: batches of prepared media of `run`."""
     return media_batches(recipe.data, run.media, recipe.tokenizer, recipe.training, world)
 
 
 CALIBRATION_MEDIA = 20_000
-"""Media of a source on disk on which a tokenizer is calibrated, at most: evenly spread."""
+"""The most media of a source on disk that a tokenizer is calibrated on, evenly spread."""
 
 
 def export_tokenizer(recipe: Recipe, run: TokenizerRun, trainer: Trainer, folder: Path) -> None:
-    """The averaged weights where there are any, calibrated on all training media in memory and a share of those on
-    disk: the one tokenizer of the run."""
+    """Calibrate the tokenizer, with its averaged weights if there are any, and save it: the only weights of the run.
+
+    Calibration reads all training media in memory, and up to CALIBRATION_MEDIA of each source on disk.
+    """
     configs = recipe.data.sources
     items = Concatenated([_some(m) if c.is_streamed else m for c, m in zip(configs, run.media, strict=True)])
     with trainer.averaged():

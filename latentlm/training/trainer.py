@@ -24,7 +24,7 @@ from ..config import TrainingConfig
 from ..errors import UserError
 from ..weights import attach_path_to_oserror
 from .checkpoint import Checkpoints, run_tensors, whole_weights
-from .distributed import NamedSum, World, on_signals, set_threads
+from .distributed import NamedSum, World, on_signals
 from .ema import EMA
 from .logs import TrainLog, log_record
 from .objective import Pass, Run, begin, plain
@@ -80,8 +80,8 @@ class Trainer:
         SIGTERM, in whichever process, ends the run with a checkpoint: after its step, or after the next one where it
         comes while a step is logged or sampled.
         """
-        set_threads(self.config.threads, self.world)
         self._resume(resume)
+        first_step = self.state.step
         if self.run.on_start and self.progress < 1:
             self.world.on_main(self.run.on_start)
         started = time.monotonic() - self.state.seconds
@@ -102,7 +102,8 @@ class Trainer:
                 log.say(f"stopped at step {self.state.step}; checkpoint saved in {self.checkpoints.folder}")
         if self.state.step:
             self.export(self.folder / "model")
-        return TrainingResult(self.state.step, self.state.seconds, finished, self.last_losses)
+        num_trained = self.state.step - first_step
+        return TrainingResult(self.state.step, num_trained, self.state.seconds, finished, self.last_losses)
 
     @property
     def progress(self) -> float:

@@ -11,7 +11,7 @@ import latentlm
 from latentlm import Request, cli
 from latentlm.checkpoint import write_config
 from latentlm.commands import answers
-from latentlm.commands.generate import spaced
+from latentlm.commands.prompt_words import spaced
 from latentlm.evaluation import folder as evaluation
 from latentlm.evaluation.report import Report
 from latentlm.generation.answers import answer
@@ -169,7 +169,7 @@ def test_the_lines_of_a_script_stay_lines(small, monkeypatch):
     config.write_text(config.read_text().replace('"prompt": "document"', '"prompt": "script"'))
     with pytest.raises(SystemExit):
         cli.main(["generate", small, "Speaker 1: a", "Speaker 2: b", "--to", "speech", "--out", "a.wav"])
-    assert seen == [["red apple"], ["Speaker 1: a", "Speaker 2: b"]]
+    assert seen == [["red apple"], ["Speaker 1: a\nSpeaker 2: b"]]
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate"])

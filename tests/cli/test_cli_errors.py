@@ -10,7 +10,7 @@ import pytest
 
 from latentlm import cli
 from latentlm.checkpoint import write_config
-from latentlm.commands.generate import read_part
+from latentlm.commands.prompt_words import read_part
 from latentlm.weights import save_weights
 
 
@@ -45,6 +45,7 @@ def refused(capsys, tmp_path, monkeypatch):
     ("arguments", "expected"),
     [
         (["generat"], "Did you mean"),
+        (["train", "qqq"], "no recipe 'qqq' (known: demo, "),
         (["train", "dem"], "no recipe 'dem', did you mean 'demo'?"),
         (["train", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
         (["train", "demo", "--set", "training.stepz=5"], "unknown key 'training.stepz', did you mean 'steps'?"),
@@ -72,6 +73,19 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "x", "--to", "text", "--device", "gpu"], "unknown device 'gpu' (known: auto, cpu, cuda"),
         (["generate", "tiny", "x", "--to", "text", "--dtype", "fp8"], '"fp8" for --dtype'),
         (["evaluate", "tiny", "--out", "x.json", "--device", "gpu"], "unknown device 'gpu' (known: auto, cpu, cuda"),
+        (["train", "demo", "--set", "data.sources=[{manifest:", "a.jsonl}]"], "quote it: --set 'data.sources=[{manif"),
+        (["train", "demo", "--set=data.sources=[{name:", "digits}]"], "the shell split the value of --set data.sour"),
+        (
+            ["generate", "tiny", "-5 degrees", "--to", "text"],
+            "begins with a dash comes last, after --: -- '-5 degrees'",
+        ),
+        (["generate", "tiny", "-cold", "--to", "text"], "begins with a dash comes last, after --: -- '-cold'"),
+        (["generate", "tiny", "x", "--to", "text", "--num", "3"], "--num 3: at --temperature 0 all texts would be the"),
+        (["generate", "tiny", "x", "--to", "text", "--out", "t.wav"], "--out t.wav: .wav is for speech; a result of"),
+        (["generate", "tiny", "x", "--to", "text", "--out", "t.PNG"], "--out t.PNG: .png is for image; a result of"),
+        (["generate", "tiny", "-", "/dev/stdin", "--to", "text"], "stdin can be read only once"),
+        (["generate", "tiny", "x", "--to", "text", "--seed", "1.5"], "--seed"),
+        (["generate", "tiny", "x", "--to", "text", "--threads", "0"], "threads must be at least 1, got 0"),
         (["generate", "", "x", "--to", "text"], "the name of the model is empty"),
         (["evaluate", "", "--out", "x.json"], "the name of the model is empty"),
         (["generate", "nowhere", "x", "--to", "text"], "no model 'nowhere'"),
@@ -124,7 +138,6 @@ def test_a_corrupt_file_is_named(refused, tmp_path, name):
         ("image", "max-tokens", "5"),
         ("image", "max-seconds", "1"),
         ("speech", "max-tokens", "5"),
-        ("speech", "max-latents", "5"),
         ("image", "max-latents", "5"),
         ("vectors", "max-seconds", "1"),
         ("vectors", "max-tokens", "5"),
@@ -166,9 +179,45 @@ def test_a_guidance_below_0_or_without_end(refused, checkpoint, scale):
     assert "write a number from 0 on" in refused("evaluate", "tiny", "--out", "x.json", "--guidance", f"digits={scale}")
 
 
+@pytest.mark.parametrize(
+    "word",
+    [*("talk.srt", "missing.md", "notes.PDF", "/dev/stdinn", "photos/apple", "./apple", "a.jsonl.gz", "nowhere.heic")],
+)
+def test_a_word_that_looks_like_a_file_and_is_none(refused, word):
+    line = refused("generate", "tiny", word, "--to", "text")
+    assert line == f"latentlm: {word}: no such file (if it is meant as words, put a space after it)\n"
+
+
+def test_a_folder_is_no_prompt(refused, tmp_path):
+    (tmp_path / "photos").mkdir()
+    assert "photos/: is a folder; a prompt is made of files" in refused("generate", "tiny", "photos/", "--to", "text")
+    assert read_part("photos", "image") == "photos"
+
+
+def test_a_misspelt_option_is_not_taken_for_a_prompt(refused):
+    line = refused("generate", "tiny", "x", "--to", "text", "--guidanc", "2")
+    assert "after --" not in line
+
+
+def test_a_missing_out_is_said_before_torch_is_loaded(tmp_path):
+    code = "from latentlm import cli; import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))"
+    code += "; cli.main(['generate', 'tiny', 'x', '--to', 'image'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "latentlm: --to image needs a file to write: --out answer.png\n"
+    assert done.stdout == "False\n"
+
+
 def test_words_are_no_files(refused):
-    assert "nowhere.heic: files of this kind" in refused("generate", "tiny", "nowhere.heic", "--to", "text")
-    for words in ("seven", "It is at 5.30", "St. Petersburg", "No. 7.heic or another", "word. " * 2000):
+    for words in (
+        "seven",
+        "It is at 5.30",
+        "St. Petersburg",
+        "No. 7.heic or another",
+        "word. " * 2000,
+        "a.md ",
+        "e.g.",
+    ):
         assert read_part(words, "image") == words
 
 

@@ -1,5 +1,6 @@
 """Speech on the command line: scripts and voices reach the model, sound is in its file as it is made, ends are said."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from small import small_model
 from latentlm import cli
 from latentlm.checkpoint import write_config
 from latentlm.data.script import read_script
+from latentlm.errors import Notice
 from latentlm.generation.pipeline import Pipeline, load
 from latentlm.generation.request import Request
 from latentlm.media.sound import load_audio
 from latentlm.tokenizers.streaming import StreamDecoder
+from latentlm.types import Text
 from latentlm.weights import save_weights
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -23,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from long_form import build
 
 HOP, RATE = 3200, 24000
+LINES = "Speaker 1: Good\nmorning."
 SPEAK = ["generate", "talker", "talk.txt", "--to", "speech", "--out", "talk.wav", "--steps", "2", "--max-seconds", "1"]
 
 
@@ -56,10 +60,12 @@ def test_a_script_with_voices_is_what_the_pipeline_says(folder, capsys, notices)
     out, err = capsys.readouterr()
     assert out == "talk.wav\n"
     assert notices() == ["b.flac: 2 channels mixed down to one", "b.flac: 16,000 Hz resampled to 24,000 Hz"]
+    assert "latentlm: the script has 2 speakers: 1 (1 turn), 2 (1 turn)\n" in err
     assert "talk.wav: cut after 1.1 s by --max-seconds" in err
     voices = {1: load_audio("a.wav"), "2": load_audio("b.flac")}
     options = {"voices": voices, "seed": 4, "steps": 2, "guidance": 2.0, "max_latents": 8}
-    (expected,) = load("talker").generate(read_script("talk.txt"), "speech", **options)
+    with pytest.warns(Notice, match="the script has 2 speakers"):
+        (expected,) = load("talker").generate(read_script("talk.txt"), "speech", **options)
     spoken = load_audio("talk.wav")
     torch.testing.assert_close(spoken.samples, expected.samples.clamp(-1, 1), atol=1e-4, rtol=0)
 
@@ -113,7 +119,8 @@ def test_speech_that_ends_at_once_says_so_and_leaves_no_file(folder, talker, cap
 @torch.inference_mode()
 def first_hidden(talker) -> torch.Tensor:
     """What the text head sees at the <BOD> behind the script."""
-    prompt = talker.encoder(talker.prompt(read_script("talk.txt"), "speech"), closed=False)
+    with pytest.warns(Notice, match="the script has 2 speakers"):
+        prompt = talker.encoder(talker.prompt(read_script("talk.txt"), "speech"), closed=False)
     talker.encoder.open_span(prompt, "speech")
     places = torch.arange(len(prompt))[None]
     return talker.model.transformer(talker.model.embed_tokens(torch.tensor([prompt.ids])), places, places * 0)[0, -1]
@@ -145,6 +152,8 @@ def test_without_a_limit_a_script_fills_the_context(talker):
         (["--voice", "a.wav"], "one voice, but speakers 1, 2; say whose it is, as in 1=clip.wav"),
         (["--voice", "3=a.wav"], "a voice for speaker '3', who says nothing in the script (speakers: 1, 2)"),
         (["--voice", "1=a.wav", "--voice", "1=b.flac"], "--voice 1=b.flac: speaker 1 has a voice already"),
+        (["--voice", "1=a.wav", "--voice", "01=b.flac"], "--voice 01=b.flac: speaker 1 has a voice already"),
+        (["--voice", "Anna=a.wav", "--voice", "anna=b.flac"], "--voice anna=b.flac: speaker anna has a voice already"),
         (["--voice", "a.wav", "--voice", "b.flac"], "--voice b.flac: whose voice is it? write --voice 1=clip.wav"),
         (
             ["--voice", "a.wav", "--voice", "1=b.flac"],
@@ -172,25 +181,67 @@ def test_a_model_without_speech_says_so(tmp_path, tokenizers, monkeypatch, capsy
     assert capsys.readouterr().err.strip() == "latentlm: this model has no speech; it has text, image"
 
 
-def test_a_document_model_reads_one_voice(folder, tokenizers, model, capsys):
+@pytest.fixture
+def small(folder, tokenizers, model):
+    """A checkpoint "small" of a model of documents, beside what `folder` holds."""
     write_config(folder / "small", model, tokenizers)
     save_weights(folder / "small" / "model.safetensors", model.state_dict())
-    run(["generate", "small", "talk.txt", "--to", "speech", "--out", "a.wav", "--voice", "1=a.wav"], 2)
-    assert "the script has speakers 1, 2; this model reads a text and one voice" in capsys.readouterr().err
-    (folder / "one.txt").write_text("Speaker 1: Good\nmorning.")
+    return Pipeline(model, tokenizers)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ["talk.txt"],
+        ["Speaker 1: Good morning.\nSpeaker 2: And to you."],
+        ["Speaker 1: Good morning.", "Speaker 2: And to you."],
+    ],
+)
+def test_a_document_model_refuses_several_speakers_wherever_they_stand(small, capsys, prompt):
+    run(["generate", "small", *prompt, "--to", "speech", "--out", "a.wav", "--voice", "1=a.wav"], 2)
+    err = capsys.readouterr().err
+    assert "latentlm: the script has 2 speakers: 1 (1 turn), 2 (1 turn)\n" in err
+    assert "the script has speakers 1, 2; this model reads a text and one voice" in err
+
+
+def test_a_document_model_reads_the_words_of_one_speaker_without_the_label(folder, small):
+    (folder / "one.txt").write_text(LINES)
+    clip = load_audio("a.wav")
+    with pytest.warns(Notice, match=r"the script has 1 speaker: 1 \(1 turn\)"):
+        from_lines = [small.prompt(script, "speech", voices={1: clip}) for script in (Path("one.txt"), LINES)]
     documents = [
-        Pipeline(model, tokenizers).prompt(prompt, "speech", voice, voices)
-        for prompt, voice, voices in (
-            ("Good morning.", load_audio("a.wav"), None),
-            (read_script("one.txt"), None, {1: load_audio("a.wav")}),
-        )
+        *from_lines,
+        small.prompt("Good morning.", "speech", clip),
+        small.prompt("**Speaker 1:** Good morning.", "speech", clip),
+        small.prompt(Text("Speaker 1: Good morning."), "speech", clip),
+        small.prompt(["Speaker 1: Good morning."], "speech", voices={"01": clip}),
     ]
-    assert [segment.modality for segment in documents[0].segments] == ["speech", "text"]
-    assert [document.segments[1] for document in documents] == [documents[0].segments[1]] * 2
-    assert torch.equal(*(document.segments[0].content.samples for document in documents))
+    for document in documents:
+        said, words = document.segments
+        assert torch.equal(said.content.samples, clip.samples)
+        assert words == Text("Good morning.", condition=True, loss=False)
+
+
+def test_the_command_reads_the_same_script_from_a_file_and_from_its_arguments(folder, small):
+    (folder / "one.txt").write_text("Speaker Anna: Good morning.")
+    for prompt, out in (("one.txt", "one.wav"), ("Speaker Anna: Good morning.", "two.wav"), ("Good morning.", "3.wav")):
+        arguments = ["--to", "speech", "--steps", "2", "--max-seconds", "0.1", "--out", out]
+        cli.main(["generate", "small", prompt, *arguments])
+    assert Path("one.wav").read_bytes() == Path("two.wav").read_bytes() == Path("3.wav").read_bytes()
 
 
 def test_a_mistake_in_the_script_names_its_line(folder, capsys):
     (folder / "talk.txt").write_text("Speaker 1: Hi.\nSpeaker 2:\n")
     run(SPEAK, 2)
     assert capsys.readouterr().err == "latentlm: talk.txt:2: Speaker 2 says nothing\n"
+
+
+def test_validate_says_the_speakers_of_scripts(folder, capsys):
+    texts = ("Speaker 1: Hi.\nSpeaker Ana: Hola.", "seven", "Speaker: seven")
+    given = [{"segments": [{"text": text, "condition": True}, {"speech": "a.wav"}]} for text in texts]
+    heard = {"segments": [{"speech": "a.wav", "condition": True}, {"text": "Speaker: seven"}]}
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, [*given, heard])), encoding="utf-8")
+    cli.main(["data", "validate", "mine.jsonl"])
+    out = capsys.readouterr().out
+    assert "    1 script, 2 speakers: 1 (1 turn), Ana (1 turn)\n" in out
+    assert "    1 text that models of scripts refuse, the first: mine.jsonl:3:1: 'Speaker' names no speaker" in out

@@ -17,7 +17,7 @@ from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
 from latentlm.model.latentlm import ModalitySpec
 from latentlm.tokenizers.text import TextTokenizer
-from latentlm.types import Document, GenerationOutput, Latents, Text
+from latentlm.types import Document, GenerationOutput, Latents, MediaBatch, Text
 
 RATE = 16000
 
@@ -38,6 +38,16 @@ class FakeTokenizer:
     def __init__(self, kind: str, noise: float = 0.02):
         self.kind, self.noise, self.modality = kind, noise, kind
         self.config = SimpleNamespace(image_size=32)
+
+    def batch(self, media: list) -> MediaBatch:
+        from latentlm.media.picture import image_to_tensor
+
+        return MediaBatch(torch.stack([image_to_tensor(m, 32) for m in media]), torch.full((len(media),), 32 * 32))
+
+    def unbatch(self, media: torch.Tensor, counts: list[int]) -> list:
+        from latentlm.media.picture import tensor_to_image
+
+        return [tensor_to_image(pixels) for pixels in media]
 
     def encode(self, media: list) -> list[Latents]:
         from latentlm.media.picture import image_to_tensor

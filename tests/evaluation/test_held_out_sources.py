@@ -69,5 +69,5 @@ def test_shards_are_scored_and_what_cannot_be_opened_is_said(root, tmp_path):
     report = measured(run, said)
     assert "4 documents of" in report.figures["documents.image_loss"].protocol
     assert "documents.image_psnr" not in report.figures
-    assert "documents: 4 from shards, which hold no media, are only scored." in report.notes
+    assert "documents: 4 come from shards, which hold no media, and were only scored." in report.notes
     assert said[0] == f"{gone}: no such file; the recipe's held-out documents are left out, name others with --manifest"

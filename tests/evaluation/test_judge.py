@@ -5,7 +5,8 @@ import torch
 from margins import seed
 
 from latentlm.evaluation import judge as judges
-from latentlm.evaluation.judge import Scans, accuracy, compare, frechet_distance, load_judge, real_scans, to_scans
+from latentlm.evaluation.frechet import _balanced, frechet_distance
+from latentlm.evaluation.judge import Scans, accuracy, compare, load_judge, real_scans, to_scans
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,6 @@ def test_comparison_is_balanced_and_names_a_missing_class(judge):
     keep = real.labels != 3
     with pytest.raises(ValueError, match="every class"):
         compare(Scans(real.values[keep], real.labels[keep]), real, judge, num_draws=2)
-    halves = judges._balanced(real.labels, 5, 2, torch.Generator().manual_seed(0))
+    halves = _balanced(real.labels, 5, 2, torch.Generator().manual_seed(0))
     assert not set(halves[0].tolist()) & set(halves[1].tolist())
     assert torch.bincount(real.labels[halves[0]]).tolist() == [5] * 10

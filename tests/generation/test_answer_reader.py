@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Pillow
 from small import small_model
 
 from latentlm import Request
+from latentlm.generation.active_request import Event
 from latentlm.generation.answers import AnswerReader, KeptRun, as_segments, streamed_run
 from latentlm.generation.pipeline import Pipeline
-from latentlm.generation.task import Event
 from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
@@ -29,10 +30,10 @@ def joined(pieces: list) -> list:
     runs: list = []
     for piece in pieces:
         value = piece.text if isinstance(piece, Text) else piece
-        value = value.content.samples if isinstance(value, Speech) else value
+        value = value.content if isinstance(value, Image | Speech) else value
         value = value.samples if isinstance(value, Audio) else value
-        if isinstance(value, Image):
-            runs.append(np.asarray(value.content, np.int16))
+        if isinstance(value, Pillow.Image):
+            runs.append(np.asarray(value, np.int16))
         elif runs and type(runs[-1]) is type(value):
             runs[-1] = runs[-1] + value if isinstance(value, str) else torch.cat((runs[-1], value))
         else:
@@ -45,7 +46,7 @@ def test_the_pieces_of_a_stream_are_the_segments_of_the_whole(lively):
     for seed in range(12):
         request = Request("go on", "auto", seed=seed, steps=2, temperature=1.0, max_tokens=12, max_latents=4)
         pieces, (output,) = list(lively.stream(request)), lively.generate_batch([request])
-        assert all(isinstance(piece, str | Audio | Image) for piece in pieces)
+        assert all(isinstance(piece, str | Audio | Pillow.Image) for piece in pieces)
         streamed, whole = joined(pieces), joined(list(output.segments))
         assert [type(run) for run in streamed] == [type(run) for run in whole]
         for one, two in zip(streamed, whole, strict=True):

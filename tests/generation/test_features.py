@@ -134,7 +134,7 @@ def test_features_that_do_not_fit_are_refused(tokenizers, model):
     with pytest.raises(ValueError, match="takes 7 features of speech: it needs their semantic tokenizer"):
         Pipeline(model, without)
     slower = dict(tokenizers, semantic=semantic_tokenizer(strides=(4, 8)))
-    with pytest.raises(ValueError, match="a latent is 16 samples at 8000 Hz, its features are of 32 samples"):
+    with pytest.raises(ValueError, match="a latent stands for 16 samples at 8000 Hz, but a feature for 32 samples"):
         Pipeline(model, slower)
     bare = Document((Speech(Latents(torch.zeros(3, 5), torch.tensor(0.0), "none")),))
     with pytest.raises(ValueError, match="latents of speech to learn come without semantic features"):
@@ -143,7 +143,7 @@ def test_features_that_do_not_fit_are_refused(tokenizers, model):
 
 def test_half_a_tokenizer_says_what_it_lacks(tokenizers):
     encoder = tokenizers["semantic"]
-    with pytest.raises(ValueError, match="holds the encoder alone; this needs the decoder"):
+    with pytest.raises(ValueError, match="has only the encoder; the decoder is needed here"):
         encoder.decode([torch.zeros(2, 7)])
     with pytest.raises(ValueError, match="needs the decoder"):
         encoder.stream_decoder()
@@ -151,5 +151,5 @@ def test_half_a_tokenizer_says_what_it_lacks(tokenizers):
     decoder.latent_mean.fill_(0.0)
     decoder.latent_std.fill_(1.0)
     assert len(decoder.decode([torch.zeros(2, 5)])[0].samples) == 32
-    with pytest.raises(ValueError, match="holds the decoder alone; this needs the encoder"):
+    with pytest.raises(ValueError, match="has only the decoder; the encoder is needed here"):
         decoder.encode([clip(np.random.default_rng(0))])

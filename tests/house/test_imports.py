@@ -16,7 +16,7 @@ LEVELS = (
     {"errors"},
     {"types", "weights", "hub", "hardware"},
     {"config"},
-    {"media"},
+    {"media", "run_folder"},
     {"tokenizers", "diffusion"},
     {"modalities"},
     {"data", "model"},

@@ -53,7 +53,7 @@ def test_the_metadata(wheel):
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert f"\nVersion: {latentlm.__version__}\n" in metadata
     assert "\nLicense-Expression: MIT\n" in metadata
-    for extra in ("demo", "eval", "serve", "track", "finetune", "dev"):
+    for extra in ("demo", "eval", "track", "finetune", "dev"):
         assert f"\nProvides-Extra: {extra}\n" in metadata
     assert "latentlm = latentlm.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
 

@@ -82,7 +82,7 @@ def test_the_original_file_needs_an_image_size_and_may_hold_a_discriminator(tmp_
     torch.manual_seed(0)
     written = diffusers_vae.ConvImageTokenizer(config.model_copy(update={"channels": (32, 32), "norm_groups": 32}))
     export_named(written, diffusers_vae.rules(written.config, "original"), tmp_path)
-    tensors = diffusers_vae.Source.open(tmp_path)
+    tensors = diffusers_vae.CheckpointFiles.open(tmp_path)
     state = {name: tensors.read(name) for name in tensors.names} | {"loss.logvar": torch.zeros(())}
     path = tmp_path / "kl16.ckpt"
     torch.save({"model": state}, path)

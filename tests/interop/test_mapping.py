@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latentlm.interop.checkpoint_files import CheckpointFiles
 from latentlm.interop.mapping import Rule, export, fill
-from latentlm.interop.source import Source
 
 
 class Toy(nn.Module):
@@ -44,7 +44,7 @@ def test_there_and_back_from_the_meta_device(folder):
     with torch.device("meta"):
         toy = Toy()
     toy.scale = torch.ones(())
-    fill(toy, Source.open(folder), rules(), keep=["scale"])
+    fill(toy, CheckpointFiles.open(folder), rules(), keep=["scale"])
     torch.manual_seed(0)
     for name, tensor in Toy().state_dict().items():
         assert torch.equal(toy.state_dict()[name], tensor), name
@@ -63,7 +63,7 @@ def test_their_tensors_are_the_parts_in_order(folder):
 
 def test_values_are_cast_to_the_modules_dtype(folder):
     toy = Toy().bfloat16()
-    fill(toy, Source.open(folder), rules(), keep=["scale"])
+    fill(toy, CheckpointFiles.open(folder), rules(), keep=["scale"])
     assert toy.embed.weight.dtype == torch.bfloat16
     assert torch.equal(toy.embed.weight, load_file(folder / "model.safetensors")["tokens"].bfloat16())
 
@@ -79,7 +79,7 @@ def test_ten_of_each_kind_and_how_many(tmp_path):
     toy = Toy(12)
     before = {name: tensor.clone() for name, tensor in toy.state_dict().items()}
     with pytest.raises(ValueError) as caught:
-        fill(toy, Source.open(tmp_path), rules(12), keep=["scale"])
+        fill(toy, CheckpointFiles.open(tmp_path), rules(12), keep=["scale"])
     message = str(caught.value)
     assert "\n" not in message
     assert message.count("q.weight") == 10
@@ -94,8 +94,8 @@ def test_what_is_to_be_ignored_is_named_by_pattern(folder):
     theirs = load_file(folder / "model.safetensors")
     save_file(theirs | {"layers.0.rotary.inv_freq": torch.zeros(2)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"1 extra: layers.0.rotary.inv_freq"):
-        fill(Toy(), Source.open(folder), rules(), keep=["scale"])
-    fill(Toy(), Source.open(folder), rules(), keep=["scale"], ignore=["*.inv_freq"])
+        fill(Toy(), CheckpointFiles.open(folder), rules(), keep=["scale"])
+    fill(Toy(), CheckpointFiles.open(folder), rules(), keep=["scale"], ignore=["*.inv_freq"])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_to_be_ignored_is_named_by_pattern(folder):
 )
 def test_rules_must_fill_everything_once(folder, wrong, message):
     with pytest.raises(AssertionError, match=message):
-        fill(Toy(), Source.open(folder), wrong, keep=["scale"])
+        fill(Toy(), CheckpointFiles.open(folder), wrong, keep=["scale"])
 
 
 def test_shards_and_their_index(tmp_path):
@@ -121,7 +121,7 @@ def test_shards_and_their_index(tmp_path):
     assert all(len(load_file(tmp_path / file)) == list(index["weight_map"].values()).count(file) for file in files)
     assert index["metadata"]["total_size"] == sum(p.numel() * 4 for p in toy.parameters()) + 4
     other = Toy(3)
-    fill(other, Source.open(tmp_path), [*rules(3), Rule("scale", ("scale",))])
+    fill(other, CheckpointFiles.open(tmp_path), [*rules(3), Rule("scale", ("scale",))])
     assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in toy.state_dict().items())
 
 
@@ -131,19 +131,19 @@ def test_a_buffer_that_no_file_holds_is_not_left_unfilled(folder):
         toy.register_buffer("table", torch.ones(2), persistent=False)
     toy.scale = torch.ones(())
     with pytest.raises(AssertionError, match="no file holds table"):
-        fill(toy, Source.open(folder), rules(), keep=["scale"])
+        fill(toy, CheckpointFiles.open(folder), rules(), keep=["scale"])
 
 
 MEASURE = """
 import sys, torch
 from torch import nn
 from latentlm.interop.mapping import Rule, fill
-from latentlm.interop.source import Source
+from latentlm.interop.checkpoint_files import CheckpointFiles
 peak = lambda: int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 with torch.device("meta"):
     model = nn.Sequential(*(nn.Linear(1024, 2048, bias=False) for _ in range(12)))
 before = peak()
-fill(model, Source.open(sys.argv[1]), [Rule(f"{i}.weight", (f"a{i}", f"b{i}"), "cat") for i in range(12)])
+fill(model, CheckpointFiles.open(sys.argv[1]), [Rule(f"{i}.weight", (f"a{i}", f"b{i}"), "cat") for i in range(12)])
 print(peak() - before)
 """
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import soundfile
 import torch
 from PIL import Image
 
+from latentlm.errors import UserError
 from latentlm.media.picture import image_to_rgb, load_image, save_image
-from latentlm.media.sound import Audio, at_rate, load_audio, resample, save_audio
+from latentlm.media.sound import Audio, at_rate, check_voice, is_silent, load_audio, resample, save_audio
 
 
 def tone(rate: int, seconds: float = 0.2) -> Audio:
@@ -48,19 +50,19 @@ def test_resampling_to_the_same_rate_changes_nothing_and_says_nothing(notices):
 
 def test_of_thousands_of_clips_the_first_three_are_named(notices):
     for number in range(2000):
-        at_rate(Audio(torch.zeros(10), 8000, f"{number}.wav"), 16000)
+        at_rate(Audio(torch.ones(10), 8000, f"{number}.wav"), 16000)
     what = "8,000 Hz resampled to 16,000 Hz"
-    assert notices() == [f"0.wav: {what}", f"1.wav: {what}", f"2.wav: {what}; further clips are not named"]
-    at_rate(Audio(torch.zeros(10), 44100, "2.wav"), 16000)
+    assert notices() == [f"0.wav: {what}", f"1.wav: {what}", f"2.wav: {what}; further files are not named"]
+    at_rate(Audio(torch.ones(10), 44100, "2.wav"), 16000)
     assert notices() == ["2.wav: 44,100 Hz resampled to 16,000 Hz"]
 
 
-def test_a_notice_reaches_stderr_of_a_program_that_sets_up_no_logs(tmp_path):
+def test_a_notice_reaches_stderr_of_any_program_once(tmp_path):
     path = tmp_path / "stereo.wav"
-    soundfile.write(path, np.zeros((10, 2)), 8000)
+    soundfile.write(path, np.ones((10, 2)) / 2, 8000)
     script = f"from latentlm.media.sound import load_audio; [load_audio({str(path)!r}) for _ in range(2)]"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr == f"{path}: 2 channels mixed down to one\n"
+    assert done.stderr.count(f"Notice: {path}: 2 channels mixed down to one\n") == 1
 
 
 def test_loud_sound_is_clipped_not_wrapped(tmp_path):
@@ -106,6 +108,75 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value):
     soundfile.write(path, np.array([0.0, value, 0.5], np.float32), 8000, subtype="FLOAT")
     with pytest.raises(ValueError, match=f"^{path}: holds samples that are not finite"):
         load_audio(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_an_audio_of_samples_that_are_not_finite_is_refused(value):
+    with pytest.raises(UserError, match=r"^a: holds samples that are not finite numbers$"):
+        Audio(np.array([0.0, value, 0.5]), 8000, "a")
+
+
+def test_samples_at_the_scale_of_integers_are_refused_with_their_peak(tmp_path):
+    samples = tone(8000).samples.numpy() * 26180
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 8000, subtype="FLOAT")
+    with pytest.raises(UserError, match=rf"^{path}: its peak is 13,090; samples are floats in \[-1, 1\]"):
+        load_audio(path)
+    with pytest.raises(UserError, match=r"^its peak is 13,090"):
+        Audio(torch.from_numpy(samples), 8000)
+    assert Audio(samples.astype(np.int16), 8000).samples.abs().max() < 0.4
+    assert Audio(np.array([3.9, -2.0]), 8000).samples.abs().max() > 3  # too loud, but sound
+
+
+# ------------------------------------------------------------------ nothing to hear
+
+
+def written(path: Path, *channels: np.ndarray, **options) -> Path:
+    soundfile.write(path, np.stack(channels, 1), 8000, **options)
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"subtype": "FLOAT"}])
+def test_channels_that_cancel_each_other_are_said(tmp_path, notices, options):
+    wave = np.random.default_rng(0).normal(0, 0.1, 800)
+    path = written(tmp_path / "anti.wav", wave, -wave, **options)
+    audio = load_audio(path)
+    assert notices() == [
+        f"{path}: 2 channels mixed down to one",
+        f"{path}: its channels cancel each other: mixed down to one they are silence, or nearly",
+    ]
+    assert is_silent(audio)
+    with pytest.raises(UserError, match=rf"^{path}: the clip is silent"):
+        check_voice(audio)
+
+
+def test_silence_is_said_and_is_no_voice(tmp_path, notices):
+    path = written(tmp_path / "a.wav", np.zeros(800))
+    audio = load_audio(path)
+    assert notices() == [f"{path}: silent: there is nothing to hear in it"]
+    for silent in (audio, Audio(torch.full((80,), 1e-5), 8000), Audio(torch.zeros(0), 8000)):
+        assert is_silent(silent)
+        with pytest.raises(UserError, match="the clip is silent"):
+            check_voice(silent)
+    quiet = Audio(tone(8000).samples / 100, 8000)
+    assert check_voice(quiet) is quiet
+
+
+# ------------------------------------------------------------------ too short
+
+
+def test_a_file_without_sound_or_with_less_than_a_millisecond_is_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    for samples, said in ((np.zeros(0), "holds no sound"), (np.ones(1) / 2, "holds 0.021 ms of sound, too short")):
+        soundfile.write(path, samples, 48000)
+        with pytest.raises(UserError, match=f"^{path}: {said}"):
+            load_audio(path)
+
+
+def test_sound_of_which_no_sample_is_left_is_refused_by_name():
+    with pytest.raises(UserError, match=r"^one\.wav: 0\.021 ms of sound, no sample at 8,000 Hz$"):
+        resample(Audio(torch.ones(1), 48000, "one.wav"), 8000)
+    assert len(resample(Audio(torch.ones(48), 48000), 8000).samples) == 8
 
 
 def test_a_header_that_asks_for_all_memory_is_one_line(tmp_path, monkeypatch):

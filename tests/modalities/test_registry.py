@@ -106,7 +106,7 @@ def test_ids_that_lack_a_token_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"foo": 300}, r"no special tokens are called \['foo'\]"),
+        ({"foo": 300}, r"unknown special tokens \['foo'\]"),
         (
             {"eod": 260},
             "special tokens 'latent' and 'eod' have the same id 260|'eod' and 'latent' have the same id 260",

@@ -6,9 +6,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
+from latentlm.interop.checkpoint_files import LoadedTensors
 from latentlm.interop.diffusers_vae import IGNORE, KEEP, OLD_ATTENTION, load, read_config, rules, view
 from latentlm.interop.mapping import check
-from latentlm.interop.source import TensorSource
 from latentlm.tokenizers.conv_image import ConvImageTokenizer
 
 REFERENCE = f"diffusers {diffusers.__version__}"
@@ -92,7 +92,7 @@ def test_every_name_of_the_real_models_is_mapped(name):
         theirs = AutoencoderKL(**REAL[name])
         config = read_config(dict(theirs.config), image_size=256)
         ours = ConvImageTokenizer(config)
-    source = view(TensorSource(name, {}, theirs.state_dict()))
+    source = view(LoadedTensors(name, {}, theirs.state_dict()))
     check(ours, source, rules(config), ignore=IGNORE, keep=KEEP)
     numbers = [sum(p.numel() for p in module.parameters()) for module in (ours, theirs)]
     assert numbers[0] == numbers[1]

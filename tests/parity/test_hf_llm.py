@@ -17,9 +17,9 @@ from torch import Tensor
 from latentlm.config import ModelConfig
 from latentlm.data.packing import DocumentEncoder, pack
 from latentlm.generation.pipeline import Pipeline
+from latentlm.interop.checkpoint_files import CheckpointFiles
 from latentlm.interop.hf_llm import HEAD, load, read_config, rules, save
 from latentlm.interop.mapping import check
-from latentlm.interop.source import Source
 from latentlm.model.latentlm import LatentLM
 from latentlm.tokenizers.text import SpecialTokens, TextTokenizer
 from latentlm.types import IGNORE, Document, PackedBatch, Text
@@ -289,7 +289,7 @@ def test_every_key_of_the_real_configurations_is_mapped(name):
     if fields["tie_word_embeddings"]:
         assert shapes.pop(HEAD) == shapes["model.embed_tokens.weight"]  # listed twice, saved once
     assert theirs.get_output_embeddings().weight.shape[0] == fields["vocab_size"]
-    check(ours, Source(Path(name), fields, shapes), rules(ours.config.transformer))
+    check(ours, CheckpointFiles(Path(name), fields, shapes), rules(ours.config.transformer))
     assert sum(value.numel() for value in ours.parameters()) == sum(value.numel() for value in theirs.parameters())
     assert sum(value.numel() for value in ours.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], rel=2e-3)
 

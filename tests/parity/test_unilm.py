@@ -17,8 +17,8 @@ from latentlm.generation.pipeline import Pipeline
 from latentlm.generation.prompts import as_prompt
 from latentlm.generation.request import Request
 from latentlm.interop import diffusers_vae, unilm, unilm_vae
+from latentlm.interop.checkpoint_files import CheckpointFiles, LoadedTensors
 from latentlm.interop.mapping import check, fill
-from latentlm.interop.source import Source, TensorSource
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.tokenizers.conv_image import ConvImageTokenizer
 from latentlm.tokenizers.image import ImageTokenizer
@@ -77,9 +77,9 @@ def test_guided_generation(agree, pipeline):
         for label, seed in zip(LABELS, SEEDS, strict=True)
     ]
     collected: list[list[torch.Tensor]] = [[] for _ in requests]
-    for event in Engine.of(pipeline.model, pipeline._tasks(requests)).run():
+    for event in Engine.of(pipeline.model, pipeline._active_requests(requests)).run():
         if event.kind == "latent":
-            collected[event.task].append(event.value)
+            collected[event.handle].append(event.value)
     generated = torch.stack([torch.stack(latents) for latents in collected])  # (B, N, C)
     theirs = tensors["generated"].flatten(2).transpose(1, 2)
     agree("unilm guided generation", generated, theirs, 1e-4, REFERENCE)
@@ -101,7 +101,7 @@ def test_the_normalisation_and_the_noise_are_theirs(pipeline):
 def test_sigma_vae(agree, encoder):
     weights, tensors = golden("sigma_vae" if encoder == "vit" else "sigma_vae_beit3")
     config = ImageTokenizerConfig(**TINY_VIT, encoder_sub_norm=encoder == "beit3")
-    tokenizer = unilm_vae.load_sigma_vae(TensorSource(GOLDEN, {}, weights), config)
+    tokenizer = unilm_vae.load_sigma_vae(LoadedTensors(GOLDEN, {}, weights), config)
     mean, valid = tokenizer.encode_batch(tensors["images"], None)
     assert valid.all()
     agree(f"unilm σ-VAE encode, {encoder}", mean, tensors["mean"].flatten(2).transpose(1, 2), 1e-4, REFERENCE)
@@ -117,7 +117,7 @@ def test_kl16(agree):
     weights, tensors = golden("kl16")
     shape = {"image_size": 8, "latent_dim": 4, "channels": (8, 16), "num_blocks": 1, "norm_groups": 8}
     config = ConvImageTokenizerConfig(**shape, deepest_attention=True, latent_conv=True)
-    source = diffusers_vae.view(TensorSource(GOLDEN, {}, {f"model.{name}": t for name, t in weights.items()}))
+    source = diffusers_vae.view(LoadedTensors(GOLDEN, {}, {f"model.{name}": t for name, t in weights.items()}))
     found = diffusers_vae.original_config(source, 8, norm_groups=8)
     assert found == config
     tokenizer = ConvImageTokenizer(config).eval()
@@ -132,7 +132,7 @@ def test_kl16(agree):
 # ------------------------------------------------------------------- real sizes
 
 
-class Shapes(Source):
+class Shapes(CheckpointFiles):
     """Names and shapes without values."""
 
     def __init__(self, shapes: dict):

@@ -12,8 +12,8 @@ from tiny_vibevoice import build as build_theirs
 from tiny_vibevoice import save
 from transformers import Qwen2Config, VibeVoiceConfig, VibeVoiceForConditionalGeneration
 
+from latentlm.interop.checkpoint_files import CheckpointFiles
 from latentlm.interop.mapping import check, export, fill
-from latentlm.interop.source import Source
 from latentlm.interop.vibevoice import load, load_realtime, read_config, rules
 from latentlm.interop.vibevoice.load import KEPT, build, read_factors, unread
 from latentlm.interop.vibevoice.realtime import RealtimeParts, realtime_rules, realtime_unread
@@ -77,7 +77,7 @@ def read_names(file: str, column: int) -> dict[str, tuple[int, ...]]:
 def check_all(fields: dict, shapes: dict[str, tuple[int, ...]]) -> int:
     """Every name is read once and every tensor of ours is filled; how many names there are."""
     found = read_config(fields)
-    source = Source(Path("meta"), fields, shapes)
+    source = CheckpointFiles(Path("meta"), fields, shapes)
     whole = build(found, 1.0, 0.0, torch.float32)
     found_rules = rules(found.layout, found.model, found.speech, found.semantic)
     check(whole, source, found_rules, ignore=unread(found), keep=KEPT)
@@ -115,7 +115,7 @@ def test_realtime():
         parts = RealtimeParts(found)
     shapes = read_names("realtime_names.txt", 1)
     assert not any(name.startswith("model.acoustic_tokenizer.encoder.") for name in shapes)
-    source = Source(Path("meta"), {}, shapes)
+    source = CheckpointFiles(Path("meta"), {}, shapes)
     check(parts, source, realtime_rules(found), ignore=realtime_unread(found), keep=KEPT)
 
 
@@ -142,7 +142,7 @@ def test_realtime_parts_load_and_decode(tmp_path):
 def test_a_tied_head_may_be_left_out(tmp_path):
     theirs = build_theirs(tied=True)
     folder = save(theirs, tmp_path)
-    assert "lm_head.weight" not in Source.open(folder).names
+    assert "lm_head.weight" not in CheckpointFiles.open(folder).names
     model = load(folder).model
     assert model.text_head.weight is model.embed_tokens.weight
     assert torch.equal(model.text_head.weight, theirs.get_input_embeddings().weight)
@@ -151,7 +151,7 @@ def test_a_tied_head_may_be_left_out(tmp_path):
 @torch.no_grad()
 def test_microsofts_own_values(agree):
     """Weights, inputs and outputs of their code; tests/golden/README.md has the command."""
-    source, expected = Source.open(GOLDEN / "model.safetensors"), load_file(GOLDEN / "expected.safetensors")
+    source, expected = CheckpointFiles.open(GOLDEN / "model.safetensors"), load_file(GOLDEN / "expected.safetensors")
     tokens = {"eos": 40, "bod:speech": 41, "eod": 42, "proceed": 43, "latent": 43, "bos": None, "bod:image": None}
     found = replace(read_config(source.config), special=tokens)  # the golden vocabulary is smaller than Qwen's
     whole = build(found, *read_factors(source, found), torch.float32)
@@ -209,6 +209,16 @@ def test_sigma_is_theirs(tmp_path):
         ({"decoder_config": {"hidden_size": None}}, "decoder_config.hidden_size is missing"),
         ({"acoustic_tokenizer_config": {"vae_dim": "64"}}, "vae_dim '64' is not a whole number above 0"),
         ({"semantic_tokenizer_config": {"encoder_n_filters": 0}}, "semantic_tokenizer_config.encoder_n_filters 0 is"),
+        (
+            {"diffusion_head_config": {"ddpm_algorithm_type": "sde-dpmsolver++"}},
+            "diffusion_head_config.ddpm_algorithm_type 'sde-dpmsolver++' is not supported, only 'dpmsolver++' is",
+        ),
+        (
+            {"diffusion_head_config": {"ddpm_batch_mult": 2}},
+            "diffusion_head_config.ddpm_batch_mult 2 is not supported, did you mean 'ddpm_batch_mul'?",
+        ),
+        ({"acoustic_tokenizer_config": {"pad_left": 1}}, "acoustic_tokenizer_config.pad_left 1 is not supported"),
+        ({"semantic_tokenizer_config": {"normalize": True}}, "semantic_tokenizer_config.normalize True is not"),
         ({"acoustic_tokenizer_config": {"encoder_depths": "3-x"}}, "acoustic_tokenizer_config.encoder_depths '3-x'"),
         ({"semantic_tokenizer_config": {"encoder_ratios": ["y"]}}, "semantic_tokenizer_config.strides.0: Input should"),
     ],
@@ -218,6 +228,17 @@ def test_a_field_that_is_not_supported_is_named(change, message):
     for part, values in change.items():
         fields[part] = None if values is None else fields[part] | values
     with pytest.raises(ValueError, match=re.escape(message)):
+        read_config(fields)
+
+
+@pytest.mark.parametrize("part", ["audio_config", "semantic_model_config", "diffusion_head_config"])
+def test_an_unknown_field_of_a_section_is_named_in_the_layout_of_transformers(part):
+    fields = VibeVoiceConfig().to_dict()
+    read_config(fields)
+    fields[part]["_private"] = fields[part]["initializer_range"] = 0.5
+    read_config(fields)
+    fields[part]["noise"] = 0.5
+    with pytest.raises(ValueError, match=f"^{part}.noise 0.5 is not supported"):
         read_config(fields)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latentlm.tokenizers.causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
+from latentlm.tokenizers.causal import CausalConv, CausalState, ConvNeXtBlock, DownConv, UpConv
 from latentlm.tokenizers.spectral import InverseSTFT, SpectralFeatures
 
 
@@ -40,7 +40,7 @@ def test_up_conv_is_a_transposed_convolution_without_its_tail(stride):
 
 @pytest.mark.parametrize("layer", [CausalConv(6, 6, 1), CausalConv(6, 6, 4), DownConv(6, 6, 3), UpConv(6, 6, 3)])
 def test_pieces_equal_the_whole(layer):
-    x, stream = steps(12, 6), Stream()
+    x, stream = steps(12, 6), CausalState()
     pieces = torch.cat([layer(x[:, a:b], stream) for a, b in ((0, 3), (3, 9), (9, 12))], 1)
     torch.testing.assert_close(pieces, layer(x))
 
@@ -48,7 +48,7 @@ def test_pieces_equal_the_whole(layer):
 def test_two_streams_do_not_meet():
     layer = ConvNeXtBlock(6, 7, 0.5)
     x = steps(8, 6)
-    first, second = Stream(), Stream()
+    first, second = CausalState(), CausalState()
     layer(x[:, :4], first)
     layer(x[:, 4:] * 3, second)
     torch.testing.assert_close(layer(x[:, 4:], first), layer(x)[:, 4:])

@@ -18,6 +18,7 @@ from latentlm.config import (
 )
 from latentlm.media.sound import Audio
 from latentlm.tokenizers import ConvImageTokenizer, ImageTokenizer, SpeechTokenizer, Tokenizer, load_tokenizer
+from latentlm.tokenizers.base import FINGERPRINT_OPTIONAL, RESUME_OPTIONAL, fields_without
 from latentlm.types import MediaBatch
 
 PICTURES = ("image", "conv_image")
@@ -47,7 +48,7 @@ def build(kind: str, **options) -> Tokenizer:
 def media(kind: str, num: int, seed: int = 0) -> list:
     draw = np.random.default_rng(seed)
     if kind in PICTURES:
-        return [Image.fromarray(draw.integers(0, 256, (11, 17, 3), dtype=np.uint8)) for _ in range(num)]
+        return [Image.fromarray(draw.integers(0, 256, (17, 17, 3), dtype=np.uint8)) for _ in range(num)]
     return [Audio(torch.from_numpy(draw.normal(0, 0.1, 150 + 73 * i).astype(np.float32)), 8000) for i in range(num)]
 
 
@@ -210,6 +211,21 @@ def test_fingerprint_follows_weights_calibration_and_config():
     seen.add(tokenizer.fingerprint())
     assert len(seen) == 4
     assert all(len(name) == 16 for name in seen)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_tokenizer_made_before_fit_loads_and_keeps_its_fingerprint(tmp_path, kind):
+    tokenizer = calibrated(kind)
+    tokenizer.save(tmp_path)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    assert fields.pop("fit") == "crop"
+    assert "fit" not in fields_without(tokenizer.config, FINGERPRINT_OPTIONAL)
+    assert "fit" not in fields_without(tokenizer.config, RESUME_OPTIONAL)
+    path.write_text(json.dumps(fields))
+    assert load_tokenizer(tmp_path).fingerprint() == tokenizer.fingerprint()
+    path.write_text(json.dumps(fields | {"fit": "pad"}))
+    assert load_tokenizer(tmp_path).fingerprint() != tokenizer.fingerprint()
 
 
 def test_folders_that_cannot_be_loaded_name_the_file(tmp_path):

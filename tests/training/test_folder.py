@@ -82,7 +82,8 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
             raise ValueError("a recipe that cannot be built")
 
     (tmp_path / "there").mkdir()
-    for folder, files in (("new", ()), ("there", ()), ("begun", ("train.jsonl",))):
+    for folder, files in (("new", ()), ("runs/deep", ()), ("there", ()), ("begun", ("train.jsonl",))):
         with pytest.raises(ValueError, match="cannot be built"):
             fail(tmp_path / folder, *files)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "there"]
+    assert not any((tmp_path / "there").iterdir())

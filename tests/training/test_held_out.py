@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from small import clip, picture
 
-from latentlm.config import parse_recipe
+from latentlm.config import SourceConfig, parse_recipe
 from latentlm.data.cache import LatentCache
+from latentlm.data.sources import media
 from latentlm.generation.scores import Scores, bits_per_byte, mean_losses
 from latentlm.media.picture import save_image
+from latentlm.media.sound import save_audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
 from latentlm.training.held_out import HeldOut, choose
@@ -134,3 +136,69 @@ def test_tensorboard_has_them_too(tmp_path):
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("held_out/held-out_bits_per_byte")] == [(5, 1.5)]
+
+
+def tokenizer_recipe(kind, tokenizer, source, **data):
+    return parse_recipe(
+        {
+            "kind": kind,
+            "tokenizer": tokenizer,
+            "data": {"sources": [source], "batch_size": 2} | data,
+            "training": {"steps": 4, "sample_every": 2, "threads": 1, "precision": "fp32"},
+        }
+    )
+
+
+PICTURES = {"image_size": 32, "patch_size": 16, "latent_dim": 4, "width": 16, "num_heads": 2}
+
+
+def test_a_tokenizer_is_scored_on_another_manifest(folder):
+    source = {"manifest": str(folder / "own.jsonl"), "held_out": str(folder / "kept.jsonl")}
+    train(tokenizer_recipe("image_tokenizer", PICTURES, source), folder / "run")
+    lines = [json.loads(line) for line in (folder / "run" / "held_out.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert set(lines[0]["losses"]) == {"held-out mse", "held-out prior"}
+
+
+def test_a_tokenizer_of_an_embedded_source_is_scored_on_its_held_out_split(tmp_path):
+    train(tokenizer_recipe("image_tokenizer", PICTURES, {"name": "digits", "limit": 20}), tmp_path / "run")
+    assert (tmp_path / "run" / "held_out.jsonl").is_file()
+
+
+def test_without_held_out_media_a_tokenizer_has_no_scores(folder):
+    source = {"manifest": str(folder / "own.jsonl")}
+    train(tokenizer_recipe("image_tokenizer", PICTURES, source), folder / "run")
+    assert not (folder / "run" / "held_out.jsonl").exists()
+    assert (folder / "run" / "samples").is_dir()
+
+
+def test_clips_are_scored_too(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("own", "kept"):
+        save_audio(clip(generator), tmp_path / f"{name}.wav")
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"segments": [{"speech": f"{name}.wav"}]}) + "\n")
+    small = {"sample_rate": 8000, "strides": (4, 4), "depths": (1, 1, 1), "channels": 4, "max_channels": 8}
+    source = {"manifest": str(tmp_path / "own.jsonl"), "held_out": str(tmp_path / "kept.jsonl")}
+    recipe = tokenizer_recipe("speech_tokenizer", small | {"latent_dim": 4}, source, seconds=0.1)
+    train(recipe, tmp_path / "run")
+    line = json.loads((tmp_path / "run" / "held_out.jsonl").read_text().splitlines()[-1])
+    assert {"held-out mel", "held-out stft"} <= set(line["losses"])
+
+
+@pytest.mark.parametrize("held_out", [2, 0.25])
+def test_documents_of_a_path_that_are_held_out_are_the_media_that_are_scored(tmp_path, held_out):
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(8):
+        save_image(picture(generator, 32), tmp_path / f"{number}.png")
+        lines.append(json.dumps({"segments": [{"image": f"{number}.png"}]}) + "\n")
+    (tmp_path / "own.jsonl").write_text("".join(lines))
+    for path in (tmp_path / "own.jsonl", tmp_path):
+        config = SourceConfig(path=str(path), held_out=held_out)
+        kept, learnt = media(config, "image", "held_out"), media(config, "image", "train")
+        assert (len(kept), len(learnt)) == (2, 6)
+        seen = {item.tobytes() for item in kept}
+        assert len(seen) == 2
+        assert seen.isdisjoint(item.tobytes() for item in learnt)
+    other = SourceConfig(path=str(tmp_path), held_out=str(tmp_path / "own.jsonl"))
+    assert len(media(other, "image", "held_out")) == 8

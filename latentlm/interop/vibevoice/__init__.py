@@ -1,7 +1,7 @@
 """VibeVoice 1.5B and 7B, in the layout of `transformers` and in Microsoft's own, as configurations of our modules.
 
-Place in the flow: interop, a folder with config.json and weights ──▶ a Pipeline. `configs.py` reads what a checkpoint
-is, `names.py` where its weights lie, `load.py` puts both together, `realtime.py` reads the parts of VibeVoice-Realtime.
+Place in the flow: interop, a folder with config.json and weights ──▶ a Pipeline. `configs.py` reads config.json,
+`names.py` has the rules for the weights, `load.py` loads a checkpoint, `realtime.py` the parts of VibeVoice-Realtime.
 `transformers` itself is not needed.
 """
 

@@ -1,10 +1,11 @@
 """VibeVoice's config.json, of either layout, as configurations of our modules.
 
-Place in the flow: interop, fields ──▶ model, two speech tokenizers, special tokens. A field that we do not support is a
-UserError with its name and value. What does not change the computation (initialisation, dtypes) is not read.
+Place in the flow: interop, fields ──▶ model, two speech tokenizers, special tokens. A field that is not supported, in
+any section, is a UserError with its name and value. Fields without effect on the computation (initialisation, dtypes)
+are not read.
 
-What VibeVoice is among our options (PAPER §6): connectors, a head with learned norms on a condition that is not normed,
-answers that last until <EOS>, <BOD> and <EOD> and going on out of Qwen's unused vision tokens, no <BOS>.
+VibeVoice in terms of our options (PAPER §6): connectors; a head with learned norm weights and no norm on its condition;
+answers that last until <EOS>; <BOD>, <EOD> and <PROCEED> are unused vision tokens of Qwen; no <BOS>.
 """
 
 from __future__ import annotations
@@ -23,25 +24,31 @@ from ...config import (
     SpeechTokenizerConfig,
     describe,
 )
+from ...config.base import did_you_mean
 from ...errors import UserError
 from ...tokenizers.causal import NORM_EPS
 from ..hf_llm import read_config as read_backbone
 from .names import ORIGINAL, TRANSFORMERS, Layout
 
 SIGMA_DIVISOR = 0.8
-"""E|n| of n ~ N(0, 1) is 0.798: with σ ~ N(0, (std / 0.8)²) the mean |σ| is about the `fix_std` that a config names."""
+"""E|n| is 0.798 for n ~ N(0, 1): so with σ ~ N(0, (std / 0.8)²) the mean of |σ| is about `fix_std` of the config."""
 
 QWEN = {"eos": 151643, "bod:speech": 151652, "eod": 151653, "proceed": 151654, "latent": 151654}
-"""<|endoftext|>, <|vision_start|>, <|vision_end|> and <|vision_pad|>. The original's code takes them from Qwen's
-tokenizer; its config does not name them."""
+"""Ids of <|endoftext|>, <|vision_start|>, <|vision_end|> and <|vision_pad|> in Qwen's tokenizer. The original layout's
+code looks them up there; its config does not have them."""
 
 ABSENT = {"bos": None, "bod:image": None}
 
 
 @dataclass(frozen=True)
 class VibeVoice:
-    """A checkpoint in our terms. `noise` is the std of σ in raw latents: `speech` gets it relative to the latents' own
-    std, which the weights know. VibeVoice-Realtime has no semantic tokenizer, and `num_upper` layers that speak."""
+    """The configuration of a checkpoint.
+
+    noise      std of σ in raw latents; `with_processor` makes it relative to the std of the latents, which the weights
+               contain
+    semantic   None for VibeVoice-Realtime
+    num_upper  the upper layers of VibeVoice-Realtime, which produce speech; None for the others
+    """
 
     layout: Layout
     model: ModelConfig
@@ -54,7 +61,7 @@ class VibeVoice:
 
 
 def read_config(fields: Mapping) -> VibeVoice:
-    """The configuration in `fields`, of config.json. UserError, one line, names the field that does not fit."""
+    """The configuration in the fields of config.json. UserError, one line, names a field that is not supported."""
     if "acoustic_tokenizer_config" in fields and "decoder_config" in fields:
         read = _original
     elif fields.get("model_type") == "vibevoice":
@@ -67,6 +74,9 @@ def read_config(fields: Mapping) -> VibeVoice:
 def _transformers(fields: Mapping) -> VibeVoice:
     acoustic, semantic = (_part(fields, name) for name in ("audio_config", "semantic_model_config"))
     backbone, head = _part(fields, "text_config"), _part(fields, "diffusion_head_config")
+    for part, name in ((acoustic, "audio_config"), (semantic, "semantic_model_config")):
+        _refuse_unknown(part, name, TOKENIZER_FIELDS)
+    _refuse_unknown(head, "diffusion_head_config", HEAD_FIELDS)
     width = _count(backbone, "text_config", "hidden_size")
     latent_dim = _count(acoustic, "audio_config", "hidden_size")
     _only(head, "diffusion_head_config", hidden_act="silu", frequency_embedding_size=256, diffusion_max_period=10000)
@@ -107,6 +117,8 @@ def _original(fields: Mapping) -> VibeVoice:
     latent_dim = _count(acoustic, "acoustic_tokenizer_config", "vae_dim")
     name = "diffusion_head_config"
     _only(head, name, diffusion_type="ddpm", hidden_size=width, latent_size=latent_dim)
+    _only(head, name, ddpm_algorithm_type="dpmsolver++")
+    _refuse_unknown(head, name, ORIGINAL_HEAD_FIELDS)
     _among(head, name, "ddpm_beta_schedule", ("cosine", "squaredcos_cap_v2"))
     predictions = {"v_prediction": "v", "epsilon": "epsilon"}
     _among(head, name, "prediction_type", tuple(predictions))
@@ -141,6 +153,36 @@ def _original(fields: Mapping) -> VibeVoice:
 
 HEAD = {"norm_weight": True, "condition_norm": False}
 
+TOKENIZER_FIELDS = (
+    *("channels", "hidden_size", "kernel_size", "rms_norm_eps", "num_filters", "downsampling_ratios", "depths"),
+    *("hidden_act", "ffn_expansion", "vae_std"),
+)
+HEAD_FIELDS = (
+    *("hidden_size", "latent_size", "num_hidden_layers", "intermediate_size", "rms_norm_eps", "hidden_act"),
+    *("frequency_embedding_size", "diffusion_max_period", "mlp_bias"),
+)
+ORIGINAL_TOKENIZER_FIELDS = (
+    *("causal", "channels", "conv_bias", "conv_norm", "corpus_normalize", "decoder_depths", "decoder_n_filters"),
+    *("decoder_ratios", "disable_last_norm", "encoder_depths", "encoder_n_filters", "encoder_ratios", "fix_std"),
+    *("layernorm", "layernorm_elementwise_affine", "layernorm_eps", "mixer_layer", "pad_mode", "std_dist_type"),
+    "vae_dim",
+)
+ORIGINAL_HEAD_FIELDS = (
+    *("ddpm_algorithm_type", "ddpm_batch_mul", "ddpm_beta_schedule", "ddpm_num_inference_steps", "ddpm_num_steps"),
+    *("diffusion_type", "head_ffn_ratio", "head_layers", "hidden_size", "latent_size", "prediction_type"),
+    *("rms_norm_eps", "speech_vae_dim"),
+)
+"""The fields of each section that are read or checked here."""
+
+NO_EFFECT = (
+    *("initializer_range", "layer_scale_init_value", "weight_init_value", "model_type", "architectures", "auto_map"),
+    *("dtype", "torch_dtype", "transformers_version", "name_or_path", "torchscript", "use_cache", "return_dict"),
+    *("output_hidden_states", "output_attentions", "chunk_size_feed_forward", "is_encoder_decoder", "problem_type"),
+    *("id2label", "label2id"),
+)
+"""Fields of initialisation and bookkeeping, which `transformers` may write into every section. Those that begin with _
+are of this kind too."""
+
 
 def _model(
     fields: Mapping, name: str, head: DiffusionHeadConfig, diffusion: DiffusionConfig, sampling: SamplingConfig
@@ -161,7 +203,7 @@ def _model(
 
 
 def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
-    """A tokenizer by the fields of `transformers`, whose defaults these are."""
+    """A tokenizer's config from fields in the layout of `transformers`, with its defaults."""
     _only(fields, name, channels=1, hidden_act="gelu", ffn_expansion=4, rms_norm_eps=NORM_EPS)
     depths = tuple(fields.get("depths", (3, 3, 3, 3, 3, 3, 8)))
     filters = _count(fields, name, "num_filters", 32)
@@ -181,11 +223,12 @@ def _tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
 
 
 def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokenizerConfig:
-    """A tokenizer by the fields of Microsoft's config, put into those of `transformers`."""
+    """A tokenizer's config from fields in Microsoft's layout, which are translated to those of `transformers`."""
     same = {"causal": True, "corpus_normalize": 0.0, "mixer_layer": "depthwise_conv", "conv_norm": "none"}
     same |= {"pad_mode": "constant", "disable_last_norm": True, "layernorm": "RMSNorm", "conv_bias": True}
     same |= {"layernorm_elementwise_affine": True}
     _only(fields, name, **same)
+    _refuse_unknown(fields, name, ORIGINAL_TOKENIZER_FIELDS)
     depths = _depths(fields, name, "encoder_depths") or [3, 3, 3, 3, 3, 3, 8]
     ratios = list(fields.get("encoder_ratios") or (8, 5, 5, 4, 2, 2))
     filters = _count(fields, name, "encoder_n_filters", 32)
@@ -200,7 +243,7 @@ def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokeniz
 
 
 def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
-    """ "3-3-8" or [3, 3, 8]; None where nothing is said."""
+    """The list in the field `name`, written "3-3-8" or [3, 3, 8]; None where the field is absent or null."""
     value = fields.get(name)
     try:
         return (
@@ -208,6 +251,13 @@ def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
         )
     except (ValueError, TypeError):
         raise UserError(f"{part}.{name} {value!r} is not a list of whole numbers") from None
+
+
+def _refuse_unknown(fields: Mapping, name: str, known: tuple[str, ...]) -> None:
+    """UserError for a field of section `name` that might change the computation and is not read here."""
+    for key, value in fields.items():
+        if key not in known and key not in NO_EFFECT and not key.startswith("_"):
+            raise UserError(f"{name}.{key} {value!r} is not supported{did_you_mean(key, known)}")
 
 
 def _part(fields: Mapping, name: str) -> Mapping:
@@ -218,7 +268,7 @@ def _part(fields: Mapping, name: str) -> Mapping:
 
 
 def _count(fields: Mapping, part: str, name: str, default: int | None = None) -> int:
-    """A whole number above 0, without a default one that must be there."""
+    """The whole number above 0 in the field `name`; without a default the field must be there."""
     value = fields.get(name, default)
     if value is None:
         raise UserError(f"{part}.{name} is missing")

@@ -1,7 +1,7 @@
-"""A VibeVoice checkpoint ──▶ a Pipeline: text tokenizer, both speech tokenizers, model.
+"""Loads a VibeVoice checkpoint as a Pipeline: text tokenizer, both speech tokenizers, model.
 
-Place in the flow: interop, the door of this folder.
-Theirs and ours: model space is z' = (z + bias)·scale there, (z - latent_mean) / latent_std here. They draw σ in raw
+Place in the flow: interop, the entry point of this folder.
+Normalised latents are z' = (z + bias)·scale there and (z - latent_mean) / latent_std here. Their σ is in units of raw
 latents, our C_σ is relative to the latents' std: C_σ = noise·scale (PAPER §1.6, §1.7).
 """
 
@@ -21,14 +21,14 @@ from ...model.latentlm import LatentLM, ModalitySpec
 from ...tokenizers.sigma_vae import Posterior
 from ...tokenizers.speech import SpeechTokenizer
 from ...tokenizers.text import SpecialTokens, TextTokenizer
+from ..checkpoint_files import CheckpointFiles, locate
 from ..hf_llm import HEAD, IGNORE, check_tied
 from ..mapping import fill
-from ..source import Source, locate
 from .configs import VibeVoice, read_config
 from .names import BACKBONE, rules
 
 KEPT = ("*.latent_mean", "*.latent_std", "*.posterior.*")
-"""What `build` sets itself: no checkpoint holds it under a name of ours."""
+"""Buffers that `build` sets: no rule fills them."""
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -40,43 +40,43 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Pipeline:
-    """The model in a folder (or of a hub id), of either layout; the speech tokenizers stay in fp32.
+    """The model in a folder or of a hub id, in either layout.
 
-    tokenizer: a tokenizer.json, or a folder with one, where the checkpoint has none (Microsoft's takes that of
-    Qwen2.5). Raises UserError, one line: a field that we do not support, weights that do not fit, a file that is
-    missing.
+    tokenizer: a tokenizer.json, or a folder with one, where the checkpoint has none (Microsoft's checkpoints use that
+    of Qwen2.5). dtype: of the model; the speech tokenizers stay in fp32. Raises UserError, one line, for a field that
+    is not supported, weights that do not fit, and a file that is missing.
     """
-    source, found = open_checkpoint(path)
+    files, found = open_checkpoint(path)
     if found.semantic is None:
-        raise UserError(f"{source.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
-    text = read_text_tokenizer(source.folder, tokenizer, found)
-    scale, bias = read_factors(source, found)
-    found = with_processor(found, source.folder, scale)
+        raise UserError(f"{files.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
+    text = read_text_tokenizer(files.folder, tokenizer, found)
+    scale, bias = read_factors(files, found)
+    found = with_processor(found, files.folder, scale)
     if found.model.transformer.tied_embeddings:
-        check_tied(source, f"{BACKBONE}embed_tokens.weight")
+        check_tied(files, f"{BACKBONE}embed_tokens.weight")
     whole = build(found, scale, bias, dtype)
-    fill(whole, source, rules(found.layout, found.model, found.speech, found.semantic), ignore=unread(found), keep=KEPT)
+    fill(whole, files, rules(found.layout, found.model, found.speech, found.semantic), ignore=unread(found), keep=KEPT)
     whole = whole.eval().to(device)
     return Pipeline(whole["model"], {"text": text, "speech": whole["speech"], "semantic": whole["semantic"]})
 
 
-def open_checkpoint(path: str | Path) -> tuple[Source, VibeVoice]:
-    """Weights and configuration. UserError names the file."""
-    source = Source.open(locate(path))
+def open_checkpoint(path: str | Path) -> tuple[CheckpointFiles, VibeVoice]:
+    """The files and the configuration of a checkpoint. UserError names the file."""
+    files = CheckpointFiles.open(locate(path))
     try:
-        return source, read_config(source.config)
+        return files, read_config(files.config)
     except UserError as error:
-        raise UserError(f"{source.folder / 'config.json'}: {error}") from None
+        raise UserError(f"{files.folder / 'config.json'}: {error}") from None
 
 
 def unread(found: VibeVoice) -> tuple[str, ...]:
-    """Names of a checkpoint that no rule reads: the two factors, and a head that is the embedding."""
+    """Names in a checkpoint that no rule reads: the scale and bias of the latents, and a head tied to the embedding."""
     tied = (HEAD,) if found.model.transformer.tied_embeddings else ()
     return (found.layout.scale, found.layout.bias, *IGNORE, *tied)
 
 
 def build(found: VibeVoice, scale: float, bias: float, dtype: torch.dtype) -> nn.ModuleDict:
-    """Model and tokenizers on the meta device, but for the normalisation of the latents."""
+    """Model and tokenizers on the meta device, except for the normalisation of the latents."""
     special = SpecialTokens.after(found.vocab_size, found.special)
     spec = ModalitySpec(found.speech.latent_dim, None, found.semantic.latent_dim)
     with torch.device("meta"):
@@ -88,14 +88,17 @@ def build(found: VibeVoice, scale: float, bias: float, dtype: torch.dtype) -> nn
 
 
 def normalise(tokenizer: SpeechTokenizer, mean: float, std: float) -> None:
-    """Give a tokenizer on the meta device the buffers that no checkpoint holds."""
+    """Set the buffers of a tokenizer on the meta device that no rule fills: its normalisation and posterior."""
     config = tokenizer.config
     tokenizer.latent_mean, tokenizer.latent_std = torch.tensor(mean), torch.tensor(std)
     tokenizer.posterior = Posterior(config.posterior, config.latent_dim, config.per_channel)
 
 
 def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
-    """Sample rate and loudness of clips, as the files beside a checkpoint say or its code supposes; C_σ by `scale`."""
+    """`found` with the sample rate and loudness of clips, and with C_σ = noise·`scale`.
+
+    Rate and loudness come from the processor's files in `folder`; the defaults are those of their code.
+    """
     fields: dict = {}
     for name in PROCESSORS:
         if (folder / name).is_file():
@@ -115,23 +118,23 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
     return replace(found, speech=found.speech.model_copy(update=heard | {"posterior": posterior}), semantic=semantic)
 
 
-def read_factors(source: Source, found: VibeVoice) -> tuple[float, float]:
-    """Scale and bias of the latents. UserError where they are missing or were never fitted."""
+def read_factors(files: CheckpointFiles, found: VibeVoice) -> tuple[float, float]:
+    """Scale and bias of the latents. UserError where they are missing or not finite (never fitted)."""
     values = []
     for name in (found.layout.scale, found.layout.bias):
-        if name not in source.names:
-            raise UserError(f"{source.path}: {name} is missing")
-        if source.shape(name) not in ((), (1,)):
-            raise UserError(f"{source.path}: {name} has shape {source.shape(name)}, expected one number")
-        values.append(float(source.read(name)))
+        if name not in files.names:
+            raise UserError(f"{files.path}: {name} is missing")
+        if files.shape(name) not in ((), (1,)):
+            raise UserError(f"{files.path}: {name} has shape {files.shape(name)}, expected one number")
+        values.append(float(files.read(name)))
     scale, bias = values
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(bias)):
-        raise UserError(f"{source.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
+        raise UserError(f"{files.path}: {found.layout.scale} is {scale}, {found.layout.bias} is {bias}: never fitted")
     return scale, bias
 
 
 def read_text_tokenizer(folder: Path, given: str | Path | None, found: VibeVoice) -> TextTokenizer:
-    """tokenizer.json of the checkpoint, or the one given. UserError says what to put where."""
+    """The text tokenizer: the one given, or tokenizer.json of the checkpoint. UserError says what to put where."""
     path = Path(given) if given is not None else folder
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():

@@ -1,8 +1,8 @@
-"""Where VibeVoice's weights lie, in both layouts, and which tensors of ours they make.
+"""Rules from VibeVoice's weights, in both layouts, to our tensors.
 
 Place in the flow: interop, between `configs.py` and `load.py`. Our side is a module with the children `model`
 (LatentLM), `speech` (acoustic tokenizer) and `semantic` (second tokenizer). All matrices keep their orientation; gate
-and up, and q, k, v, are one matrix of ours. Stage 0 of an encoder or decoder is its stem and the blocks behind it.
+and up are one matrix here, and so are q, k and v. Stage 0 of an encoder or decoder is its stem and the blocks after it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ..mapping import Rule
 class Layout:
     """Names of one layout. `{stage}` counts from 0, `{layer}` = stage - 1, `{block}` counts inside a stage.
 
-    stems, resamplings   the convolution in front of stage 0, and of every later one, by half of a tokenizer
-    stem_block, block    a ConvNeXt block of stage 0, and of a later one
+    stems, resamplings   the convolution before stage 0, and before each later stage, for "encoder" and "decoder"
+    stem_block, block    a ConvNeXt block of stage 0, and of a later stage
     """
 
     name: str
@@ -93,7 +93,7 @@ BACKBONE = "model.language_model."
 def rules(
     layout: Layout, model: ModelConfig, speech: SpeechTokenizerConfig, semantic: SpeechTokenizerConfig
 ) -> list[Rule]:
-    """Every weight of a checkpoint but the two factors of the latents, which become buffers (`load.py`)."""
+    """Rules for every weight of a checkpoint except scale and bias of the latents, which become buffers (`load.py`)."""
     found = _prefixed("model.", backbone_rules(model.transformer, prefix=BACKBONE))
     found += connector_rules("model.embed_latents.speech", layout.acoustic_connector, layout)
     found += connector_rules("model.embed_features.speech", layout.semantic_connector, layout)
@@ -104,7 +104,7 @@ def rules(
 
 
 def half_rules(ours: str, theirs: str, half: str, config: SpeechTokenizerConfig, layout: Layout) -> list[Rule]:
-    """An encoder or a decoder of a speech tokenizer."""
+    """Rules for the encoder or decoder (`half`) of a speech tokenizer."""
     depths = config.depths if half == "encoder" else config.depths[::-1]
     resampling = {"encoder": "downs", "decoder": "ups"}[half]
     found = _pair(f"{ours}.stem", f"{theirs}.{layout.stems[half]}")
@@ -119,7 +119,7 @@ def half_rules(ours: str, theirs: str, half: str, config: SpeechTokenizerConfig,
 
 
 def block_rules(ours: str, theirs: str, layout: Layout) -> list[Rule]:
-    """A ConvNeXt block."""
+    """Rules for a ConvNeXt block."""
     pairs = {"mixer": layout.mixer, "ffn.0": "ffn.linear1", "ffn.2": "ffn.linear2"}
     found = [rule for a, b in pairs.items() for rule in _pair(f"{ours}.{a}", f"{theirs}.{b}")]
     same = ("norm.weight", "ffn_norm.weight", "gamma", "ffn_gamma")
@@ -127,13 +127,13 @@ def block_rules(ours: str, theirs: str, layout: Layout) -> list[Rule]:
 
 
 def connector_rules(ours: str, theirs: str, layout: Layout) -> list[Rule]:
-    """A connector."""
+    """Rules for a connector."""
     up, norm, out = (f"{theirs}.{name}" for name in layout.connector)
     return [*_pair(f"{ours}.up", up), Rule(f"{ours}.norm.weight", (f"{norm}.weight",)), *_pair(f"{ours}.out", out)]
 
 
 def head_rules(ours: str, theirs: str, config: DiffusionHeadConfig, layout: Layout) -> list[Rule]:
-    """The diffusion head."""
+    """Rules for the diffusion head."""
     names = {
         "latent_in": "noisy_images_proj",
         "condition_in": "cond_proj",

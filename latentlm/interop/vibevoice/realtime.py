@@ -1,7 +1,8 @@
-"""VibeVoice-Realtime-0.5B as far as it was released: its parts as modules of ours.
+"""The released parts of VibeVoice-Realtime-0.5B as modules of ours.
 
-Place in the flow: interop, beside `load.py`. The release holds no encoder, so no voice can be read by it, and it speaks
-by a loop of its own, windows of 5 tokens and 6 latents through two stacks of one Qwen2: that loop is not here.
+Place in the flow: interop, beside `load.py`. The release has no encoder, so it cannot take a voice from a clip. It
+generates by a loop of its own (windows of 5 tokens and 6 latents through two stacks of one Qwen2), which is not
+implemented here.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ from .load import KEPT, normalise, open_checkpoint, read_factors, with_processor
 from .names import connector_rules, half_rules, head_rules
 
 UNUSED = ("model.tts_language_model.embed_tokens.weight", "model.acoustic_tokenizer.encoder.*")
-"""The upper stack reads hidden states; an encoder is not in the release, and would be noise if saved again."""
+"""The upper stack reads hidden states, not tokens; the encoder is not released (random weights where a file has it)."""
 
 
 class RealtimeParts(nn.Module):
-    """speech          acoustic tokenizer, its decoder alone
-    embed_tokens, text_layers      the lower layers, which read text; no final norm
-    speech_layers   the upper layers; input_types (2, D) says to them what is speech (0) and what is text (1)
-    connector       latents ──▶ inputs; head: hidden states ──▶ latents; ends: hidden state ──▶ logit of the end
+    """The parts of the model.
+
+    speech                      acoustic tokenizer, decoder only
+    embed_tokens, text_layers   the lower layers, which read text; without a final norm
+    speech_layers               the upper layers
+    input_types                 (2, D), added to their inputs: row 0 to speech, row 1 to text
+    connector                   latents ──▶ inputs
+    head                        hidden states ──▶ latents
+    ends                        hidden state ──▶ logit of the end
     """
 
     def __init__(self, found: VibeVoice):
@@ -52,26 +58,26 @@ class RealtimeParts(nn.Module):
 
 
 def load_realtime(path: str | Path) -> RealtimeParts:
-    """The parts in a folder, or of a hub id, in fp32. UserError, one line, for what does not fit."""
-    source, found = open_checkpoint(path)
+    """The parts in a folder or of a hub id, in fp32. UserError, one line, says what does not fit."""
+    files, found = open_checkpoint(path)
     if found.num_upper is None:
-        raise UserError(f"{source.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
-    scale, bias = read_factors(source, found)
-    found = with_processor(found, source.folder, scale)
+        raise UserError(f"{files.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")
+    scale, bias = read_factors(files, found)
+    found = with_processor(found, files.folder, scale)
     with torch.device("meta"):
         parts = RealtimeParts(found)
     normalise(parts.speech, -bias, 1 / scale)
-    fill(parts, source, realtime_rules(found), ignore=realtime_unread(found), keep=KEPT)
+    fill(parts, files, realtime_rules(found), ignore=realtime_unread(found), keep=KEPT)
     return parts.eval()
 
 
 def realtime_unread(found: VibeVoice) -> tuple[str, ...]:
-    """Names that no rule reads."""
+    """Names in a checkpoint that no rule reads."""
     return (found.layout.scale, found.layout.bias, *IGNORE, *UNUSED)
 
 
 def realtime_rules(found: VibeVoice) -> list[Rule]:
-    """Where the parts lie."""
+    """The rules for all parts."""
     config, layout = found.model.transformer, found.layout
     lower, upper = _layers(config, config.num_layers - found.num_upper), _layers(config, found.num_upper)
     rules = [
@@ -93,5 +99,5 @@ def realtime_rules(found: VibeVoice) -> list[Rule]:
 
 
 def _layers(config: TransformerConfig, number: int) -> TransformerConfig:
-    """So many layers of the backbone. There is no text head, which `tied_embeddings` says to the rules."""
+    """The config of `number` layers of the backbone; tied embeddings, so that the rules expect no text head."""
     return config.model_copy(update={"num_layers": number, "tied_embeddings": True})

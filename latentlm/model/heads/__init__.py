@@ -1,4 +1,4 @@
-"""The heads: what predicts the next latent of a span. `base.py` says what a head is, `build_head` makes one.
+"""The heads, which predict the next latent of a span. `base.py` defines a head, `build_head` makes one.
 
 diffusion   the paper's: an MLP that denoises, run once per solver step       (PAPER §1.3)
 mixture     GIVT's: a mixture of Gaussians, one pass per latent               (arXiv 2312.02116)
@@ -17,7 +17,7 @@ HEADS: dict[str, Callable[[int, int, HeadConfig, DiffusionConfig], Head]] = {
     "diffusion": DiffusionHead,
     "mixture": lambda width, latent_dim, config, diffusion: MixtureHead(width, latent_dim, config),
 }
-"""`model.head.kind` -> the head, from (backbone width, latent channels, its config, the diffusion process)."""
+"""The class of a head by `model.head.kind`, called with (backbone width, latent channels, config, diffusion config)."""
 
 
 def build_head(width: int, latent_dim: int, config: HeadConfig, diffusion: DiffusionConfig) -> Head:

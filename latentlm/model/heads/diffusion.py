@@ -1,4 +1,4 @@
-"""The diffusion head: how the network of `diffusion_network.py` is trained, initialised and sampled (PAPER §1.2, §1.3).
+"""The diffusion head: its loss and initialisation around the network of `diffusion_network.py` (PAPER §1.2, §1.3).
 
 Place in the flow: 3, hidden state ──▶ next latent.
     loss   E_{t, ε} ‖target − network(x_t, t, h)‖², several t per latent                       (Eq. 3)
@@ -23,17 +23,17 @@ from .diffusion_sampler import DiffusionSampler
 
 
 class DiffusionHead(DiffusionNetwork, Head):
-    """The network with the process that it reverses. Its loss is a mean square error."""
+    """The denoising network with its diffusion process. Its loss is a mean squared error."""
 
-    unit = "diffusion loss a latent, timesteps and noise as in training"
+    unit = "diffusion loss per latent, timesteps and noise as in training"
 
     def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig, diffusion: DiffusionConfig):
         super().__init__(condition_width, latent_dim, config)
         self.process = DiffusionProcess.from_config(diffusion)
-        self.timesteps_per_latent = diffusion.timesteps_per_latent
+        self.timesteps_per_latent = self.passes_per_latent = diffusion.timesteps_per_latent
 
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Sum over the latents of the mean square error over their noisy copies and channels."""
+        """The sum over latents of the mean squared error over their K noisy copies and their channels."""
         N, C = clean.shape
         K = self.timesteps_per_latent
         clean = clean[:, None].expand(N, K, C)
@@ -46,17 +46,17 @@ class DiffusionHead(DiffusionNetwork, Head):
         return (prediction - target).square().mean((1, 2)).sum()
 
     def sampler(self, options: SamplerOptions) -> DiffusionSampler:
-        """The head with a solver; UserError for one that there is not."""
+        """The head with a solver. Raises UserError for an unknown solver."""
         return DiffusionSampler(self, cached_plan(self.process, options.solver, options.steps))
 
     def initialise(self) -> None:
-        """Linear weights of std 1/√fan_in; AdaLN modulations and the last layer zero (AdaLN-Zero): it predicts 0."""
+        """Draw linear weights with std 1/√fan_in; AdaLN modulations and the last layer are zero, so it predicts 0."""
         draw_linear(self)
         for layer in [block.modulation for block in self.blocks] + [self.final.modulation, self.final.out]:
             nn.init.zeros_(layer.weight)
 
     def probe(self, hidden: Tensor) -> Tensor:
-        """The prediction for a latent of ones in the middle of a thousand timesteps."""
+        """The prediction for a latent of ones at timestep 500."""
         N = len(hidden)
         return self(hidden.new_ones(N, self.latent_dim), torch.full((N,), 500.0, device=hidden.device), hidden)
 

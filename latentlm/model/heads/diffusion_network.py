@@ -1,10 +1,10 @@
 """The network of the diffusion head: a small MLP with AdaLN-Zero on timestep and hidden state (PAPER §1.3).
 
-Place in the flow: 3, under `diffusion.py`, which trains and samples it. A pure function `(noisy, t, hidden) →
-prediction`; the loop over timesteps lives in `diffusion/solvers.py`.
+Place in the flow: 3, used by `diffusion.py`, which trains and samples it. A pure function `(noisy, t, hidden) →
+prediction`; the loop over timesteps is in `diffusion/solvers.py`.
 Legend: `M` latents (times copies), `C` latent channels, `D` backbone width, `W` head width.
-Departures from the authors' code: none in the default; VibeVoice's learned norm weights, and its hidden state that is
-not normed again, are options.
+Departures from the authors' code: none by default; learned norm weights, and a hidden state without a second norm, are
+options (PAPER §6).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_PERIOD = 10000.0
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoid (cos then sin, max period 10000) in fp32, then Linear, SiLU, Linear without biases. t is 0..T-1."""
+    """Sinusoid (cos then sin, maximum period 10000) in fp32, then Linear, SiLU, Linear without biases."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -32,7 +32,7 @@ class TimestepEmbedding(nn.Module):
         self.down = nn.Linear(width, width, bias=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        """t (...) -> (..., W). fp32 until the first linear: bf16 would read 998.39 as 1000."""
+        """Timesteps t (...) in 0..T-1 -> (..., W). fp32 up to the first linear layer: bf16 rounds 998.39 to 1000."""
         half = NUM_FREQUENCIES // 2
         frequencies = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, device=t.device, dtype=torch.float32))
         angles = t.float()[..., None] * frequencies
@@ -55,7 +55,7 @@ class HeadBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Linear(RMSNorm(x)·(1 + scale) + shift), zero at the start. The norm has no weight, as the authors'."""
+    """Linear(RMSNorm(x)·(1 + scale) + shift), zero at the start. The norm has no weight, as in the authors' code."""
 
     def __init__(self, width: int, latent_dim: int, config: DiffusionHeadConfig):
         super().__init__()
@@ -74,7 +74,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class DiffusionNetwork(nn.Module):
-    """Predicts what the process asks for (v, ε, x0 or a velocity) from a noisy latent, its time and a hidden state."""
+    """Predicts v, ε, x0 or a velocity (`diffusion.prediction`) from a noisy latent, its timestep and a hidden state."""
 
     def __init__(self, condition_width: int, latent_dim: int, config: DiffusionHeadConfig):
         super().__init__()
@@ -94,9 +94,10 @@ class DiffusionNetwork(nn.Module):
         return self.condition_in(self.condition_norm(hidden))
 
     def modulations(self, conditioning: Tensor) -> list[Tensor]:
-        """AdaLN of every block (..., 3·W) and of the final layer (..., 2·W), from condition + timestep embedding.
+        """AdaLN modulations of every block (..., 3·W) and of the final layer (..., 2·W).
 
-        They do not depend on the noisy latent: `diffusion_sampler.py` makes those of many steps in one product.
+        conditioning (..., W): condition + timestep embedding. The modulations do not depend on the noisy latent, so
+        `diffusion_sampler.py` computes those of many steps in one product.
         """
         c = F.silu(conditioning)
         return [layer.modulation(c) for layer in (*self.blocks, self.final)]

@@ -3,9 +3,9 @@
 Place in the flow: 4, hidden states ──▶ next latents, called by the engine.
     DiffusionSampler   noise ──solver──▶ latents; each step predicts u + s·(c − u)
     Denoiser           the network for inference: the same function in fewer operations
-A latent takes tens of evaluations of a few rows, so what lies between the matrix products counts as much as they do:
-scales are completed and the modulations taken apart for many evaluations at once, into memory that stays; matrices lie
-ready (`model/prepack.py`); norm and modulation are one.
+A latent takes tens of evaluations with a few rows each, so the operations between the matrix products take as long as
+the products. Therefore modulations are computed and split for many evaluations at once, into preallocated memory;
+weights are prepacked (`model/prepack.py`); norm and modulation are one operation.
 Legend: `M` requests (or rows of a product), `G` guided requests, `C` latent channels, `D` backbone width, `W` head
 width, `n` evaluations.
 """
@@ -24,21 +24,21 @@ from .base import draw_noise
 from .diffusion_network import DiffusionNetwork, FinalLayer, HeadBlock
 
 MODULATION_ROWS = 512
-"""Rows of one AdaLN product. Matrices multiply at full rate from a few hundred rows; more would leave the caches."""
+"""Rows of one AdaLN product: a few hundred reach the full speed of the CPU; more no longer fit its caches."""
 
 Modulation = tuple[Tensor, ...]
-"""shift, 1 + scale and, of a block, gate: each (M, W)."""
+"""(shift, 1 + scale) of the final layer, (shift, 1 + scale, gate) of a block; each (M, W)."""
 
 
 class DiffusionSampler:
-    """`head` with one solver plan. The timestep embeddings of the plan are computed once."""
+    """`head` with one solver plan, whose timestep embeddings are computed once."""
 
     def __init__(self, head: DiffusionNetwork, plan: Plan):
         self.head = head
         self.plan = plan
         times = torch.tensor(plan.times, dtype=torch.float32, device=head.latent_in.weight.device)
         self.embeddings = head.timestep(times)[:, None]  # (n, 1, W)
-        self.denoisers: dict[int, Denoiser] = {}  # by number of rows, the last used one last
+        self.denoisers: dict[int, Denoiser] = {}  # by number of rows, the most recently used one last
 
     def __call__(
         self,
@@ -48,7 +48,7 @@ class DiffusionSampler:
         scale: Tensor | None,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """Next latents (M, C) fp32, as `base.Sampler`: both branches of a guided request denoise the same latent."""
+        """Next latents (M, C), fp32, as in `base.Sampler`. Both branches of a guided request denoise one latent."""
         head, M = self.head, len(hidden)
         noise = draw_noise((head.latent_dim,), generators, hidden.device)  # (M, C)
         states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
@@ -69,7 +69,7 @@ class DiffusionSampler:
         return sample(self.plan, predict, noise)
 
     def _denoiser(self, rows: int) -> Denoiser:
-        """The one for `rows` rows: at most MOST_LAYOUTS are kept, the one unused for longest makes room."""
+        """The denoiser for `rows` rows. At most MOST_LAYOUTS are kept; the least recently used one is dropped first."""
         found = self.denoisers.pop(rows, None)
         if found is None:
             if len(self.denoisers) == MOST_LAYOUTS:
@@ -80,9 +80,10 @@ class DiffusionSampler:
 
 
 class Denoiser:
-    """`head` for inference with `rows` rows, with modulations of up to `num_evaluations` to come. Weights are shared.
+    """`head` for inference with `rows` rows; shares its weights.
 
-    A head that is being adapted keeps its FFNs and last layer, which are more than one matrix each.
+    num_evaluations: of the network per latent, for which the modulations are computed ahead. The FFNs and the last
+    layer of a head with an adapter are not prepacked, as they are no plain linear layers.
     """
 
     def __init__(self, head: DiffusionNetwork, rows: int, num_evaluations: int):
@@ -98,9 +99,9 @@ class Denoiser:
         self.views: list[tuple[Modulation, ...]] = list(zip(*views, strict=True))  # of every evaluation, every layer's
 
     def modulations(self, condition: Tensor, embeddings: Tensor) -> Iterator[tuple[Modulation, ...]]:
-        """condition (M, W), timestep embeddings (n, 1, W) -> of every evaluation in turn, those of every layer.
+        """Yields, for each evaluation, the modulations of every layer: condition (M, W), embeddings (n, 1, W).
 
-        What was given for one evaluation may be overwritten once the next is asked for.
+        The tensors of one evaluation may be overwritten when the next ones are requested.
         """
         for some in embeddings.split(self.several):
             c = F.silu(condition + some, inplace=True)  # (several, M, W)
@@ -121,7 +122,7 @@ class Denoiser:
         return self.out(self._modulated(x, shift, scale))
 
     def _modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """RMSNorm(x)·scale + shift. In fp32 on a CPU in the fewest operations: √W·x·scale / hypot(‖x‖, √(W·eps))."""
+        """RMSNorm(x)·scale + shift; in fp32 on a CPU computed as shift + √W·x·scale / hypot(‖x‖, √(W·eps))."""
         if not self.by_hand:
             return torch.addcmul(shift, F.rms_norm(x, x.shape[-1:], None, self.eps), scale)
         norm = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
@@ -129,7 +130,7 @@ class Denoiser:
 
 
 def _multiply(layer: nn.Module, x: Tensor, out: Tensor) -> None:
-    """out = layer(x), into memory that is there: megabytes at a time would be mapped and returned for every latent."""
+    """Write layer(x) into `out`: allocating it anew would map and unmap megabytes for every latent."""
     if type(layer) is nn.Linear:
         torch.mm(x, layer.weight.t(), out=out)
     else:

@@ -1,17 +1,17 @@
-"""The mixture head: the next latent's density as a mixture of Gaussians, all of it from one pass (GIVT, 2312.02116).
+"""The mixture head: the density of the next latent as a mixture of Gaussians, in one pass (GIVT, arXiv 2312.02116).
 
 Place in the flow: 3, hidden state ──▶ next latent.
     p(x | h) = Σ_k π_k Π_c N(x_c; μ_kc, σ_kc²),   σ = min_scale + e^s;   log π, μ, s linear in an MLP of h
-    loss       −log p(x | h), in nats per latent: not per channel, and it falls below zero where latents are narrow
-    sampling   a component by its weight, then a draw from it, σ times `temperature`
-    guidance   p(x | c) · P(c | x)^(s−1),  P(c | x) = p(x | c) / (p(x | c) + p(x | ∅)):  a draw from p(x | c) is kept
-               with probability P(c | x)^(s−1), or another one is tried; below s = 1 a draw from p(x | c) with
-               probability s, otherwise from p(x | ∅)
-P(c | x) is how sure the head itself is that x was drawn with the condition. GIVT has the ratio p(x | c) / p(x | ∅) in
-its place. That has no bound, and often p(x | c) times its power no finite integral; where p(x | ∅) is a poor fit, the
-ratio prefers whatever the null branch did not foresee. P is at most 1, so rejection is exact, and a draw is kept with
-a probability of at least 2^(1−s). Should none of `num_candidates` be kept, the one of the highest P is taken: at s = 3
-for one latent in 10^16 at most, at s = 4 in 10^7, at s = 6 in 50.
+    loss       −log p(x | h), in nats per latent (not per channel); negative where the density is above 1
+    sampling   draw a component by its weight, then a latent from it, with σ multiplied by `temperature`
+    guidance   samples from p(x | c) · P(c | x)^(s−1),  P(c | x) = p(x | c) / (p(x | c) + p(x | ∅)), by rejection:
+               a draw from p(x | c) is kept with probability P(c | x)^(s−1), otherwise the next one is tried. For
+               s < 1: a draw from p(x | c) with probability s, otherwise from p(x | ∅)
+P(c | x) is the head's own probability that x was drawn with the condition. GIVT uses the ratio p(x | c) / p(x | ∅)
+instead. The ratio is unbounded, and p(x | c) times its power often has no finite integral; where p(x | ∅) fits poorly,
+it prefers latents that the null branch did not expect. P is at most 1, so rejection sampling is exact, and a draw is
+kept with probability 2^(1−s) or more. If none of `num_candidates` draws is kept, the one with the highest P is taken:
+for at most one latent in 10^16 at s = 3, in 10^7 at s = 4, in 50 at s = 6.
 Legend: `N` latents or rows, `M` requests, `G` guided ones, `n` candidates, `K` components, `C` latent channels, `D`
 backbone width, `W` head width.
 Departures from GIVT: the guidance; an MLP in front of the last linear map; σ by an exponential over a smooth floor.
@@ -33,12 +33,13 @@ from ..prepack import Prepacker
 from .base import Head, SamplerOptions
 
 MEANS_STD = 1.0
-"""Spread of the components' means at the beginning. Equal components would stay equal: their gradients are."""
+"""Std of the components' initial means. Components that start equal stay equal, since their gradients are equal."""
 
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """Mixtures of diagonal Gaussians, fp32: log_weights (N, K) that sum to one, means and log_scales (N, K, C)."""
+    """N mixtures of diagonal Gaussians, fp32: log_weights (N, K), whose exponentials sum to 1; means and log_scales
+    (N, K, C)."""
 
     log_weights: Tensor
     means: Tensor
@@ -48,7 +49,7 @@ class GaussianMixture:
         return GaussianMixture(self.log_weights[rows], self.means[rows], self.log_scales[rows])
 
     def where(self, mine: Tensor, other: GaussianMixture) -> GaussianMixture:
-        """This mixture in the rows where `mine` (N, 1) is true, `other` in the rest."""
+        """This mixture in the rows where `mine` (N, 1) is true, `other` in the other rows."""
         wide = mine[..., None]
         return GaussianMixture(
             torch.where(mine, self.log_weights, other.log_weights),
@@ -57,7 +58,7 @@ class GaussianMixture:
         )
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Nats at x (N, ..., C), each row under its own mixture -> (N, ...)."""
+        """Log densities (N, ...) in nats at x (N, ..., C), each row under its own mixture."""
         middle = (1,) * (x.dim() - 2)
         N, K, C = self.means.shape
         means, log_scales = (part.view(N, *middle, K, C) for part in (self.means, self.log_scales))
@@ -66,8 +67,7 @@ class GaussianMixture:
         return torch.logsumexp(parts + self.log_weights.view(N, *middle, K), dim=-1)
 
     def draw(self, chance: Tensor, noise: Tensor) -> Tensor:
-        """Draws (N, n, C) from uniform numbers `chance` (N, n) in [0, 1), which name components, and normal ones
-        `noise` (N, n, C)."""
+        """Draws (N, n, C): uniform numbers `chance` (N, n) in [0, 1) choose components, `noise` (N, n, C) is normal."""
         edges = self.log_weights.exp().cumsum(-1)  # (N, K)
         component = torch.searchsorted(edges, chance * edges[:, -1:], right=True).clamp(max=edges.shape[1] - 1)
         place = component[..., None].expand_as(noise)  # (N, n, C)
@@ -89,7 +89,7 @@ class MixtureBlock(nn.Module):
 class MixtureHead(Head):
     """Its loss is in nats per latent."""
 
-    unit = "nats a latent"
+    unit = "nats per latent"
 
     def __init__(self, condition_width: int, latent_dim: int, config: MixtureHeadConfig):
         super().__init__()
@@ -104,7 +104,7 @@ class MixtureHead(Head):
         self.out = nn.Linear(width, config.components * (1 + 2 * latent_dim))
 
     def forward(self, hidden: Tensor) -> GaussianMixture:
-        """hidden (N, D) -> the density of the latent that follows each."""
+        """The density of the next latent for each hidden state (N, D)."""
         x = self.condition_in(self.condition_norm(hidden))  # (N, W)
         for block in self.blocks:
             x = block(x)
@@ -116,16 +116,18 @@ class MixtureHead(Head):
         )
 
     def loss(self, hidden: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Sum over the latents of the negative log-likelihood, nats. Draws nothing."""
+        """The sum over latents of the negative log-likelihood, in nats. Uses no random numbers."""
         return -self(pad_rows(hidden))[: len(clean)].log_density(clean).sum()
 
     def sampler(self, options: SamplerOptions) -> MixtureSampler:
-        """The head for inference. There is no solver and there are no steps: a latent takes one pass."""
+        """The head for inference. A latent takes one pass: solver and steps have no effect."""
         return MixtureSampler(self)
 
     def initialise(self) -> None:
-        """Linear weights of std 1/√fan_in. The last layer has none at first: equal weights, σ of 1 + min_scale, means
-        spread around 0, whatever the hidden state."""
+        """Draw linear weights with std 1/√fan_in; the last layer's are zero, and the biases of its means are random.
+
+        At first the mixture does not depend on the hidden state: equal weights, σ = 1 + min_scale, means around 0.
+        """
         draw_linear(self)
         K, C = self.config.components, self.latent_dim
         nn.init.zeros_(self.out.weight)
@@ -138,7 +140,7 @@ class MixtureHead(Head):
 
 
 class MixtureSampler:
-    """A mixture head for inference, its matrices laid out for the number of rows once that has come to stay."""
+    """A mixture head for inference, with prepacked copies for numbers of rows that recur."""
 
     def __init__(self, head: MixtureHead):
         self.network = Prepacker(head)
@@ -153,7 +155,7 @@ class MixtureSampler:
         scale: Tensor | None,
         generators: Sequence[torch.Generator],
     ) -> Tensor:
-        """Next latents (M, C) fp32, as `base.Sampler`; one of scale 1 is a plain draw."""
+        """Next latents (M, C), fp32, as in `base.Sampler`; with scale 1 a latent is a plain draw."""
         M = len(hidden)
         states = hidden if null_hidden is None else torch.cat((hidden, null_hidden))
         mixture = self.network(len(states))(states)
@@ -171,14 +173,14 @@ class MixtureSampler:
         return latents
 
     def _plain(self, mixture: GaussianMixture, generators: Sequence[torch.Generator]) -> Tensor:
-        """(N, C)."""
+        """Draws (N, C) without guidance."""
         chance, noise = self._random(1, 1, generators, mixture.means.device)
         return mixture.draw(chance, noise)[:, 0]
 
     def _guided(
         self, c: GaussianMixture, u: GaussianMixture, scale: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """(G, C): the first candidate of each request that is kept, or the one that was most likely to be."""
+        """Draws (G, C) with guidance: of each request the first kept candidate, else the one likeliest to be kept."""
         n = self.num_candidates
         chance, noise = self._random(1 + 2 * n, n, generators, c.means.device)
         branch, component, keep = chance.split((1, n, n), dim=1)
@@ -191,7 +193,8 @@ class MixtureSampler:
     def _random(
         self, num_uniform: int, num_latents: int, generators: Sequence[torch.Generator], device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Of each request uniform numbers in [0, 1) and normal ones: (N, num_uniform) and (N, num_latents, C)."""
+        """Uniform numbers in [0, 1) (N, num_uniform) and normal ones (N, num_latents, C), each request's by its own
+        generator."""
         drawn = [
             (
                 torch.rand(num_uniform, generator=g, device=g.device),

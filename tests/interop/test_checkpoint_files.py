@@ -1,6 +1,7 @@
 """Checkpoint files of other projects: found, opened lazily, and named when something is wrong with them."""
 
 import json
+import random
 from argparse import Namespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from latentlm.interop.source import Source, locate
+from latentlm.errors import UserError
+from latentlm.interop.checkpoint_files import CheckpointFiles, locate
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(4, dtype=torch.bfloat16), "d": torch.zeros(())}
 
@@ -30,37 +32,48 @@ def check(source):
 
 def test_a_file_a_folder_and_shards_with_and_without_their_index(tmp_path):
     save_file(TENSORS, tmp_path / "other.safetensors")
-    check(Source.open(tmp_path / "other.safetensors"))
-    check(Source.open(tmp_path))
+    check(CheckpointFiles.open(tmp_path / "other.safetensors"))
+    check(CheckpointFiles.open(tmp_path))
     write_shards(tmp_path)
-    check(Source.open(tmp_path))
+    check(CheckpointFiles.open(tmp_path))
     (tmp_path / "model.safetensors.index.json").unlink()
-    check(Source.open(tmp_path))
+    check(CheckpointFiles.open(tmp_path))
 
 
 def test_the_config_beside_the_weights(tmp_path):
     save_file(TENSORS, tmp_path / "model.safetensors")
-    assert Source.open(tmp_path).config == {}
+    assert CheckpointFiles.open(tmp_path).config == {}
     (tmp_path / "config.json").write_text('{"model_type": "x"}')
-    assert Source.open(tmp_path).config == {"model_type": "x"}
-    assert Source.open(tmp_path / "model.safetensors").config == {"model_type": "x"}
+    assert CheckpointFiles.open(tmp_path).config == {"model_type": "x"}
+    assert CheckpointFiles.open(tmp_path / "model.safetensors").config == {"model_type": "x"}
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"config.json: not a JSON object"):
-        Source.open(tmp_path)
+        CheckpointFiles.open(tmp_path)
 
 
 def test_shards_that_are_not_there_are_named(tmp_path):
     write_shards(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="1 of 2 shards are not here: model-00002-of-00002"):
-        Source.open(tmp_path)
+        CheckpointFiles.open(tmp_path)
+
+
+@pytest.mark.parametrize("file", [5, None, ["a"], "../model.safetensors", ""])
+def test_a_weight_map_that_names_no_file_is_refused(tmp_path, file):
+    write_shards(tmp_path)
+    path = tmp_path / "model.safetensors.index.json"
+    fields = json.loads(path.read_text())
+    fields["weight_map"]["b.c"] = file
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"index.json: weight_map.b.c is .*, expected the name of a file in"):
+        CheckpointFiles.open(tmp_path)
 
 
 def test_a_name_in_two_shards_is_refused(tmp_path):
     write_shards(tmp_path)
     save_file({"a": TENSORS["a"], "d": TENSORS["d"]}, tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors: d is in model-00001"):
-        Source.open(tmp_path)
+        CheckpointFiles.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "checkpoint.pth"])
@@ -68,10 +81,31 @@ def test_a_name_in_two_shards_is_refused(tmp_path):
 def test_pickled_weights_are_read_by_weights_only_and_said(tmp_path, caplog, name, zipped):
     tree = {"a": TENSORS["a"], "b": {"c": TENSORS["b.c"]}, "d": TENSORS["d"], "epoch": 3, "args": Namespace(lr=1.0)}
     torch.save(tree, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    check(Source.open(tmp_path))
+    check(CheckpointFiles.open(tmp_path))
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / name}: pickled weights, read with weights_only (tensors and plain containers, no code)"
     ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_file_that_is_cut_off_is_one_line(tmp_path, share, zipped):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(1000)}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"pytorch_model.bin: (the file is empty|.*(cut off|EOF|range))") as error:
+        CheckpointFiles.open(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_bytes_that_are_no_pickle_are_one_line(tmp_path):
+    generator = random.Random(0)
+    for _ in range(200):
+        (tmp_path / "model.pt").write_bytes(generator.randbytes(generator.randrange(1, 60)))
+        with pytest.raises(UserError, match=r"model\.pt: "):
+            CheckpointFiles.open(tmp_path)
 
 
 class Payload:
@@ -84,7 +118,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):
     with pytest.raises(
         ValueError, match=r"model.pt: cannot be read with weights_only \(Unsupported .*print"
     ) as refused:
-        Source.open(tmp_path)
+        CheckpointFiles.open(tmp_path)
     assert "two options" not in str(refused.value), "torch's advice to switch the check off is not passed on"
     assert "executed" not in capsys.readouterr().out
 
@@ -92,22 +126,22 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):
 def test_safetensors_come_before_pickles(tmp_path, caplog):
     save_file(TENSORS, tmp_path / "model.safetensors")
     torch.save({}, tmp_path / "pytorch_model.bin")
-    check(Source.open(tmp_path))
+    check(CheckpointFiles.open(tmp_path))
     assert not caplog.records
 
 
 def test_what_is_no_checkpoint_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"weights here: none"):
-        Source.open(tmp_path)
+        CheckpointFiles.open(tmp_path)
     (tmp_path / "weights.txt").write_text("")
     with pytest.raises(ValueError, match=r"not a weights file \(known: .safetensors"):
-        Source.open(tmp_path / "weights.txt")
+        CheckpointFiles.open(tmp_path / "weights.txt")
     (tmp_path / "model.safetensors").write_bytes(b"\x80\x04N.")
     with pytest.raises(ValueError, match=r"model.safetensors: not a readable safetensors file"):
-        Source.open(tmp_path)
+        CheckpointFiles.open(tmp_path)
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list.pt: holds a list"):
-        Source.open(tmp_path / "list.pt")
+        CheckpointFiles.open(tmp_path / "list.pt")
 
 
 def test_locate_takes_what_is_here(tmp_path):

@@ -1,0 +1,76 @@
+"""Arguments as the shell passes them: home folders and stdin written out, and hints where quoting went wrong.
+
+Place in the flow: on top, around the parser of `cli.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from cyclopts import CycloptsError, Token
+from cyclopts.exceptions import UnknownOptionError, UnusedCliTokensError
+
+from ..errors import UserError
+
+HOME = re.compile(r"(?P<before>(?:-{0,2}[\w.-]+=)*)(?P<path>~[\w.-]*/.*)", re.DOTALL)
+"""A path below a home folder, alone or as the value of --OPTION=, NAME= or both."""
+
+OPTION = re.compile(r"--[a-z][a-z-]*(=.*)?", re.DOTALL)
+FLAGS = ("--", "--raw")
+"""Words of `generate` that begin with dashes and take no value."""
+
+
+def prepared(arguments: Sequence[str]) -> list[str]:
+    """`arguments` with "~" as the home folder in every path, also behind a "=" where shells leave it as it is.
+
+    The "-" of a prompt becomes /dev/stdin: the parser would take it for an option.
+    """
+    ready = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        is_value = before.startswith("--") and before not in FLAGS
+        ready.append("/dev/stdin" if word == "-" and not is_value else expanded(word))
+    return ready
+
+
+def expanded(word: str) -> str:
+    """`word` with a leading "~/" or "~name/" of its path as that home folder; unknown names stay as they are."""
+    found = HOME.fullmatch(word)
+    return found["before"] + os.path.expanduser(found["path"]) if found else word
+
+
+def whole(hint: Any, tokens: Sequence[Token]) -> int | str:
+    """Converter for options whose `hint` is int, perhaps with Literal words. UserError for anything else, as 1.5."""
+    value = tokens[0].value
+    words = [word for each in get_args(hint) for word in get_args(each)]
+    if value in words:
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        wanted = " or ".join(["a whole number", *words])
+        raise UserError(f"expected {wanted}, got {value!r}") from None
+
+
+def explain(error: CycloptsError, arguments: Sequence[str]) -> str:
+    """The parser's message, with a hint where the shell split a value or a prompt begins with a dash."""
+    message = " ".join(str(error).split())
+    if isinstance(error, UnusedCliTokensError) and (start := _split_value(arguments)):
+        return f"{message.rstrip('.')}: the shell split the value of --set {start}…; quote it: --set '{start}…'"
+    if isinstance(error, UnknownOptionError) and arguments[:1] == ["generate"]:
+        word = error.token.value or error.token.keyword or ""
+        if not OPTION.fullmatch(word):
+            return f"{message.rstrip('.')}; a prompt that begins with a dash comes last, after --: -- {word!r}"
+    return message
+
+
+def _split_value(arguments: Sequence[str]) -> str | None:
+    """The first value of --set whose brackets or quotes are not closed; None if there is none."""
+    for option, word in zip(arguments, [*arguments[1:], ""], strict=True):
+        value = word if option == "--set" else option.removeprefix("--set=") if option.startswith("--set=") else ""
+        counts = [value.count(mark) for mark in "[]{}"]
+        if counts[0] != counts[1] or counts[2] != counts[3]:
+            return value
+    return None
