@@ -59,13 +59,13 @@ def models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def undescribed() -> list[str]:
-    """Keys without a description, as Section.key; `kind` names what the section is and needs none."""
+    """Keys without a description, as Section.key."""
     every = {each for spec in KINDS.values() for each in sections(spec.config)}
     return sorted(
         f"{model.__name__}.{name}"
         for model in every
         for name, field in model.model_fields.items()
-        if not field.description and name != "kind" and not models(field.annotation)
+        if not field.description
     )
 
 
@@ -138,16 +138,18 @@ def kind_of(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {kind_of(members[0])}"
     if origin is dict:
-        return f"mapping from {kind_of(members[0])} to {kind_of(members[1])}"
+        return f"mapping ({kind_of(members[0])}: {kind_of(members[1])})"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[section](#{anchor(title_of(annotation))})"
     return TYPES[annotation]
 
 
 def default_of(field: FieldInfo) -> str:
-    """The default as YAML and JSON write it; nothing for a section, whose own keys have theirs."""
+    """The default as YAML and JSON write it; nothing for a section, whose own keys have theirs, and a single value."""
     if field.is_required():
         return "**required**"
+    if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+        return ""
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""

@@ -10,7 +10,7 @@ Place in the flow: 2, a text and voice clips ──▶ `types.Document`, the pro
 were trained: a system line, "Voice input:" with a clip of each speaker that has one, "Text input:" with the turns,
 "Speech output:"; the model then opens the span of speech. `script_document` lays out recordings in the same way for
 training. Speakers are numbered from 0 there. Where the two reference processors contradict each other or themselves,
-docs/interop.md says which one is followed.
+docs/scripts.md says which one is followed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def test_a_section_as_a_table():
         '| `kind` | `a`, `b`; `"a"` |  |',
         "| `rate` | number, at least 0, at most 1; **required** |  |",
         "| `inner` | [section](#inner) or null; `null` |  |",
-        "| `by_name` | mapping from text to [section](#inner); `{}` | more |",
+        "| `by_name` | mapping (text: [section](#inner)); `{}` | more |",
     ]
     assert make_recipes.section(InnerConfig).splitlines() == [
         r"Something \| &lt;small>.",
