@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from .recogniser import Recogniser, normalise
 
@@ -31,7 +32,7 @@ def ear_for(texts: Sequence[str]) -> Ear | str:
     said = [text for text in map(normalise, texts) if text]
     if not said:
         return "its texts have no words"
-    open_ear = Recogniser()
+    open_ear = _open_recogniser()
     words = [word for text in said for word in text.split()]
     unknown = {word for word in set(words) if not open_ear.knows(word)}
     if sum(word in unknown for word in words) > MAX_UNKNOWN * len(words):
@@ -43,3 +44,8 @@ def ear_for(texts: Sequence[str]) -> Ear | str:
     return Ear(
         Recogniser.of_words(sentences), True, f"pocketsphinx with a grammar of the {len(sentences)} texts of the data"
     )
+
+
+@cache
+def _open_recogniser() -> Recogniser:
+    return Recogniser()

@@ -75,7 +75,7 @@ def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
     for figure in measured(pipeline, documents, counts=QUICK).figures.values():
         assert "QUICK run, noisy" in figure.protocol or "no language model" in figure.protocol
     page = render_page(report)
-    assert "your texts written exactly" in page
+    assert "your own texts written exactly" in page
     assert "Sounds written down" in page
 
 

@@ -29,6 +29,12 @@ def measured(pipeline, held_out, training=()) -> Report:
     return report
 
 
+@pytest.fixture
+def deaf(monkeypatch):
+    """No recogniser is loaded."""
+    monkeypatch.setattr(spoken, "ear_for", lambda texts: "not asked for")
+
+
 @pytest.mark.parametrize("wrong", [0.0, 1.0])
 def test_words_of_a_closed_vocabulary_are_heard(wrong, margin):
     pytest.importorskip("pocketsphinx")
@@ -77,7 +83,7 @@ def test_the_words_of_a_script_are_its_turns():
     assert spoken_words(documents.text_to_speech("Good morning.", tone(200), tone(300))) == "Good morning."
 
 
-def test_voices_are_compared_with_the_given_ones_where_the_encoder_is_installed(monkeypatch):
+def test_voices_are_compared_with_the_given_ones_where_the_encoder_is_installed(monkeypatch, deaf):
     own = [documents.text_to_speech(str(i), tone(200), voice=tone(205)) for i in range(3)]
     low, high = ({str(i): [tone(hertz)] for i in range(3)} for hertz in (210, 3000))
 
@@ -100,7 +106,7 @@ def test_voices_are_compared_with_the_given_ones_where_the_encoder_is_installed(
     assert speaker.speaker_similarity(tone(200), Audio(torch.zeros(16000), 16000)) == 0
 
 
-def test_a_missing_speaker_encoder_is_said(monkeypatch):
+def test_a_missing_speaker_encoder_is_said(monkeypatch, deaf):
     monkeypatch.setattr(spoken, "speaker_encoder_available", lambda: False)
     clips = {"a": [tone(200)]}
     report = measured(FakePipeline(clips=clips), [documents.text_to_speech("a", tone(200), voice=tone(205))])
@@ -109,7 +115,7 @@ def test_a_missing_speaker_encoder_is_said(monkeypatch):
     assert "documents.speaker_similarity" not in report.left_out  # no voice is given
 
 
-def test_real_answers_are_encoded_once(monkeypatch):
+def test_real_answers_are_encoded_once(monkeypatch, deaf):
     pipeline = FakePipeline(clips={"a": [tone(200)], "b": [tone(300)]})
     tokenizer, encoded = pipeline.tokenizers["speech"], []
     encode = tokenizer.encode
