@@ -85,7 +85,7 @@ def evaluate(
     scales = _scales(guidance)
     from ..checkpoint import kind_of, resolve
     from ..config.kinds import lookup
-    from ..evaluation.folder import Wish
+    from ..evaluation.folder import EvaluationRequest
     from ..hardware import choose_device, set_threads
 
     set_threads(threads)
@@ -93,7 +93,7 @@ def evaluate(
     spec = kind_of(folder)
     if spec.evaluate is None:
         raise UserError(f"{folder}: there is no evaluation for a {spec.kind}")
-    wish = Wish(
+    request = EvaluationRequest(
         name=model,
         folder=folder,
         device=place,
@@ -108,7 +108,7 @@ def evaluate(
         dtype=dtype,
         say=_say,
     )
-    _write(lookup(spec.evaluate)(wish), out)
+    _write(lookup(spec.evaluate)(request), out)
 
 
 def _write(report: Report, out: Path) -> None:

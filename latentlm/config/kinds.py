@@ -29,7 +29,7 @@ class TrainSpec:
     loader     (recipe, run, World) -> `training.protocols.Loader`
     export     (recipe, run, trainer, folder): writes what `load` reads beside the weights; called on rank 0
     load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)
-    evaluate   (`evaluation.folder.Wish`) -> `evaluation.report.Report`; None: it cannot be evaluated
+    evaluate   (`evaluation.folder.EvaluationRequest`) -> `evaluation.report.Report`; None: it cannot be evaluated
     folders    what `kind` is in the config.json of the folders that `load` reads; by default the kind itself
     no_model   why `latentlm.load` refuses these folders; None: it loads them
     no_shards  why `training.parallel: shard` is refused; None: it works

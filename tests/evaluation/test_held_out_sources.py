@@ -17,7 +17,7 @@ from latentlm.checkpoint import resolve
 from latentlm.config import SourceConfig, parse_recipe
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
-from latentlm.evaluation.folder import Wish, evaluate_model
+from latentlm.evaluation.folder import EvaluationRequest, evaluate_model
 from latentlm.training.run import train
 
 
@@ -45,8 +45,10 @@ def trained(root: Path, run: Path, *sources: dict) -> str:
 
 
 def measured(name: str, said: list[str], *only: str):
-    wish = Wish(name, resolve(name), torch.device("cpu"), only=only, steps=2, quick=True, say=said.append)
-    return evaluate_model(wish)
+    request = EvaluationRequest(
+        name, resolve(name), torch.device("cpu"), only=only, steps=2, quick=True, say=said.append
+    )
+    return evaluate_model(request)
 
 
 def test_a_number_of_the_rows_of_a_path(root, tmp_path):

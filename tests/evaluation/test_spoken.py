@@ -32,7 +32,7 @@ def measured(pipeline, held_out, training=()) -> Report:
 @pytest.fixture
 def deaf(monkeypatch):
     """No recogniser is loaded."""
-    monkeypatch.setattr(spoken, "ear_for", lambda texts: "not asked for")
+    monkeypatch.setattr(spoken, "speech_judge_for", lambda texts: "not asked for")
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.0])
@@ -65,12 +65,12 @@ def test_what_the_recogniser_cannot_know_is_said():
 
 def test_many_texts_are_an_open_vocabulary():
     pytest.importorskip("pocketsphinx")
-    from latentlm.evaluation.vocabulary import ear_for
+    from latentlm.evaluation.speech_judge import speech_judge_for
 
-    assert not ear_for(["the first sentence", "the second sentence"]).closed
-    assert not ear_for(["always this"] * 20).closed  # nothing to confuse it with
-    assert ear_for(["yes", "No!"] * 10).closed
-    assert ear_for(["!"]) == "its texts have no words"
+    assert not speech_judge_for(["the first sentence", "the second sentence"]).closed
+    assert not speech_judge_for(["always this"] * 20).closed  # nothing to confuse it with
+    assert speech_judge_for(["yes", "No!"] * 10).closed
+    assert speech_judge_for(["!"]) == "its texts have no words"
 
 
 def test_texts_are_compared_as_the_recogniser_writes_them():
