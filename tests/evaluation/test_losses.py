@@ -43,7 +43,7 @@ def test_the_standard_error_of_a_mean_over_unequal_documents_is_its_spread():
 
 
 class Scored(FakePipeline):
-    """Losses by the condition: its own costs 0.4 and what its picture adds, that of another 0.005 more."""
+    """Losses of about 0.4 that vary by the picture; the condition of another document costs about 0.005 more."""
 
     def __init__(self, pairs: dict):
         super().__init__()
@@ -54,7 +54,9 @@ class Scored(FakePipeline):
     def score(self, document: Document, seed: int = 0) -> Scores:
         word, image = document.segments[0].text, document.segments[1].content
         own, noise = self.pairs[id(image)]
-        return Scores(0.0, 0, 0, diffusion={"image": 0.4 + noise + 0.005 * (word != own)}, num_latents={"image": 4})
+        return Scores(
+            0.0, 0, 0, diffusion={"image": 0.4 + noise + (0.005 + noise / 50) * (word != own)}, num_latents={"image": 4}
+        )
 
 
 def test_a_small_gain_by_the_condition_is_told_from_noise():
@@ -67,10 +69,10 @@ def test_a_small_gain_by_the_condition_is_told_from_noise():
     documents = [Document((Text(word, **GIVEN), Image(image))) for word, image in zip(words, images, strict=True)]
     score_others(pipeline, Protocol(), report, documents, "own.jsonl")
     loss, gain = (report.figures[f"documents.image_{name}"] for name in ("loss", "condition_gain"))
-    assert loss.reference - loss.value == pytest.approx(0.005)
-    assert loss.standard_error > 0.005  # too large to see the difference by
-    assert gain.value == pytest.approx(0.005)
-    assert gain.standard_error < 1e-9  # document by document it is the same
+    assert loss.reference - loss.value == pytest.approx(gain.value)
+    assert gain.value == pytest.approx(0.005, abs=0.001)
+    assert loss.standard_error > gain.value  # too large to see the difference by
+    assert gain.standard_error < gain.value / 10
     flat = report.to_dict()
     assert flat["standard_error.documents.image_loss"] == loss.standard_error
     assert flat["interval.documents.image_loss"] == pytest.approx(1.96 * loss.standard_error)
