@@ -1,10 +1,10 @@
 """The training loop: one for the LatentLM, the baselines and the tokenizers.
 
-Place in the flow: gives batches to any module with `module(batch, generator) -> {name: sum of that loss}`, or to the
-phases of an `Objective`. Read `fit`, then `_step`, then `objective.py`. The total is Σ_k weight_k · sum_k / count_k,
-where count_k runs over the targets of all micro-batches of the step on all ranks, known before the first forward pass:
-so gradients are only ever added, and one process, many processes and accumulation give the same step (PAPER §1.5:
-L = L_text + α·L_diffusion, weighted once, here).
+Place in the flow: 5, passes batches to any module with `module(batch, generator) -> {name: sum of that loss}`, or to the
+phases of an `Objective`. Read `fit`, then `_step`, then `objective.py`. The total loss is Σ_k weight_k · sum_k / count_k
+(PAPER §1.4: L = L_text + α·L_diffusion). count_k is the number of targets in all micro-batches of the step on all ranks,
+which is known before the first forward pass. So gradients are simply added, and one process, several processes and
+gradient accumulation give the same step.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .state import LogWindow, RunProgress, TrainerState, TrainingResult, random_
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or a gradient is NaN or infinite. The message names step, stream and loss; checkpoints are as before."""
+    """A loss or gradient is NaN or infinite. The message names step, stream and loss; checkpoints are kept as before."""
 
 
 class Trainer:
-    """Trains `run` on `loader` into `folder`: train.jsonl, checkpoints/, and at the end weights in model/.
+    """Trains `run` on `loader` and writes train.jsonl, checkpoints/ and, at the end, model/ into `folder`.
 
-    Raises UserError for a configuration that cannot run. Collective: every rank builds and fits one.
+    Collective: every rank builds one and calls `fit`. Raises UserError for a configuration that cannot run.
     """
 
     def __init__(
@@ -67,18 +67,17 @@ class Trainer:
         self.state = RunProgress()
         self.last_losses: dict[str, float] = {}
         self._sum_counts, self._sum_losses = NamedSum(self.world), NamedSum(self.world)
-        self._asked = False  # this process has had a signal
-        self._stop = False  # one of the processes has: known by all, at the end of a step
+        self._asked = False  # this process has received a signal
+        self._stop = False  # some process has, which all know at the end of a step
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self, resume: bool = True) -> TrainingResult:
         """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
 
-        Raises NonFiniteLoss, CheckpointError, OSError where the disk refuses something else, and UserError where the
-        checkpoint does not belong to this run or `resume` is False and the folder already has one. The first SIGINT or
-        SIGTERM, in whichever process, ends the run with a checkpoint: after its step, or after the next one where it
-        comes while a step is logged or sampled.
+        The first SIGINT or SIGTERM in any process ends the run with a checkpoint, after the current step, or after the
+        next one if it arrives during logging or sampling. Raises NonFiniteLoss; CheckpointError or OSError if something
+        cannot be written; UserError if the checkpoint is of another run, or `resume` is False and there is one.
         """
         self._resume(resume)
         first_step = self.state.step
@@ -107,13 +106,13 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """Share of the schedule that is done: by steps or by the clock, whichever is further. Equal on all ranks."""
+        """Completed share of the schedule, by steps or by the clock, whichever is further. Equal on all ranks."""
         by_step = self.state.step / self.config.steps
         minutes = self.config.max_minutes
         return max(by_step, self.state.seconds / (60 * minutes)) if minutes else by_step
 
     def _step(self, clock: Callable[[], float]) -> None:
-        """One step of every phase; one all-reduce for counts, one for gradients, one for what is logged."""
+        """One step of every phase, with one all-reduce for counts, one for gradients and one for logged values."""
         batches = self.loader.next_step()
         counts = self._counts(batches)
         tokens = counts.pop("tokens")
@@ -136,7 +135,7 @@ class Trainer:
             network.eval()
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Targets by loss name, and tokens, over all micro-batches of all ranks."""
+        """Number of targets by loss name, and of tokens, in all micro-batches of all ranks."""
         local: dict[str, float] = {"tokens": sum(batch.num_tokens for batch in batches)}
         for batch in batches:
             for name, count in batch.target_counts().items():
@@ -151,7 +150,7 @@ class Trainer:
         tokens: float,
         clock: Callable[[], float],
     ) -> None:
-        """Read the step's numbers (the one wait for the device), check them, agree on them across ranks."""
+        """Read the losses and norms of a step (the only wait for the device), sum them over ranks, check and log them."""
         flat = [value.float() for micro in sums for value in micro.values()]
         values = iter(torch.stack([*flat, *(norm.float() for norm in norms.values())]).tolist())
         local = [{name: next(values) for name in micro} for micro in sums]
@@ -177,7 +176,7 @@ class Trainer:
         self.state.tokens += tokens
 
     def _blame(self, local: list[dict[str, float]], norms: Mapping[str, float]) -> str:
-        """Which stream and loss went wrong, from the ranks that know."""
+        """The message of NonFiniteLoss: which stream and loss is not finite, gathered from all ranks."""
         streams = range(self.world.rank, self.config.global_micro_batches, self.world.size)
         mine = [
             f"loss {name!r} is {value} in micro-batch stream {stream}"
@@ -217,7 +216,7 @@ class Trainer:
         return log_record(self.state, window, self.loss_weights, rates, self.run.unit)
 
     def _sample(self, log: TrainLog) -> None:
-        """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""
+        """Sample on rank 0 with the averaged weights; the global random states are restored afterwards."""
         if self.world.is_main and self.run.on_sample:
             kept = random_state()
             with self.averaged(), attach_path_to_oserror(self.folder):
@@ -228,7 +227,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """Context manager: the model in eval mode, without gradients, with the averaged weights where there are any."""
+        """Context manager: the model in eval mode, without gradients, with the averaged weights if there are any."""
         self.model.eval()
         with torch.no_grad(), self.ema.applied(self.model) if self.ema else nullcontext():
             yield self.model
@@ -240,7 +239,7 @@ class Trainer:
     # -------------------------------------------------------------- state in and out
 
     def save(self) -> Path:
-        """Write a checkpoint of this step; CheckpointError where the disk refuses."""
+        """Write a checkpoint of this step. Raises CheckpointError if it cannot be written."""
         parts = self.world.gather({"loader": self.loader.state_dict(), "random": random_state()})
         loader = dict(parts[0]["loader"])
         loader["streams"] = {name: value for part in parts for name, value in part["loader"]["streams"].items()}
@@ -290,7 +289,7 @@ class Trainer:
 
 
 def _add(sums: list[dict[str, Tensor]], found: list[dict[str, Tensor]], phase: str) -> None:
-    """Put what `phase` found of each micro-batch beside what earlier phases did. UserError for a name they had."""
+    """Add the losses of `phase`, by micro-batch, to those of earlier phases. UserError for a name that occurs twice."""
     for known, new in zip(sums, found, strict=True):
         if twice := known.keys() & new.keys():
             raise UserError(f"phase {phase!r} gives a loss {min(twice)!r}, as an earlier phase does: name it otherwise")
