@@ -102,7 +102,7 @@ class TrainerState:
     """
 
     identity: dict[str, Any]
-    state: RunProgress
+    progress: RunProgress
     ema_updates: int
     loader: dict[str, Any]
     random: list[dict[str, Any]]
@@ -111,7 +111,7 @@ class TrainerState:
     def dump(self) -> dict[str, Any]:
         """This state as JSON values."""
         fields = {"format_version": FORMAT_VERSION} | asdict(self)
-        fields["state"]["window"] = self.state.window.dump()
+        fields["state"] = fields.pop("progress") | {"window": self.progress.window.dump()}
         return fields
 
     @classmethod
@@ -122,10 +122,10 @@ class TrainerState:
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
         try:
-            state = dict(fields.pop("state"))
-            window = LogWindow(**state.pop("window"))
+            progress = dict(fields.pop("state"))
+            window = LogWindow(**progress.pop("window"))
             fields["identity"] = with_current_names(fields["identity"])
-            return cls(**fields, state=RunProgress(**state, window=window))
+            return cls(**fields, progress=RunProgress(**progress, window=window))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: trainer.json was written by another release ({error})") from None
 
