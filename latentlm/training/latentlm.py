@@ -151,8 +151,8 @@ def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, 
 
 
 def write_adapted(run: LatentLMRun, path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write the model with the adapter merged to `path`, and the adapter to adapter/ of the run. The averaged weights are
-    written last, so adapter/ has them."""
+    """Write the model with the adapter merged to `path`, and the adapter to adapter/ of the run. Averaged weights are
+    written last, so that adapter/ has them."""
     save_weights(path, adapter.merge(run.model, weights))
     adapter.save(run.model, weights, path.parent.parent / "adapter", run.identity["model.start"])
 

@@ -104,7 +104,7 @@ class Run:
     metadata      JSON values for people, kept in every checkpoint
     unit          unit of a batch's `num_tokens`: tokens or examples
     tensorboard   whether to log to TensorBoard
-    on_start      called on rank 0 before the first step, after a checkpoint is accepted; not if nothing is left to train
+    on_start      called on rank 0 before the first step, after a checkpoint is accepted, if anything is left to train
     write         called on rank 0 with a path and the whole weights by name, to save them; None: `on_export` saves them
     on_export     called on rank 0 with the folder, after the weights are saved there: config.json, tokenizers
     on_sample     called on rank 0 every `training.sample_every` steps with (model in eval mode with averaged weights,

@@ -154,7 +154,7 @@ def _muon(params: list[Tensor], config: OptimizerConfig) -> Muon:
 
 
 def is_block_matrix(name: str, value: Tensor) -> bool:
-    """Whether a parameter is a matrix inside a stack of blocks, which Muon trains; embeddings and projections are not."""
+    """Whether a parameter is a matrix inside a stack of blocks, which Muon trains; embeddings, projections: False."""
     return value.ndim == 2 and (".blocks." in f".{name}" or ".layers." in f".{name}")
 
 

@@ -46,7 +46,7 @@ class SampleWriter:
         self._choose(documents, guidance)
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Write the samples of `step`; return the shares of texts that equal the real ones, and of speech that ended."""
+        """Write the samples of `step`; return the shares of texts that equal the real ones and of speech that ended."""
         self.folder.mkdir(parents=True, exist_ok=True)
         outputs = self.pipeline.generate_batch(self.requests)
         record, right = [], []
