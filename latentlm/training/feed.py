@@ -1,7 +1,7 @@
-"""The sources of a recipe ──▶ documents whose media are latents, and the loader of their batches.
+"""The documents of a recipe's sources with latents for media, and the loaders of batches.
 
-Place in the flow: 5, below the files of the kinds. Embedded sources and manifests are encoded into memory
-(`data/cache.py`), paths into shards in the run's folder, once; shards are read as they are.
+Place in the flow: 5, below the files of the kinds. Media of embedded sources and manifests are encoded into memory
+(`data/cache.py`), those of paths once into shards in the run's folder; shards are read as they are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NUM_FINGERPRINTED = 64
 
 
 def open_documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
-    """The documents of a source, laid out as the model learns them, media as they lie there."""
+    """The documents of a source in the model's prompt layout, with media as their source has them."""
     return apply_prompt_format(documents(config, split), layout, config.label)
 
 
@@ -49,7 +49,7 @@ def with_latents(
     layout: str,
     world: World,
 ) -> list[ResolvedDocuments]:
-    """The sources with media as latents; what has none yet is encoded by the main process, the others read its files.
+    """The sources with latents for media. The main process encodes what is not cached yet, the others read its files.
 
     Collective. Raises UserError for shards of other tokenizers than those of `cache`.
     """
@@ -89,7 +89,7 @@ def packed_batches(
     training: TrainingConfig,
     world: World,
 ) -> Loader:
-    """Batches of the recipe's documents; made ahead by threads where it says so, or where a source is on disk."""
+    """The loader of the recipe's documents; threads prepare batches if the recipe says so or a source is on disk."""
     loader = DocumentLoader(
         sources,
         config,
@@ -111,8 +111,7 @@ def media_batches(
     training: TrainingConfig,
     world: World,
 ) -> Loader:
-    """Batches of examples for a tokenizer; worker processes decode media where the recipe says so, or where a source is
-    a path."""
+    """The loader of a tokenizer's examples; processes decode media if the recipe says so or a source is a path."""
     arguments = (config, tokenizer, training.seed, training.global_micro_batches, world.rank, world.size)
     loader = open_media_loader(*arguments, sources=sources)
     default = MEDIA_WORKERS if any(source.is_streamed for source in config.sources) else 0
@@ -124,10 +123,10 @@ def media_batches(
 
 
 def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
-    """UserError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+    """Raise UserError, naming source and document, for a document longer than a row or than `context` positions.
 
-    Positions begin anew with each document, so rows may be longer than the model's context, documents not. Of shards
-    only those documents are read whose bytes and latents might be too many.
+    Positions restart with each document, so a row may be longer than the model's context; a document may not. Of
+    shards, only documents that may be too long by their number of bytes and latents are read.
     """
     limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
     for source, documents_ in zip(config.sources, sources, strict=True):
@@ -142,7 +141,7 @@ def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder:
 
 
 def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]:
-    """The numbers of the documents that may take more than `limit` positions."""
+    """The numbers of documents that may be longer than `limit` positions."""
     most = documents_.most_positions() if isinstance(documents_, PlacedDocuments) else None
     return range(len(documents_)) if most is None else np.flatnonzero(most > limit).tolist()
 
@@ -172,7 +171,7 @@ def _written(document: Document) -> str:
 
 
 def source_slug(config: SourceConfig) -> str:
-    """A file name for the latents of one source of a recipe."""
+    """The file name for the latents of a source."""
     name = config.name or f"{Path(config.label).stem}-{_digest(config.label)}"
     copies = f"warped{config.augmented_copies}" if config.augmented_copies else None
     held_out = f"without{config.held_out}" if isinstance(config.held_out, int | float) else None

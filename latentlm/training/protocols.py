@@ -1,6 +1,6 @@
-"""What the trainer asks of whoever feeds it: micro-batches, and a loader of them.
+"""Protocols of the trainer's input: micro-batches, and the loader that yields them.
 
-Place in the flow: met by `PackedBatch` and `MediaBatch`, and by the loaders of `data/`.
+Place in the flow: 5, implemented by `PackedBatch`, `MediaBatch` and the loaders of `data/`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Batch(Protocol):
 
 
 class Loader(Protocol):
-    """`num_streams` deterministic streams of micro-batches; rank r serves the streams m ≡ r modulo the world's size.
+    """Yields the micro-batches of each step: one from each of `num_streams` deterministic streams.
 
-    A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
-    rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
-    `close` ends its workers, where it has any; whoever made the loader calls it.
+    Rank r serves the streams m ≡ r modulo the world's size. `state_dict` is JSON, {"streams": {"0": position, …}} for
+    the streams of this rank; `load_state_dict` gets the union over all ranks, from any earlier number of processes.
+    `close` ends the workers; the caller that made the loader calls it.
     """
 
     num_streams: int
@@ -42,7 +42,7 @@ class Loader(Protocol):
 
 
 def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:
-    """UserError for a configuration that this loader and these processes cannot run."""
+    """Raise UserError for a configuration that cannot run with this loader and these processes."""
     num = config.global_micro_batches
     check_divisible(num, world.size)
     if loader.num_streams != num:

@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_in_mid_epoch_goes_on_bit_for_bit(root, tmp_path,
 
     class Impatient(Trainer):
         def _step(self, clock):
-            self._asked = self.state.step == 3
+            self._asked = self.progress.step == 3
             super()._step(clock)
 
     monkeypatch.setattr(module, "Trainer", Impatient)

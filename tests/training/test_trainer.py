@@ -189,7 +189,7 @@ def test_resume_is_bit_identical(tmp_path):
 
     def interrupt(clock):
         original(clock)
-        if first.state.step == 6:
+        if first.progress.step == 6:
             raise KeyboardInterrupt
 
     first._step = interrupt
@@ -298,7 +298,7 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     def save(original=run.save):
-        if run.state.step == 8:
+        if run.progress.step == 8:
             monkeypatch.setattr(filesystem.os, "fsync", lambda handle: full(run))
         return original()
 
