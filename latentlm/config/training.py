@@ -71,7 +71,7 @@ class SourceConfig(Config):
             raise UserError(f"columns goes with path, not with {self.label!r}")
         if self.shards is not None and self.task != "all":
             raise UserError(f"shards {self.shards}: the task was chosen when they were encoded; leave out task")
-        if self.augmented_copies and self.is_streamed:
+        if self.augmented_copies and self.is_on_disk:
             raise UserError("augmented_copies keeps all pictures in memory: it goes with name and manifest")
         return self
 
@@ -81,7 +81,7 @@ class SourceConfig(Config):
         return next(place for place in (self.name, self.manifest, self.path, self.shards) if place is not None)
 
     @property
-    def is_streamed(self) -> bool:
+    def is_on_disk(self) -> bool:
         """Whether its documents are read from disk as they are needed, none of them kept."""
         return self.path is not None or self.shards is not None
 

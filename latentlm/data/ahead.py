@@ -33,7 +33,7 @@ class _Taker:
 
     def __init__(self, loader: DocumentLoader | MediaLoader, pin: bool):
         self.loader, self.pin = loader, pin
-        self.num_streams = loader.num_streams
+        self.num_lanes = loader.num_lanes
         self.waited = 0.0
         """Seconds that `next_step` took, all of them together."""
 
@@ -60,29 +60,29 @@ class _Taker:
 
 
 class DocumentsAhead(_Taker):
-    """A DocumentLoader whose streams are dealt out among `threads` threads.
+    """A DocumentLoader whose lanes are dealt out among `threads` threads.
 
     pin: batches lie in pinned memory, from which a GPU copies while it computes.
     """
 
     def __init__(self, loader: DocumentLoader, threads: int = 1, pin: bool = False):
         super().__init__(loader, pin)
-        streams = list(loader.streams)
-        self._shares = [share for share in (streams[i::threads] for i in range(threads)) if share]
+        lanes = list(loader.lanes)
+        self._shares = [share for share in (lanes[i::threads] for i in range(threads)) if share]
         self._lines: list[_Line] = []
 
     def _take(self) -> list[PackedBatch]:
         if not self._lines:
             for share in self._shares:
-                mine = {stream: self.loader.streams[stream].copy() for stream in share}
+                mine = {lane: self.loader.lanes[lane].copy() for lane in share}
                 self._lines.append(_Line(partial(self._made, mine), self.loader.step))
         made: dict[int, tuple[PackedBatch, list[int]]] = {}
         for line in self._lines:
             made |= line.take()
-        for stream, (_, counts) in made.items():
-            self.loader.streams[stream].counts = counts
+        for lane, (_, counts) in made.items():
+            self.loader.lanes[lane].counts = counts
         self.loader.step += 1
-        return [made[stream][0] for stream in self.loader.streams]
+        return [made[lane][0] for lane in self.loader.lanes]
 
     def close(self) -> None:
         """End the threads."""
@@ -91,12 +91,12 @@ class DocumentsAhead(_Taker):
         self._lines = []
 
     def _made(self, mixtures: dict[int, Mixture], step: int) -> dict[int, tuple[PackedBatch, list[int]]]:
-        """The batches of a share's streams, and where each stream is then. `mixtures` are the thread's own: those of
+        """The batches of a share's lanes, and where each lane is then. `mixtures` are the thread's own: those of
         the loader stand where the batches end that were taken."""
         made = {}
-        for stream, mixture in mixtures.items():
-            batch = self.loader.batch(stream, mixture, step)
-            made[stream] = (batch.pin_memory() if self.pin else batch, list(mixture.counts))
+        for lane, mixture in mixtures.items():
+            batch = self.loader.batch(lane, mixture, step)
+            made[lane] = (batch.pin_memory() if self.pin else batch, list(mixture.counts))
         return made
 
 

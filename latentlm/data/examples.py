@@ -30,7 +30,7 @@ def open_media_loader(
     config: MediaConfig,
     tokenizer: TokenizerConfig,
     seed: int,
-    num_streams: int,
+    num_lanes: int,
     rank: int = 0,
     world: int = 1,
     sources: Sequence[Sequence] | None = None,
@@ -42,7 +42,7 @@ def open_media_loader(
     name = next(each.name for each in modalities() if tokenizer.kind in each.tokenizers)
     if sources is None:
         sources = [media(source, name, "train") for source in config.sources]
-    keep = not any(source.is_streamed for source in config.sources)
+    keep = not any(source.is_on_disk for source in config.sources)
     prepare = EXAMPLES[name](tokenizer, config, keep)
     return MediaLoader(
         sources,
@@ -50,7 +50,7 @@ def open_media_loader(
         prepare,
         batch_size=config.batch_size,
         seed=seed,
-        num_streams=num_streams,
+        num_lanes=num_lanes,
         rank=rank,
         world=world,
     )

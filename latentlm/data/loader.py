@@ -1,8 +1,8 @@
-"""Deterministic streams of documents or media ──▶ the micro-batches of each step; resumable, elastic over processes.
+"""Deterministic lanes of documents or media ──▶ the micro-batches of each step; resumable, elastic over processes.
 
 Place in the flow: 2, sources ──▶ `Mixture` (which item next) ──▶ `DocumentLoader` or `MediaLoader` (a micro-batch).
 
-A run has `num_streams` streams (micro-batches a step, over all processes). Stream m is a function of (seed, m) and its
+A run has `num_lanes` lanes (micro-batches a step, over all processes). Lane m is a function of (seed, m) and its
 own counters alone, so one process that serves all of them and many that share them train on the same batches, and a
 resumed run goes on with the very next document.
 """
@@ -29,7 +29,7 @@ _CHANCES = 1024
 class Orders:
     """The order of each source in each epoch, drawn by (seed, source, epoch); the last two of a source are kept.
 
-    The streams of a process share one: of a million documents an order is 4 MB.
+    The lanes of a process share one: of a million documents an order is 4 MB.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int]):
@@ -49,9 +49,9 @@ class Orders:
 
 
 class Mixture:
-    """One stream over weighted sources: each item comes from the source that lags most behind its weight.
+    """One lane over weighted sources: each item comes from the source that lags most behind its weight.
 
-    Every source is shuffled anew in each epoch by (seed, source, epoch); stream m takes its items m, m + M, m + 2M …
+    Every source is shuffled anew in each epoch by (seed, source, epoch); lane m takes its items m, m + M, m + 2M …
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Mixture:
         sources: Sequence[Sequence],
         weights: Sequence[float],
         seed: int,
-        stream: int,
-        num_streams: int,
+        lane: int,
+        num_lanes: int,
         orders: Orders | None = None,
     ):
         empty = [number for number, source in enumerate(sources) if len(source) == 0]
@@ -68,11 +68,10 @@ class Mixture:
             raise UserError(f"data source number {empty[0]} is empty")
         self.sources = sources
         self.weights = np.asarray(weights, np.float64) / sum(weights)
-        self.seed, self.stream, self.num_streams = seed, stream, num_streams
-        self.phase = np.random.default_rng((seed, stream)).uniform(size=len(sources))
+        self.seed, self.lane, self.num_lanes = seed, lane, num_lanes
+        self.phase = np.random.default_rng((seed, lane)).uniform(size=len(sources))
         self.counts = [0] * len(sources)
-        self.sizes = [len(source) for source in sources]
-        self._orders = orders or Orders(seed, self.sizes)
+        self._orders = orders or Orders(seed, [len(source) for source in sources])
         self._chances: tuple[int, np.ndarray | None] = (-1, None)
 
     @property
@@ -81,7 +80,7 @@ class Mixture:
         return sum(self.counts)
 
     def copy(self) -> Mixture:
-        """The same stream at the same place, which goes on by itself."""
+        """The same lane at the same place, which goes on by itself."""
         copied = copy(self)
         copied.counts = list(self.counts)
         return copied
@@ -90,7 +89,7 @@ class Mixture:
         """The next item as (source, item number), without taking it."""
         lag = self.weights * (self.index + 1) + self.phase - self.counts
         source = int(lag.argmax())
-        epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, self.sizes[source])
+        epoch, place = divmod(self.counts[source] * self.num_lanes + self.lane, self._orders.sizes[source])
         return source, int(self._orders(source, epoch)[place])
 
     def take(self, source: int) -> None:
@@ -101,12 +100,12 @@ class Mixture:
         """A uniform number that belongs to the next item: a function of the seed, so that resuming repeats it."""
         block, place = divmod(self.index, _CHANCES)
         if self._chances[0] != block:
-            self._chances = (block, np.random.default_rng((self.seed, self.stream, block, 1)).uniform(size=_CHANCES))
+            self._chances = (block, np.random.default_rng((self.seed, self.lane, block, 1)).uniform(size=_CHANCES))
         return self._chances[1][place]
 
 
-class Streams:
-    """What both loaders share: this process's streams and their resumable state."""
+class Lanes:
+    """What both loaders share: this process's lanes and their resumable state."""
 
     def __init__(
         self,
@@ -114,37 +113,38 @@ class Streams:
         weights: Sequence[float],
         *,
         seed: int,
-        num_streams: int,
+        num_lanes: int,
         rank: int,
         world: int,
     ):
-        check_divisible(num_streams, world)
+        check_divisible(num_lanes, world)
         self.sources = sources
         self.seed = seed
-        self.num_streams = num_streams
+        self.num_lanes = num_lanes
         self.sizes = [len(source) for source in sources]
         orders = Orders(seed, self.sizes)
-        mine = range(rank, num_streams, world)
-        self.streams = {m: Mixture(sources, weights, seed, m, num_streams, orders) for m in mine}
+        mine = range(rank, num_lanes, world)
+        self.lanes = {m: Mixture(sources, weights, seed, m, num_lanes, orders) for m in mine}
         self.step = 0
 
     def next_step(self) -> list:
         """This process's micro-batches of the next step."""
-        batches = [self.batch(m, mixture, self.step) for m, mixture in self.streams.items()]
+        batches = [self.batch(m, mixture, self.step) for m, mixture in self.lanes.items()]
         self.step += 1
         return batches
 
     def state_dict(self) -> dict:
-        streams = {str(m): list(mixture.counts) for m, mixture in self.streams.items()}
-        return {"step": self.step, "streams": streams, "sizes": list(self.sizes)}
+        lanes = {str(m): list(mixture.counts) for m, mixture in self.lanes.items()}
+        return {"step": self.step, "lanes": lanes, "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from the union of all processes' states. UserError when the recipe's streams or sources changed, or
+        """Go on from the union of all processes' states. UserError when the recipe's lanes or sources changed, or
         the number of items in one of them: the order of an epoch is a function of it."""
-        for m, mixture in self.streams.items():
-            counts = state["streams"].get(str(m))
+        saved_lanes = state["lanes"] if "lanes" in state else state["streams"]  # what an older release called them
+        for m, mixture in self.lanes.items():
+            counts = saved_lanes.get(str(m))
             if counts is None or len(counts) != len(mixture.counts):
-                raise UserError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
+                raise UserError(f"saved data position has no lane {m} over {len(mixture.counts)} sources")
             mixture.counts = list(counts)
         saved = state.get("sizes", self.sizes)  # an older release did not save them
         for number, (now, then) in enumerate(zip(self.sizes, saved, strict=True)):
@@ -155,15 +155,15 @@ class Streams:
     def close(self) -> None:
         """Nothing to end: batches are made when they are asked for."""
 
-    def noise_seed(self, stream: int, step: int) -> int:
-        return int(np.random.SeedSequence((self.seed, step, stream)).generate_state(1, np.uint64)[0]) >> 1
+    def noise_seed(self, lane: int, step: int) -> int:
+        return int(np.random.SeedSequence((self.seed, step, lane)).generate_state(1, np.uint64)[0]) >> 1
 
-    def batch(self, stream: int, mixture: Mixture, step: int):
-        """The micro-batch of `stream` in `step`; `mixture`, which is the stream's, goes on behind its items."""
+    def batch(self, lane: int, mixture: Mixture, step: int):
+        """The micro-batch of `lane` in `step`; `mixture`, which is the lane's, goes on behind its items."""
         raise AssertionError("abstract")
 
 
-class DocumentLoader(Streams):
+class DocumentLoader(Lanes):
     """Packed batches of a recipe's documents. `sources` yield documents whose media are already latents."""
 
     def __init__(
@@ -174,17 +174,17 @@ class DocumentLoader(Streams):
         latent_dims: dict[str, int],
         *,
         seed: int,
-        num_streams: int,
+        num_lanes: int,
         rank: int = 0,
         world: int = 1,
     ):
         weights = [source.weight for source in config.sources]
-        super().__init__(sources, weights, seed=seed, num_streams=num_streams, rank=rank, world=world)
+        super().__init__(sources, weights, seed=seed, num_lanes=num_lanes, rank=rank, world=world)
         self.config = config
         self.encoder = encoder
         self.latent_dims = latent_dims
 
-    def batch(self, stream: int, mixture: Mixture, step: int) -> PackedBatch:
+    def batch(self, lane: int, mixture: Mixture, step: int) -> PackedBatch:
         packer = Packer(self.config.rows, self.config.sequence_length, self.latent_dims, self.encoder.special.eos)
         while True:
             source, item = mixture.peek()
@@ -193,7 +193,7 @@ class DocumentLoader(Streams):
             if not packer.add(self.encoder(document, unconditional=dropped)):
                 break
             mixture.take(source)
-        seed = self.noise_seed(stream, step)
+        seed = self.noise_seed(lane, step)
         posterior = torch.Generator().manual_seed(seed ^ _POSTERIOR_SEED)
         return packer.batch(posterior, seed)
 
@@ -203,7 +203,7 @@ def _has_condition_for_latents(document: Document) -> bool:
     return conditions and any(s.modality != "text" and not s.condition for s in document.segments)
 
 
-class MediaLoader(Streams):
+class MediaLoader(Lanes):
     """Batches of media for a tokenizer: `prepare(item, rng)` gives one example; all are padded to the longest."""
 
     def __init__(
@@ -214,16 +214,16 @@ class MediaLoader(Streams):
         *,
         batch_size: int,
         seed: int,
-        num_streams: int,
+        num_lanes: int,
         rank: int = 0,
         world: int = 1,
     ):
-        super().__init__(sources, weights, seed=seed, num_streams=num_streams, rank=rank, world=world)
+        super().__init__(sources, weights, seed=seed, num_lanes=num_lanes, rank=rank, world=world)
         self.prepare = prepare
         self.batch_size = batch_size
 
-    def batch(self, stream: int, mixture: Mixture, step: int) -> MediaBatch:
-        seed = self.noise_seed(stream, step)
+    def batch(self, lane: int, mixture: Mixture, step: int) -> MediaBatch:
+        seed = self.noise_seed(lane, step)
         rng = np.random.default_rng(seed)
         examples = []
         for _ in range(self.batch_size):
@@ -234,7 +234,7 @@ class MediaLoader(Streams):
 
     def skip(self, steps: int = 1) -> None:
         """Go on as if so many steps had been taken, without reading their media."""
-        for mixture in self.streams.values():
+        for mixture in self.lanes.values():
             for _ in range(steps * self.batch_size):
                 mixture.take(mixture.peek()[0])
         self.step += steps

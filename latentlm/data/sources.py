@@ -26,7 +26,7 @@ from .task_source import ALL, SPLITS, Lazy, Source, SourceInfo, check_split
 from .warp import with_augmented_copies
 
 __all__ = ["ALL", "SPLITS", "ManifestSource", "Source", "SourceInfo", "documents", "get_source", "list_sources"]
-__all__ += ["StreamedSource", "media", "open_source"]
+__all__ += ["DiskSource", "media", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ManifestSource:
 
 
 @dataclass(frozen=True)
-class StreamedSource:
+class DiskSource:
     """A path or shards: documents are read when they are asked for. Held out: another path, or some of its own."""
 
     config: SourceConfig
@@ -122,10 +122,10 @@ def _path(config: SourceConfig) -> str:
     return config.path if config.path is not None else config.shards
 
 
-def open_source(config: SourceConfig) -> Source | ManifestSource | StreamedSource:
+def open_source(config: SourceConfig) -> Source | ManifestSource | DiskSource:
     """The source a recipe names. Raises UserError for an unknown name, with the nearest known one."""
-    if config.is_streamed:
-        return StreamedSource(config)
+    if config.is_on_disk:
+        return DiskSource(config)
     return ManifestSource(config.manifest, config.held_out) if config.manifest is not None else get_source(config.name)
 
 

@@ -42,7 +42,7 @@ class Seen:
         sources = recipe.data.sources
         kept = [source for source in sources if source.held_out is not None]
         held_out = tuple(dict.fromkeys(source.held_out for source in kept if source.manifest is not None))
-        streamed = tuple(source for source in kept if source.is_streamed)
+        streamed = tuple(source for source in kept if source.is_on_disk)
         if recipe.model.start is not None:
             return cls(held_out=held_out, streamed=streamed)
         limits = [source.limit for source in sources if source.name == "emoji"]

@@ -54,7 +54,7 @@ def with_latents(
 
     def prepare() -> None:
         for config, source in zip(configs, sources, strict=True):
-            if not config.is_streamed:
+            if not config.is_on_disk:
                 cache.prepare((source[i] for i in range(len(source))), source_slug(config))
 
     def encode_paths() -> None:
@@ -94,11 +94,11 @@ def packed_batches(
         encoder,
         latent_dims,
         seed=training.seed,
-        num_streams=training.global_micro_batches,
+        num_lanes=training.global_micro_batches,
         rank=world.rank,
         world=world.size,
     )
-    workers = config.workers if config.workers is not None else int(any(c.is_streamed for c in config.sources))
+    workers = config.workers if config.workers is not None else int(any(c.is_on_disk for c in config.sources))
     return DocumentsAhead(loader, workers, pin=world.device.type == "cuda") if workers else loader
 
 
@@ -113,7 +113,7 @@ def media_batches(
     a path."""
     arguments = (config, tokenizer, training.seed, training.global_micro_batches, world.rank, world.size)
     loader = open_media_loader(*arguments, sources=sources)
-    default = MEDIA_WORKERS if any(source.is_streamed for source in config.sources) else 0
+    default = MEDIA_WORKERS if any(source.is_on_disk for source in config.sources) else 0
     workers = config.workers if config.workers is not None else default
     if not workers:
         return loader

@@ -94,7 +94,7 @@ def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Docum
 
 
 def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Loader:
-    """Packed batches of the documents of `run`: this process's streams of them."""
+    """Packed batches of the documents of `run`: this process's lanes of them."""
     latent_dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
     encoder = DocumentEncoder(run.tokenizers["text"])
     return packed_batches(recipe.data, run.documents, encoder, latent_dims, recipe.training, world)

@@ -26,14 +26,14 @@ class Batch(Protocol):
 
 
 class Loader(Protocol):
-    """`num_streams` deterministic streams of micro-batches; rank r serves the streams m ≡ r modulo the world's size.
+    """`num_lanes` deterministic lanes of micro-batches; rank r serves the lanes m ≡ r modulo the world's size.
 
-    A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
-    rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
+    A step takes one micro-batch of every lane. `state_dict` is JSON: {"lanes": {"0": position, ...}} for this
+    rank's lanes; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
     `close` ends its workers, where it has any; whoever made the loader calls it.
     """
 
-    num_streams: int
+    num_lanes: int
 
     def next_step(self) -> list[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -45,7 +45,7 @@ def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -
     """UserError for a configuration that this loader and these processes cannot run."""
     num = config.global_micro_batches
     check_divisible(num, world.size)
-    if loader.num_streams != num:
-        raise UserError(f"the loader has {loader.num_streams} streams, training.global_micro_batches is {num}")
+    if loader.num_lanes != num:
+        raise UserError(f"the loader has {loader.num_lanes} lanes, training.global_micro_batches is {num}")
     if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
         raise UserError("training.sample_every does not work with training.parallel shard: sample from an export")

@@ -60,7 +60,7 @@ def recipe_media(config: MediaConfig, modality: str) -> list[Sequence]:
 
 
 def media_loader(recipe: Recipe, run: TokenizerRun, world: World) -> Loader:
-    """Batches of prepared media of `run`: this process's streams of them."""
+    """Batches of prepared media of `run`: this process's lanes of them."""
     return media_batches(recipe.data, run.media, recipe.tokenizer, recipe.training, world)
 
 
@@ -72,7 +72,7 @@ def export_tokenizer(recipe: Recipe, run: TokenizerRun, trainer: Trainer, folder
     """The averaged weights where there are any, calibrated on all training media in memory and a share of those on
     disk: the one tokenizer of the run."""
     configs = recipe.data.sources
-    items = Concatenated([_some(m) if c.is_streamed else m for c, m in zip(configs, run.media, strict=True)])
+    items = Concatenated([_some(m) if c.is_on_disk else m for c, m in zip(configs, run.media, strict=True)])
     with trainer.averaged():
         found = run.model.calibrate(_batches(run.model, items))
         run.model.save(folder)
