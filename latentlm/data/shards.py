@@ -31,6 +31,7 @@ from ..config.modalities import modality
 from ..errors import UserError
 from ..types import Document, Latents, Segment, Text
 from ..weights import replacing, write_text
+from .cache_dir import default_cache_dir
 from .placed import PlacedDocuments
 from .readers.files import Location
 
@@ -294,8 +295,6 @@ def _local(path: Location, stamp: str) -> str:
     """A file on this machine with the content of `path`: itself, or a copy that is made once for shards of `stamp`."""
     if path.scheme == "file":
         return path.path
-    from .embedded.speech import default_cache_dir
-
     copy = default_cache_dir() / "shards" / stamp / path.path.rpartition("/")[2]
     if not copy.is_file():
         copy.parent.mkdir(parents=True, exist_ok=True)

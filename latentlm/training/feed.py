@@ -1,13 +1,14 @@
 """The sources of a recipe ──▶ documents whose media are latents, and the loader of their batches.
 
 Place in the flow: 5, below the files of the kinds. Embedded sources and manifests are encoded into memory
-(`data/cache.py`), paths into shards in the run's folder, once; shards are read as they are.
+(`data/cache.py`), paths into shards, once for all runs; shards are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import numpy as np
 from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
 from ..data.ahead import DocumentsAhead, MediaAhead
 from ..data.cache import LatentCache, ResolvedDocuments
-from ..data.encoding.plan import Job
+from ..data.cache_dir import default_cache_dir
+from ..data.encoding.plan import Job, shared_folder
 from ..data.encoding.workers import encode
 from ..data.examples import TokenizerConfig, open_media_loader
 from ..data.loader import DocumentLoader
@@ -49,34 +51,49 @@ def with_latents(
 ) -> list[ResolvedDocuments]:
     """The sources with media as latents; what has none yet is encoded by the main process, the others read its files.
 
+    folder: of this run, where earlier releases kept its latents.
+
     Collective. Raises UserError for shards of other tokenizers than those of `cache`.
     """
 
     def prepare() -> None:
         for config, source in zip(configs, sources, strict=True):
             if not config.is_on_disk:
-                cache.prepare((source[i] for i in range(len(source))), source_slug(config))
+                cache.prepare(source, source_slug(config), quiet=not world.is_main)
 
-    def encode_paths() -> None:
+    def encode_paths() -> dict[str, str]:
+        places = {}
         for config in configs:
             if config.path is not None:
                 job = Job((config,), {}, str(folder / source_slug(config)), layout=layout)
-                encode(job, tokenizers=cache.tokenizers)
+                job = job.into(shared_folder(job, cache.tokenizers, cache.store.folder))
+                encode(job, tokenizers=cache.tokenizers, wait=True)
+                places[source_slug(config)] = job.out
+        return places
 
+    if world.is_main and cache.tokenizers and any(config.shards is None for config in configs):
+        said = f"encoded media are kept in {cache.store.folder} (LATENTLM_CACHE chooses another folder)"
+        print(said, file=sys.stderr, flush=True)
     world.on_main(prepare)
     if not world.is_main:
         prepare()
-    world.on_main(encode_paths)
+    places = world.on_main(encode_paths)
     found: list[ResolvedDocuments] = []
     for config, source in zip(configs, sources, strict=True):
         if config.path is not None:
-            source = ShardDocuments(str(folder / source_slug(config)))
+            source = ShardDocuments(places[source_slug(config)])
         if config.shards is not None:
             for path in (config.shards, config.held_out):
                 if isinstance(path, str):
                     check_tokenizers(ShardDocuments(path), cache.tokenizers)
         found.append(ResolvedDocuments(source, cache, config.noise))
     return found
+
+
+def latents_folder(run_folder: Path, world: World) -> Path:
+    """Where encoded media are kept: the cache of this machine, which its runs share; of a run on several machines its
+    own folder, which all of them see."""
+    return default_cache_dir() / "latents" if world.size == world.local_size else run_folder / "latents"
 
 
 def packed_batches(

@@ -32,7 +32,7 @@ from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
 from .distributed import World
-from .feed import check_lengths, open_documents, packed_batches, with_latents
+from .feed import check_lengths, latents_folder, open_documents, packed_batches, with_latents
 from .folder import check_resumed
 from .held_out import HeldOut, choose
 from .objective import Run
@@ -69,7 +69,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, world.device, backbone)
     fingerprints = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
     check_resumed(folder, fingerprints)  # or the latents of a run that goes on would be found to be another tokenizer's
-    cache = LatentCache({name: t for name, t in tokenizers.items() if name != "text"}, folder / "latents")
+    continuous = {name: tokenizer for name, tokenizer in tokenizers.items() if name != "text"}
+    cache = LatentCache(continuous, latents_folder(folder, world), run_folder=folder / "latents")
     resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
     encoder = DocumentEncoder(tokenizers["text"])
     torch.manual_seed(recipe.training.seed)

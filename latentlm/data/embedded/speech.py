@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from ...errors import UserError
 from ...media.sound import Audio
 from ...weights import replacing
+from ..cache_dir import default_cache_dir
 from .phrases import DIGITS, phrases
 
 SAMPLE_RATE = 16000
@@ -121,13 +121,6 @@ def speak(requests: Sequence[tuple[str, Voice]]) -> list[Audio]:
     if process.returncode != 0:
         raise RuntimeError(f"the speaking process failed: {process.stderr.decode(errors='replace').strip()[-500:]}")
     return _parse(process.stdout, len(lines))
-
-
-def default_cache_dir() -> Path:
-    """$LATENTLM_CACHE, else $XDG_CACHE_HOME/latentlm, else ~/.cache/latentlm; it need not exist."""
-    if "LATENTLM_CACHE" in os.environ:
-        return Path(os.environ["LATENTLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentlm"
 
 
 def _parse(answers: bytes, num_expected: int) -> list[Audio]:

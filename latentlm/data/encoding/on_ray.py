@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+from ..progress import Progress
 from .parts import PartEncoder
 from .plan import Job, Part
-from .progress import Progress
 
 RETRIES = 3
 """How often a part may lose its actor before the encoding gives up."""

@@ -17,7 +17,8 @@ import numpy as np
 from ...errors import UserError
 from ...tokenizers.load import load_tokenizer
 from ...types import Document, Text
-from ..cache import LatentCache, media_hash
+from ..cache import LatentCache
+from ..latent_files import media_hash
 from ..placed import place_of
 from ..readers.files import Location
 from ..shards import (
@@ -95,7 +96,7 @@ class PartEncoder:
         _share(read)
         cache = LatentCache(self.tokenizers, batch_size=BATCH)
         try:
-            cache.prepare(document for _, document, _ in read)
+            cache.prepare([document for _, document, _ in read])
         except UserError:  # of one of them: each alone says which
             cache = LatentCache(self.tokenizers)
         found = []

@@ -6,10 +6,12 @@ refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -17,8 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from ...config import SourceConfig
 from ...errors import UserError
 from ...types import Document
-from ..readers import signature
+from ..readers import JsonLines, is_manifest, open_path, signature
 from ..readers.files import Location
+from ..readers.rows import TASKS
 from ..script import apply_prompt_format
 from ..shards import INDEX, DType, inside, read_index, write_file
 from ..sources import documents
@@ -81,6 +84,12 @@ class Job:
         """The training documents of each source."""
         return [apply_prompt_format(documents(config), self.layout, config.label) for config in self.sources]
 
+    def into(self, out: str | Path) -> Job:
+        """The same job with its shards in another folder."""
+        moved = replace(self, out=str(out))
+        vars(moved)["documents"] = self.documents  # opened once
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "documents"}
 
@@ -111,6 +120,30 @@ def _identity(config: SourceConfig) -> dict[str, Any]:
     """The keys that say which documents these are. Held-out documents in another place are none of them."""
     elsewhere = {"held_out"} if isinstance(config.held_out, str) else set()
     return config.model_dump(mode="json", exclude_defaults=True, exclude={"weight", "noise"} | elsewhere)
+
+
+def shared_folder(job: Job, tokenizers: Mapping[str, Any], shared: Path) -> Path:
+    """The folder below `shared` for the shards of `job`, the same for every run with the same data and tokenizers.
+
+    It is `job.out` itself where that holds shards already, and where the media lie in files that the signature of the
+    source does not cover: their changes would not be noticed.
+    """
+    own = Path(job.out)
+    if own.is_dir() or any(names_other_files(config) for config in job.sources):
+        return own
+    plan = json.dumps(make_plan(job, tokenizers), sort_keys=True)
+    return shared / f"{own.name}-{hashlib.sha256(plan.encode()).hexdigest()[:16]}"
+
+
+def names_other_files(config: SourceConfig) -> bool:
+    """Whether the documents of a path name files of media beside them: JSONL lines, and rows that hold paths."""
+    if config.path is None or is_manifest(config.path):
+        return config.path is not None
+    opened = open_path(config.path, config.columns)
+    if isinstance(opened, JsonLines):
+        return True
+    columns, _ = TASKS[config.task]
+    return any(isinstance(opened.read(0, column), Location) for column in columns)
 
 
 def parts_of(plan: Mapping[str, Any]) -> list[Part]:
