@@ -33,6 +33,7 @@ from ..errors import UserError
 from ..media.files import one_line
 from ..media.sound import Audio
 from ..types import Document, Segment, Text
+from .placed import DocumentsWithPlaces
 
 
 class _Segment(BaseModel):
@@ -107,7 +108,7 @@ class ManifestReport:
     seconds: float = 0.0
 
 
-class Manifest(Sequence[Document]):
+class Manifest(DocumentsWithPlaces):
     """The documents of a manifest, media read on first use; documents that name one file share its object."""
 
     def __init__(self, path: str | Path, limit: int | None = None):
@@ -127,6 +128,9 @@ class Manifest(Sequence[Document]):
                 self._segment(segment, line.number, position) for position, segment in enumerate(line.document.segments)
             )
         )
+
+    def place(self, index: int) -> str:
+        return f"{self.path}:{self.lines[index].number}"
 
     @cached_property
     def modalities(self) -> frozenset[str]:

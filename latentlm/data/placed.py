@@ -14,11 +14,16 @@ from ..errors import UserError
 from ..types import Document, Text
 
 
-class PlacedDocuments(Sequence[Document]):
-    """Documents of files. `place` says where one stands, for people: file and row."""
+class DocumentsWithPlaces(Sequence[Document]):
+    """Documents that come from files."""
 
     @abstractmethod
-    def place(self, index: int) -> str: ...
+    def place(self, index: int) -> str:
+        """Where a document stands, for messages: file and line, row or member."""
+
+
+class PlacedDocuments(DocumentsWithPlaces):
+    """Documents that are read from disk when they are asked for."""
 
     def texts(self, index: int) -> list[str]:
         """The texts of a document; readers give them without decoding its media."""
@@ -30,8 +35,8 @@ class PlacedDocuments(Sequence[Document]):
 
 
 def place_of(documents: Sequence[Document], index: int, label: str) -> str:
-    """Where a document of the source called `label` stands, for people."""
-    return documents.place(index) if isinstance(documents, PlacedDocuments) else f"{label}: document {index}"
+    """Where a document of the source called `label` stands, for messages."""
+    return documents.place(index) if isinstance(documents, DocumentsWithPlaces) else f"{label}: document {index}"
 
 
 class View(PlacedDocuments):

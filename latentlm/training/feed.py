@@ -22,12 +22,13 @@ from ..data.encoding.plan import Job, shared_folder
 from ..data.encoding.workers import encode
 from ..data.examples import TokenizerConfig, open_media_loader
 from ..data.loader import DocumentLoader
+from ..data.long_texts import SMALLEST, SplitTexts, cuts, is_plain_text
 from ..data.packing import DocumentEncoder
-from ..data.placed import PlacedDocuments
+from ..data.placed import PlacedDocuments, place_of
 from ..data.script import apply_prompt_format
 from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
-from ..errors import UserError
+from ..errors import UserError, notice
 from ..types import Document
 from .distributed import World
 from .protocols import Loader
@@ -138,22 +139,46 @@ def media_batches(
     return MediaAhead(loader, workers, opened, *arguments, pin=world.device.type == "cuda")
 
 
-def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
-    """UserError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+def fit_rows(
+    config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int, world: World
+) -> list[ResolvedDocuments]:
+    """The sources with documents that fit a row and `context`: longer plain texts are split (`data/long_texts.py`).
 
-    Positions begin anew with each document, so rows may be longer than the model's context, documents not. Of shards
-    only those documents are read whose bytes and latents might be too many.
+    Collective. UserError naming the first other document that is too long. Positions begin anew with each document, so
+    rows may be longer than the model's context, documents not. Of shards only those documents are read whose bytes and
+    latents might be too many.
     """
     limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
-    for source, documents_ in zip(config.sources, sources, strict=True):
-        for number in _perhaps_longer(documents_.documents, limit):
-            length = len(encoder(documents_[number]))
-            if length > limit:
-                found = documents_.documents
-                where = found.place(number) if isinstance(found, PlacedDocuments) else f"document {number}"
-                raise UserError(
-                    f"data source {source.label!r} ({source.task}): {where} has {length} positions, {what} is {limit}"
-                )
+    pairs = list(zip(config.sources, sources, strict=True))
+    cut = world.on_main(lambda: [_cuts(each, source, encoder, limit, what) for each, source in pairs])
+    return [
+        ResolvedDocuments(SplitTexts(source.documents, found, each.label), source.cache, source.noise)
+        if found
+        else source
+        for (each, source), found in zip(pairs, cut, strict=True)
+    ]
+
+
+def _cuts(
+    config: SourceConfig, source: ResolvedDocuments, encoder: DocumentEncoder, limit: int, what: str
+) -> dict[int, list[int]]:
+    """Number -> where the document is cut, of the plain texts of more than `limit` positions."""
+    found: dict[int, list[int]] = {}
+    for number in _perhaps_longer(source.documents, limit):
+        document = source[number]
+        length = len(encoder(document))
+        if length <= limit:
+            continue
+        (first, *_) = document.segments
+        if is_plain_text(document) and limit > SMALLEST and not encoder.tokenizer.is_classes:
+            found[number] = cuts(first.text, encoder.tokenizer.encode, limit - 1)
+            continue
+        where = place_of(source.documents, number, config.label)
+        raise UserError(f"{where} has {length} positions, {what} is {limit}; only plain text is split")
+    if found:
+        pieces = len(found) + sum(map(len, found.values()))
+        notice(f"{config.label}: {len(found)} texts of more than {limit} positions are learnt as {pieces} documents")
+    return found
 
 
 def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]:

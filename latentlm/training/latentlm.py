@@ -32,7 +32,7 @@ from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
 from .distributed import World
-from .feed import check_lengths, latents_folder, open_documents, packed_batches, with_latents
+from .feed import fit_rows, latents_folder, open_documents, packed_batches, with_latents
 from .folder import check_resumed
 from .held_out import HeldOut, choose
 from .objective import Run
@@ -76,7 +76,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     torch.manual_seed(recipe.training.seed)
     model = start.model if start else _new_model(recipe, tokenizers, backbone)
     context = model.config.transformer.context_length
-    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
+    resolved = fit_rows(recipe.data, resolved, encoder, context, world)
     identity = fingerprints | _choose_weights(model, recipe)
     held_out: list[Document] = []
     if recipe.training.sample_every:
