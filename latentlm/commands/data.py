@@ -99,7 +99,11 @@ def preview(
 
 @app.command(
     sort_key=3,
-    help_epilogue=examples("latentlm data validate mine.jsonl", "latentlm data validate set.tar --task speech_to_text"),
+    help_epilogue=examples(
+        "latentlm data validate mine.jsonl",
+        "latentlm data validate mine.jsonl --recipe my_recipe.yaml",
+        "latentlm data validate set.tar --task speech_to_text",
+    ),
 )
 def validate(
     name: str,
@@ -107,6 +111,7 @@ def validate(
     *,
     task: str = "all",
     columns: Annotated[tuple[str, ...], Parameter("--column", negative=(), show_default=False)] = (),
+    recipe: str | None = None,
 ) -> None:
     """Read every document of a manifest, path or shards; stops at the first that is wrong and says where.
 
@@ -118,23 +123,59 @@ def validate(
         Which documents the rows make: text_to_image, image_to_text, …
     columns
         NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
+    recipe
+        Recipe of a model: also encode each document with its tokenizers, and find those that do not fit
+        `data.sequence_length`.
     """
-    from ..data.manifest import validate as check
-    from ..data.sources import documents
+    from ..config import SourceConfig
+    from ..data.embedded.tasks import EMBEDDED
 
-    if not _is_manifest(name):
-        found = documents(_rows_or_shards(name, columns, task))
-        for number in range(len(found)):
-            found[number]
-        print(f"{name}: {len(found)} documents, all of them can be read")
-        return
-    _refuse_for_manifest(name, columns, task)
-    manifest = Path(name)
-    report = check(manifest)
+    if name in EMBEDDED and not Path(name).exists():
+        raise UserError(f"{name} comes with the package and needs no check; look at it with `latentlm data preview`")
+    is_manifest = _is_manifest(name)
+    if is_manifest:
+        _refuse_for_manifest(name, columns, task)
+        _validate_manifest(Path(name))
+    else:
+        _validate_rows(name, _rows_or_shards(name, columns, task))
+    if recipe is not None:
+        source = SourceConfig(manifest=name) if is_manifest else _rows_or_shards(name, columns, task)
+        _validate_for(recipe, source)
+
+
+def _validate_manifest(path: Path) -> None:
+    from ..data.manifest import validate as check
+
+    report = check(path, quiet=False)
     segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
     files = ", ".join(f"{count} {name}" for name, count in report.num_files.items() if count) or "none"
-    print(f"{manifest}: {report.num_documents} documents, segments: {segments}")
+    print(f"{path}: {report.num_documents} documents, segments: {segments}")
     print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
+    report.notice()
+
+
+def _validate_rows(name: str, source: SourceConfig) -> None:
+    from ..data.sources import documents
+    from ..data.validation import validate_documents
+
+    report = validate_documents(documents(source), name, quiet=False)
+    segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
+    print(f"{name}: {report.num_documents} documents, all of them can be read; segments: {segments}")
+    print(f"    {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
+    report.notice()
+
+
+def _validate_for(recipe: str, source: SourceConfig) -> None:
+    """Check the documents of a source against the tokenizers and the row length of a recipe."""
+    from ..config import load_recipe
+    from ..config.kinds import KINDS
+    from ..training.check_data import check_data
+
+    loaded = load_recipe(recipe, {"data.sources": [source.model_dump(mode="json", exclude_defaults=True)]})
+    if KINDS[loaded.kind].no_model is not None:
+        raise UserError(f"--recipe {recipe}: is of kind {loaded.kind}; name the recipe of a model")
+    (documents,) = check_data(loaded)
+    print(f"    {recipe}: {len(documents)} documents fit rows of {loaded.data.sequence_length} positions")
 
 
 def _is_manifest(name: str) -> bool:

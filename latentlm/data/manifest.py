@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,10 @@ from ..errors import UserError
 from ..media.files import one_line
 from ..media.sound import Audio
 from ..types import Document, Segment, Text
+from .formats import advice, refuse_compressed
 from .placed import DocumentsWithPlaces
+from .progress import Progress
+from .validation import DataReport
 
 
 class _Segment(BaseModel):
@@ -95,17 +98,6 @@ class ManifestLine:
 
     number: int
     document: ManifestDocument
-
-
-@dataclass
-class ManifestReport:
-    """What a manifest holds: documents, segments by modality, different files by modality, their sound in seconds."""
-
-    num_documents: int = 0
-    num_segments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KEYS, 0))
-    num_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(modality_names(), 0))
-    num_characters: int = 0
-    seconds: float = 0.0
 
 
 class Manifest(DocumentsWithPlaces):
@@ -197,10 +189,14 @@ def read(path: str | Path) -> list[ManifestLine]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
+    refuse_compressed(str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        said = f"not UTF-8 text at byte {error.start}"
+        raise UserError(f"{path}: {said if path.suffix.lower() == '.jsonl' else advice(str(path))}") from None
+    if path.suffix.lower() != ".jsonl" and not text.lstrip().startswith("{"):
+        raise UserError(f"{path}: {advice(str(path))}")
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
     lines = [parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -208,20 +204,25 @@ def read(path: str | Path) -> list[ManifestLine]:
     return lines
 
 
-def validate(path: str | Path) -> ManifestReport:
-    """Read everything a manifest names, each file once, and count; raises UserError for the first thing wrong."""
+def validate(path: str | Path, *, quiet: bool = True) -> DataReport:
+    """Read everything that a manifest names, each file once, and count. Raises UserError for the first that is wrong.
+
+    Unless `quiet`, stderr shows how far it is.
+    """
     manifest = Manifest(path)
-    report = ManifestReport(num_documents=len(manifest))
+    report = DataReport(num_documents=len(manifest))
     for line in manifest.lines:
         for segment in line.document.segments:
             report.num_segments[segment.modality] += 1
             report.num_characters += len(segment.text or "")
-    for name in report.num_files:
-        files = MediaFiles(manifest, name).files
-        report.num_files[name] = len(files)
-        for file, number, position in files:
-            content = manifest._read(name, file, number, position)  # not kept: a manifest may exceed the memory
-            report.seconds += content.seconds if isinstance(content, Audio) else 0.0
+    media = {name: MediaFiles(manifest, name).files for name in report.num_files}
+    with Progress("reading", "files", sum(map(len, media.values())), quiet=quiet) as progress:
+        for name, files in media.items():
+            report.num_files[name] = len(files)
+            for file, number, position in files:
+                medium = manifest._read(name, file, number, position)  # not kept: it may exceed the memory
+                report.add_medium(medium, f"{path}:{number}")
+                progress.add(1)
     return report
 
 
@@ -269,6 +270,10 @@ def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
         raise UserError(f"{path}:{number}: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}:{number}: a line is a JSON object with the key 'segments', got {line.strip()[:60]!r}")
+    flat = [key for key in raw if key in KEYS]
+    if "segments" not in raw and flat:
+        example = '{"segments": [{"text": "a cat", "condition": true}, {"image": "cat.png"}]}'
+        raise UserError(f"{path}:{number}: {flat[0]!r} stands outside of 'segments'; a line is like {example}")
     try:
         return ManifestLine(number, ManifestDocument.model_validate(raw))
     except ValidationError as error:

@@ -23,6 +23,9 @@ from .sound_file import SoundFileWriter, read_sound
 QUIETEST = 1e-6
 """Keeps the loudness of silence finite."""
 
+SILENCE = 2.0**-13
+"""A sound whose peak is below this, four steps of 16 bits, is silent."""
+
 NUM_NAMED = 3
 """Clips that are named with what was done to them: a manifest may hold thousands that need the same."""
 
@@ -161,6 +164,11 @@ def normalise_loudness(samples: Tensor, level: float) -> Tensor:
     samples = samples * (10 ** (level / 20) / (samples.square().mean().sqrt() + QUIETEST))
     peak = samples.abs().max()
     return samples / (peak + QUIETEST) if peak > 1 else samples
+
+
+def is_silent(audio: Audio) -> bool:
+    """Whether there is nothing to hear: no sample, or a peak below SILENCE."""
+    return audio.samples.numel() == 0 or float(audio.samples.abs().max()) < SILENCE
 
 
 def _say(audio: Audio, what: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from ..data.loader import DocumentLoader
 from ..data.long_texts import SMALLEST, SplitTexts, cuts, is_plain_text
 from ..data.packing import DocumentEncoder
 from ..data.placed import PlacedDocuments, place_of
+from ..data.progress import Progress
 from ..data.script import apply_prompt_format
 from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
@@ -164,24 +165,36 @@ def _cuts(
 ) -> dict[int, list[int]]:
     """Number -> where the document is cut, of the plain texts of more than `limit` positions."""
     found: dict[int, list[int]] = {}
-    for number in _perhaps_longer(source.documents, limit):
-        document = source[number]
-        length = len(encoder(document))
-        if length <= limit:
-            continue
-        (first, *_) = document.segments
-        if is_plain_text(document) and limit > SMALLEST and not encoder.tokenizer.is_classes:
-            found[number] = cuts(first.text, encoder.tokenizer.encode, limit - 1)
-            continue
-        where = place_of(source.documents, number, config.label)
-        raise UserError(f"{where} has {length} positions, {what} is {limit}; only plain text is split")
+    numbers = _perhaps_longer(source.documents, limit)
+    with Progress("measuring", "documents", len(numbers)) as progress:
+        for number in numbers:
+            try:
+                document = source[number]
+                length = len(encoder(document))
+            except UserError as error:
+                raise UserError(_at(source, config, number, str(error))) from None
+            progress.add(1)
+            if length <= limit:
+                continue
+            (first, *_) = document.segments
+            if is_plain_text(document) and limit > SMALLEST and not encoder.tokenizer.is_classes:
+                found[number] = cuts(first.text, encoder.tokenizer.encode, limit - 1)
+                continue
+            said = f"has {length} positions, {what} is {limit}; only plain text is split"
+            raise UserError(_at(source, config, number, said, ""))
     if found:
         pieces = len(found) + sum(map(len, found.values()))
         notice(f"{config.label}: {len(found)} texts of more than {limit} positions are learnt as {pieces} documents")
     return found
 
 
-def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]:
+def _at(source: ResolvedDocuments, config: SourceConfig, number: int, said: str, colon: str = ":") -> str:
+    """`said` with the place of a document in front, unless it begins with that."""
+    where = place_of(source.documents, number, config.label)
+    return said if said.startswith(where) else f"{where}{colon} {said}"
+
+
+def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Sequence[int]:
     """The numbers of the documents that may take more than `limit` positions."""
     most = documents_.most_positions() if isinstance(documents_, PlacedDocuments) else None
     return range(len(documents_)) if most is None else np.flatnonzero(most > limit).tolist()

@@ -83,7 +83,7 @@ def test_what_is_left_out_is_summed_up(folder, capsys):
     [
         (["encode", "--out", "out"], "name at least one source"),
         (["encode", "none.parquet", "--task", "text", "--out", "out"], "none.parquet: no such file"),
-        (["encode", "set.parquet", "--out", "out"], "set.parquet: task says which documents its rows make"),
+        (["encode", "set.parquet", "--out", "out"], "set.parquet: say by task which documents it makes: text_to_image"),
         ([*PARQUET, "--out", "out"], "row 0: documents contain image, but the model has no image tokenizer"),
         ([*PARQUET, "--out", "out", "--column", "image"], "--column 'image': write NAME=COLUMN"),
         ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns: no column 'imag', did you mean 'image'?"),

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 
 from ...errors import UserError
+from ..formats import advice
 from .files import Location
 from .folder import FolderRows
 from .jsonl import JsonLines
@@ -32,9 +33,10 @@ def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
         if columns:
             raise UserError(f"{path}: a folder of files has no columns: its folders are the classes")
         return FolderRows(root, files)
-    if len(kinds) != 1:
-        found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "is of no kind that is read here"
-        raise UserError(f"{path}: {found}; one kind of {', '.join(SUFFIXES)}, or a folder of pictures or sounds")
+    if not kinds:
+        raise UserError(f"{path}: {advice(root.path)}")
+    if len(kinds) > 1:
+        raise UserError(f"{path}: holds {' and '.join(sorted(kinds))} files; give each kind as a source of its own")
     kind = kinds.pop()
     chosen = [file for file in files if file.suffix == kind]
     if kind == ".parquet":

@@ -25,7 +25,8 @@ class FolderRows(Rows):
         start = len(root.path.rstrip("/")) + 1
         self.names = Strings(file.path[start:] for file in files if _modality(file.path) is not None)
         if not len(self.names):
-            raise UserError(f"{root}: no files of {', '.join(modality_names())} in this folder")
+            names = ", ".join(modality_names())
+            raise UserError(f"{root}: no files of {names} in this folder; text is read from .jsonl, .parquet and .tar")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -34,21 +35,28 @@ class FolderRows(Rows):
         return str(self._file(index))
 
     def require(self, column: str) -> None:
-        name = self.names[0]
-        if column == "text" and not posixpath.dirname(name):
-            raise UserError(f"{self.place(0)}: lies in no folder that would name its class")
-        if column != "text" and _modality(name) != column:
-            raise UserError(f"{self.place(0)}: not a file of {column}")
+        try:
+            self._check(0, column)
+        except UserError as error:
+            raise UserError(f"{self.place(0)}: {error}") from None
 
     def read(self, index: int, column: str) -> bytes | str:
+        self._check(index, column)
         if column == "text":
-            folder = posixpath.basename(posixpath.dirname(self.names[index]))
-            if not folder:
-                raise UserError("the file lies in no folder that would name its class")
-            return folder.replace("_", " ")
-        if _modality(self.names[index]) != column:
-            raise UserError(f"not a file of {column}")
+            return posixpath.basename(posixpath.dirname(self.names[index])).replace("_", " ")
         return self._file(index).read()
+
+    def _check(self, index: int, column: str) -> None:
+        """UserError where file `index` has no such column."""
+        name = self.names[index]
+        found = _modality(name)
+        if column == "text" and not posixpath.dirname(name):
+            raise UserError(
+                f"has no text: the folder of a file names its class, as in cat/{posixpath.basename(name)}; "
+                "other texts are given in a .jsonl manifest"
+            )
+        if column not in ("text", found):
+            raise UserError(f"is {found}, the task needs {column}; a folder holds files of one modality")
 
     def _file(self, index: int) -> Location:
         return self.root.at(posixpath.join(self.root.path, self.names[index]))

@@ -86,10 +86,10 @@ class RowDocuments(PlacedDocuments):
 
     def __init__(self, rows: Rows, task: str, source: str):
         """Raises UserError for a task that there is not, and for a column that `rows` lacks."""
+        if task == "all":
+            raise UserError(f"{source}: say by task which documents it makes: {', '.join(_tasks_of(rows))}")
         if task not in TASKS:
-            known = ", ".join(TASKS)
-            said = f"task says which documents its rows make: one of {known}"
-            raise UserError(f"{source}: {said if task == 'all' else f'no task {task!r}{did_you_mean(task, TASKS)}'}")
+            raise UserError(f"{source}: no task {task!r}{did_you_mean(task, TASKS)}")
         self.rows = rows
         self.columns, self._build = TASKS[task]
         for column in self.columns:
@@ -108,6 +108,22 @@ class RowDocuments(PlacedDocuments):
 
     def texts(self, index: int) -> list[str]:
         return [self.rows.value(index, "text")]
+
+
+def _tasks_of(rows: Rows) -> list[str]:
+    """The tasks whose columns `rows` has. UserError, which says what is missing, where there are none."""
+    found: list[str] = []
+    missing: list[UserError] = []
+    for task, (columns, _) in TASKS.items():
+        try:
+            for column in columns:
+                rows.require(column)
+            found.append(task)
+        except UserError as error:
+            missing.append(error)
+    if not found:
+        raise missing[-1]
+    return found
 
 
 class RowMedia(Sequence):
