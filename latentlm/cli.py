@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
-from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -27,7 +24,7 @@ from .commands.examples import examples
 from .commands.generate import generate
 from .commands.merge import merge
 from .commands.train import demo, train
-from .errors import Notice, UserError
+from .errors import UserError, notices_as_lines
 
 app = App(
     name="latentlm",
@@ -117,9 +114,7 @@ PIPE_CLOSED = 141
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command of `arguments` (default: of this process); ends by SystemExit unless all went well."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", Notice)
-            warnings.showwarning = partial(_show, warnings.showwarning)
+        with notices_as_lines():
             app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
         sys.stdout.flush()
     except (CycloptsError, UserError) as error:
@@ -144,14 +139,6 @@ def _give_up_output() -> None:
     except OSError:
         with suppress(OSError, ValueError):  # not a file of the system's
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _show(show: Callable, message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """A Notice as one line; any other warning as Python shows it."""
-    if issubclass(category, Notice):
-        print(f"latentlm: {message}", file=sys.stderr)
-    else:
-        show(message, category, *place)
 
 
 def _fail(message: str) -> None:

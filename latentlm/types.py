@@ -69,21 +69,53 @@ def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One run of a single modality. A `condition` segment may be dropped for guidance; `loss` says it is a target.
+    """A part of a document, of one modality.
 
-    Classes of continuous modalities (`modalities/`) have a field `content`: a medium, or its `Latents`.
+    condition   given, not wanted; with the recipe's `condition_dropout` it is left out, so that guidance works
+    loss        whether it is a target of training; by default the opposite of `condition`, as in manifests
     """
 
     modality: ClassVar[str]
 
     condition: bool = False
-    loss: bool = True
+    loss: bool | None = None
+
+    def __post_init__(self):
+        if self.loss is None:
+            object.__setattr__(self, "loss", not self.condition)
 
 
 @dataclass(frozen=True)
 class Text(Segment):
+    """Text as it stands; nothing is put between it and its neighbours. UserError for what is no string."""
+
     text: str
     modality = "text"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.text, str):
+            raise UserError(f"Text takes a string, not {type(self.text).__name__}")
+
+
+@dataclass(frozen=True)
+class MediaSegment(Segment):
+    """A segment of a continuous modality (`modalities/`). Its content is a medium or its `Latents`; a path is read.
+
+    Raises UserError for content of another type, and for a file that cannot be read.
+    """
+
+    content: Any
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.content, Latents):
+            object.__setattr__(self, "content", self.medium(self.content))
+
+    @staticmethod
+    def medium(content: Any) -> Any:
+        """`content` as a medium of this modality, read from its file where it is a path. Raises UserError."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ docs/testing.md says how to run them.
 import os
 import random
 import resource
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
@@ -19,6 +20,7 @@ from margins import Figure
 from small import small_model, small_tokenizers
 
 from latentlm.data.cache_dir import default_cache_dir
+from latentlm.errors import Notice
 from latentlm.generation.pipeline import Pipeline
 from latentlm.model.latentlm import LatentLM
 
@@ -123,16 +125,18 @@ def _threads():
 
 
 @pytest.fixture
-def notices(caplog, monkeypatch) -> Callable[[], list[str]]:
-    """Returns what was said of sound since the last call, as if nothing had been said before in this process."""
-    monkeypatch.setattr("latentlm.media.sound._named", {})
+def notices(monkeypatch) -> Iterator[Callable[[], list[str]]]:
+    """Returns the notices given since the last call, as if none had been given before in this process."""
+    monkeypatch.setattr("latentlm.media.remarks._named", {})
 
     def since() -> list[str]:
-        said = [record.getMessage() for record in caplog.records if record.name == "latentlm"]
-        caplog.clear()
+        said = [str(warning.message) for warning in caught if issubclass(warning.category, Notice)]
+        caught.clear()
         return said
 
-    return since
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Notice)
+        yield since
 
 
 @pytest.fixture

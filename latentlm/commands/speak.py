@@ -25,7 +25,7 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
 
     Raises UserError for a second voice of one speaker, a file that cannot be read, and silence.
     """
-    from ..media.sound import load_audio
+    from ..media.sound import check_voice, load_audio
 
     found: dict[str, Audio] = {}
     for item in items:
@@ -35,10 +35,7 @@ def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
         if name in found:
             whose = f"speaker {name} has a voice already" if name else "whose voice is it? write --voice 1=clip.wav"
             raise UserError(f"--voice {item}: {whose}")
-        clip = load_audio(path)
-        if not clip.samples.any():
-            raise UserError(f"{path}: the clip is silent")
-        found[name.strip()] = clip
+        found[name.strip()] = check_voice(load_audio(path))
     return found
 
 

@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeInt, model_validator
 from ..errors import UserError
 from .base import Config, Count
 
+Fit = Literal["crop", "pad", "stretch"]
+FIT = "of pictures that are not square: crop to the centre square, pad with white, or stretch to a square"
+
 
 class PosteriorConfig(Config):
     """sigma: z = μ + σ·ε with one σ ~ N(0, C_σ²) per example (σ-VAE, PAPER §1.7); learned: plain VAE; none: AE.
@@ -26,6 +29,7 @@ class ImageTokenizerConfig(Config):
 
     kind: Literal["image"] = "image"
     image_size: Count = 32
+    fit: Fit = Field("crop", description=FIT)
     patch_size: Count = 8
     latent_dim: Count = 32
     width: Count = 192
@@ -51,6 +55,7 @@ class ConvImageTokenizerConfig(Config):
 
     kind: Literal["conv_image"] = "conv_image"
     image_size: Count = 256
+    fit: Fit = Field("crop", description=FIT)
     latent_dim: Count = 16
     channels: tuple[Count, ...] = Field(
         (128, 128, 256, 256, 512), min_length=1, description="of each stage; halved between two"

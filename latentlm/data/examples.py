@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig, MediaConfig, SpeechTokenizerConfig
 from ..config.modalities import modalities
-from ..media.picture import image_to_tensor
+from ..media.picture import image_to_rgb, image_to_tensor, to_square
 from ..media.sound import Audio
 from ..tokenizers.speech import prepare_clip
 from .loader import MediaLoader
@@ -57,7 +57,7 @@ def open_media_loader(
 
 
 def _image_example(tokenizer: ImageTokenizerConfig, config: MediaConfig, keep: bool) -> ImageExample:
-    return ImageExample(tokenizer.image_size, flip=config.flip, crop=config.crop, keep=keep)
+    return ImageExample(tokenizer.image_size, tokenizer.fit, flip=config.flip, crop=config.crop, keep=keep)
 
 
 def _speech_example(tokenizer: SpeechTokenizerConfig, config: MediaConfig, keep: bool) -> SpeechExample:
@@ -84,15 +84,24 @@ class _Kept:
 
 
 class ImageExample:
-    """A picture as (3, size, size) in [-1, 1]. crop: a square of it at random; flip: mirrored every second time."""
+    """A picture as (3, size, size) in [-1, 1], made square by `fit` (`media.picture.resize_square`).
 
-    def __init__(self, size: int, *, flip: bool = False, crop: float = 0.0, keep: bool = False):
-        self.size, self.flip, self.crop = size, flip, crop
-        self._whole = _Kept(lambda image: image_to_tensor(image, size), keep)
+    crop: a square of it at random; flip: mirrored every second time.
+    """
+
+    def __init__(self, size: int, fit: str = "crop", *, flip: bool = False, crop: float = 0.0, keep: bool = False):
+        self.size, self.fit, self.flip, self.crop = size, fit, flip, crop
+        self._whole = _Kept(lambda image: image_to_tensor(image, size, fit), keep)
 
     def __call__(self, image: PILImage, rng: np.random.Generator) -> Tensor:
-        pixels = image_to_tensor(random_square(image, self.crop, rng), self.size) if self.crop else self._whole(image)
+        pixels = self._cropped(image, rng) if self.crop else self._whole(image)
         return pixels.flip(-1) if self.flip and rng.random() < 0.5 else pixels
+
+    def _cropped(self, image: PILImage, rng: np.random.Generator) -> Tensor:
+        """A random square of the picture, padded or stretched first where `fit` says so."""
+        if self.fit != "crop":
+            image = to_square(image_to_rgb(image), self.fit)
+        return image_to_tensor(random_square(image, self.crop, rng), self.size)
 
 
 def random_square(image: PILImage, crop: float, rng: np.random.Generator) -> PILImage:

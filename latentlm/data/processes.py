@@ -15,7 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, notices_as_lines
 
 
 class Worker:
@@ -69,7 +69,8 @@ def main(descriptor: int) -> None:
     try:
         target, arguments = connection.recv()
         module, _, name = target.partition(":")
-        getattr(importlib.import_module(module), name)(connection, *arguments)
+        with notices_as_lines():
+            getattr(importlib.import_module(module), name)(connection, *arguments)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -95,11 +95,11 @@ def reconstruct_images(
     tokenizer: Tokenizer, report: Report, name: str, images: Sequence[PILImage], what: str
 ) -> list[PILImage]:
     """Pictures through the tokenizer, and the figure `name`_psnr."""
-    size = tokenizer.config.image_size
-    pixels, decoded = _pixels(images, size), through(tokenizer, images)
+    size, fit = tokenizer.config.image_size, tokenizer.config.fit
+    pixels, decoded = _pixels(images, size, fit), through(tokenizer, images)
     report.add(
         f"{name}_psnr",
-        psnr(_pixels(decoded, size), pixels),
+        psnr(_pixels(decoded, size, fit), pixels),
         f"dB, mean over {len(images)} {what}; {HOW}",
         reference=psnr(pixels.mean((1, 2), keepdim=True).expand_as(pixels), pixels),
         reference_name="each picture's mean colour",
@@ -132,11 +132,11 @@ def through(tokenizer: Tokenizer, media: Sequence) -> list:
     return tokenizer.decode([latents.mean for latents in tokenizer.encode(list(media))])
 
 
-def _pixels(images: Sequence[PILImage], size: int) -> Tensor:
-    """Pictures -> (B, size, size, 3) in [0, 1], fitted as the tokenizer does."""
+def _pixels(images: Sequence[PILImage], size: int, fit: str) -> Tensor:
+    """Pictures -> (B, size, size, 3) in [0, 1], made square as the tokenizer does (`fit`)."""
     from ..media.picture import image_to_tensor
 
-    return (torch.stack([image_to_tensor(image, size) for image in images]).permute(0, 2, 3, 1) + 1) / 2
+    return (torch.stack([image_to_tensor(image, size, fit) for image in images]).permute(0, 2, 3, 1) + 1) / 2
 
 
 def psnr(output: Tensor, target: Tensor) -> float:

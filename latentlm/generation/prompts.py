@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.modalities import as_segment, modalities, modality_names, modality_of_suffix
 from ..data.script import Script, parse_script, read_script, read_text, script_prompt
 from ..errors import UserError
-from ..media.sound import Audio, load_audio
+from ..media.sound import Audio, check_voice, load_audio
 from ..modalities.speech import Speech
 from ..types import Document, Segment, Text
 
@@ -87,10 +87,10 @@ def _parts(prompt: Prompt, to: str = "text") -> list:
 
 def _read_clip(clip: Clip) -> Audio:
     if isinstance(clip, str | os.PathLike):
-        return load_audio(clip)
+        return check_voice(load_audio(clip))
     if not isinstance(clip, Audio):
         raise UserError(f"a voice is an Audio or the path of a sound file, not {type(clip).__name__}")
-    return clip
+    return check_voice(clip)
 
 
 def as_script(prompt: Prompt) -> Script:

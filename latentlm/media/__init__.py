@@ -1,1 +1,1 @@
-"""Picture and sound files in and out, without networks: `picture.py`, `sound.py`, `recording.py`."""
+"""Picture and sound files in and out, without networks: read `picture.py`, `sound.py`, then `recording.py`."""

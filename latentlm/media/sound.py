@@ -1,14 +1,12 @@
 """Sound: the record `Audio`, files ↔ mono samples through soundfile, rates through soxr.
 
-Place in the flow: before 1; what the tokenizers and the data room use to read, write and resample. Those libraries are
-imported when a function is called. A file that is missing or cannot be read gives a UserError of one line that names
-it. Sound that is mixed down, or resampled for its reader, is said in the log `latentlm`, on stderr unless the program
-takes its logs elsewhere.
+Place in the flow: before 1; what the tokenizers and the data room use to read, write and resample. The libraries are
+imported when a function is called. A file that is missing, broken or without usable sound gives a UserError of one line
+that names it. Sound that is mixed down, resampled or silent gives a `Notice`.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,28 +16,52 @@ from torch import Tensor
 
 from ..errors import UserError
 from .files import BROKEN, existing, one_line, target
+from .remarks import remark
 from .sound_file import SoundFileWriter, read_sound
 
+SUFFIXES = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".mp3",
+    ".opus",
+    ".oga",
+    ".aiff",
+    ".aif",
+    ".aifc",
+    ".au",
+    ".snd",
+    ".caf",
+    ".w64",
+    ".rf64",
+    ".bwf",
+    ".wave",
+    ".voc",
+    ".svx",
+    ".sph",
+    ".nist",
+)
+"""Of the files that libsndfile reads, as prompts, as voices and in data; the most usual first."""
 QUIETEST = 1e-6
 """Keeps the loudness of silence finite."""
-
+LOUDEST = 16.0
+"""Peaks above this (24 dB over full scale) are samples of another scale, such as -32768 to 32767."""
 SILENCE = 2.0**-13
 """A sound whose peak is below this, four steps of 16 bits, is silent."""
-
-NUM_NAMED = 3
-"""Clips that are named with what was done to them: a manifest may hold thousands that need the same."""
-
-log = logging.getLogger("latentlm")
-_named: dict[str, list[str]] = {}  # what was done -> names of the clips of which it was said
+CANCELLED = 0.01
+"""Root mean square of the mono sound relative to its channels', below which the channels cancel each other."""
+SHORTEST = 1e-3
+"""Seconds; a shorter file is no sound, and would have no sample at the rates that tokenizers read."""
+SILENT = "silent: there is nothing to hear in it"
 
 
 @dataclass(frozen=True)
 class Audio:
     """Mono sound: `samples` (N,) float32 in [-1, 1], on the CPU, at `sample_rate` Hz; `name` of the file it is from.
 
-    samples may be given as a numpy array too, on any device and in any type of number: integers are divided by the
-    largest that their type has, as sound files mean them. Raises UserError for another shape or kind, and for a rate
-    that is no whole number.
+    samples may also be a numpy array, on any device and of any type of number; integers are divided by the largest
+    value of their type, as in sound files. Raises UserError for another shape or type, for NaN and infinity, for a peak
+    above LOUDEST, and for a rate that is no whole number.
     """
 
     samples: Tensor
@@ -48,7 +70,7 @@ class Audio:
 
     def __post_init__(self):
         try:
-            object.__setattr__(self, "samples", _mono(self.samples))
+            object.__setattr__(self, "samples", _in_range(_mono(self.samples)))
             object.__setattr__(self, "sample_rate", _whole_rate(self.sample_rate))
         except UserError as error:
             raise UserError(f"{self.name}: {error}" if self.name else str(error)) from None
@@ -84,6 +106,16 @@ def _mono(samples: Tensor | np.ndarray) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def _in_range(samples: Tensor) -> Tensor:
+    """`samples`; UserError where they are no sound: not finite, or at another scale."""
+    if not bool(samples.isfinite().all()):
+        raise UserError("holds samples that are not finite numbers")
+    peak = float(samples.abs().max()) if len(samples) else 0.0
+    if peak > LOUDEST:
+        raise UserError(f"its peak is {peak:,.0f}; samples are floats in [-1, 1], or integers (divide by 32768 first?)")
+    return samples
+
+
 def _whole_rate(rate: float) -> int:
     try:
         whole = int(rate) if rate >= 1 else 0
@@ -95,16 +127,18 @@ def _whole_rate(rate: float) -> int:
 
 
 def load_audio(path: str | Path, sample_rate: int | None = None) -> Audio:
-    """A sound file as mono float32, brought to `sample_rate` where one is given. UserError names the path.
+    """The sound in a file as mono float32, resampled to `sample_rate` where one is given.
 
-    A float file may hold NaN and infinities, which are refused: one of them would spoil all latents of its clip.
+    Raises UserError, which names the path, for a file that is missing, broken or cut off, without sound (shorter than
+    SHORTEST), and whose samples `Audio` refuses. Gives a `Notice` where channels are mixed down or cancel each other,
+    where the sound is silent, and where it is resampled.
     """
     audio = _decoded(existing(path), str(path))
     return audio if sample_rate is None else at_rate(audio, sample_rate)
 
 
 def decode_audio(data: bytes, name: str = "") -> Audio:
-    """The sound of a sound file's bytes, as `load_audio`. UserError, which begins with `name` where one is given."""
+    """The sound in a sound file's bytes, as `load_audio`. A UserError begins with `name` where one is given."""
     return _decoded(data, name)
 
 
@@ -115,12 +149,46 @@ def _decoded(source: Path | bytes, name: str) -> Audio:
     except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
         said = one_line(error) if isinstance(source, Path) else _without_object(error)
         raise UserError(f"{prefix}not a readable sound file ({said})") from None
-    if not np.isfinite(samples).all():
-        raise UserError(f"{prefix}holds samples that are not finite numbers")
     audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, name)
-    if samples.shape[1] > 1:
-        _say(audio, f"{samples.shape[1]} channels mixed down to one")
+    if len(samples) == 0:
+        raise UserError(f"{prefix}holds no sound")
+    if audio.seconds < SHORTEST:
+        raise UserError(f"{prefix}holds {1000 * audio.seconds:.2g} ms of sound, too short to be of use")
+    _remark_on_channels(audio, samples)
     return audio
+
+
+def _remark_on_channels(audio: Audio, samples: np.ndarray) -> None:
+    """Give the notices on a sound that was mixed down from `samples` (N, channels)."""
+    num_channels = samples.shape[1]
+    if num_channels > 1:
+        remark(_name(audio), f"{num_channels} channels mixed down to one")
+        mono, power = audio.samples.square().mean(), float(np.square(samples).mean())
+        if power > 0 and float(mono) < CANCELLED**2 * power:
+            remark(_name(audio), "its channels cancel each other: mixed down to one they are silence, or nearly")
+    remark_on_silence(audio)
+
+
+def is_silent(audio: Audio) -> bool:
+    """Whether there is nothing to hear: no sample, or a peak below SILENCE."""
+    return audio.samples.numel() == 0 or float(audio.samples.abs().max()) < SILENCE
+
+
+def remark_on_silence(audio: Audio) -> None:
+    """Give a notice on a sound to learn from that is silent."""
+    if is_silent(audio):
+        remark(_name(audio), SILENT)
+
+
+def check_voice(audio: Audio) -> Audio:
+    """`audio`, a clip of a speaker. UserError, which names it, where it is silent."""
+    if is_silent(audio):
+        raise UserError(f"{_name(audio)}: the clip is silent, it cannot be a voice")
+    return audio
+
+
+def _name(audio: Audio) -> str:
+    return audio.name or "sound without a file"
 
 
 def _without_object(error: Exception) -> str:
@@ -142,19 +210,24 @@ def save_audio(audio: Audio, path: str | Path) -> None:
 
 
 def at_rate(audio: Audio, sample_rate: int) -> Audio:
-    """A user's sound for a reader of `sample_rate` Hz: as `resample`, and a line of the log where the rate differs."""
+    """The same sound at `sample_rate` Hz, as `resample`, with a `Notice` where that changes it."""
     if audio.sample_rate != sample_rate:
-        _say(audio, f"{audio.sample_rate:,} Hz resampled to {sample_rate:,} Hz")
+        remark(_name(audio), f"{audio.sample_rate:,} Hz resampled to {sample_rate:,} Hz")
     return resample(audio, sample_rate)
 
 
 def resample(audio: Audio, sample_rate: int) -> Audio:
-    """The same sound at `sample_rate` Hz (soxr, high quality); unchanged where it has that rate already."""
+    """The same sound at `sample_rate` Hz (soxr, high quality); unchanged where it has that rate already.
+
+    Raises UserError, which names the sound, where nothing of it is left: less than one sample at that rate.
+    """
     if audio.sample_rate == sample_rate:
         return audio
     import soxr
 
     samples = soxr.resample(audio.samples.detach().float().cpu().numpy(), audio.sample_rate, sample_rate)
+    if audio.samples.numel() and not len(samples):
+        raise UserError(f"{_name(audio)}: {1000 * audio.seconds:.2g} ms of sound, no sample at {sample_rate:,} Hz")
     samples = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     return replace(audio, samples=samples, sample_rate=sample_rate)
 
@@ -164,17 +237,3 @@ def normalise_loudness(samples: Tensor, level: float) -> Tensor:
     samples = samples * (10 ** (level / 20) / (samples.square().mean().sqrt() + QUIETEST))
     peak = samples.abs().max()
     return samples / (peak + QUIETEST) if peak > 1 else samples
-
-
-def is_silent(audio: Audio) -> bool:
-    """Whether there is nothing to hear: no sample, or a peak below SILENCE."""
-    return audio.samples.numel() == 0 or float(audio.samples.abs().max()) < SILENCE
-
-
-def _say(audio: Audio, what: str) -> None:
-    """A line on what was done to a clip, once a process; of each thing done for the first NUM_NAMED clips alone."""
-    names, name = _named.setdefault(what, []), audio.name or "sound without a file"
-    if name in names or len(names) == NUM_NAMED:
-        return
-    names.append(name)
-    log.warning("%s: %s%s", name, what, "; further clips are not named" if len(names) == NUM_NAMED else "")

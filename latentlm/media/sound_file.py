@@ -1,76 +1,46 @@
 """Sound files in any format of libsndfile, complete or refused.
 
 Place in the flow: below `sound.py` and `recording.py`. libsndfile reads what is left of a file that was cut off as if
-it were all, and does not say of every format that the disk was full while it wrote. A clip of half its text is a wrong
-pair to learn from: both are errors here.
+it were all, and reports a full disk for some formats only. A clip of half its text is a wrong pair to learn from: here
+both are errors.
 """
 
 from __future__ import annotations
 
-import struct
-from io import SEEK_END, BytesIO
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 
 from ..errors import UserError
-
-OPEN_END = 0x7FFF0000
-"""A size from here on stands in a WAV that was written without knowing its own."""
-OGG_PAGE = struct.Struct("<4sBBqIIIB")
-LAST_PAGE = 4
-"""Flag of the page that ends an Ogg stream."""
-MOST_OF_A_PAGE = OGG_PAGE.size + 255 + 255 * 255
+from .sound_end import is_cut_off
 
 
 def read_sound(source: Path | bytes) -> tuple[np.ndarray, int]:
     """All samples (N, channels) float32 and their rate, of a file or of a file's bytes.
 
-    Raises UserError for a file that is cut off or broken in the middle, and what libsndfile raises for others.
+    Raises UserError for a file that is cut off or broken in the middle; for other faults RuntimeError or TypeError,
+    as libsndfile does.
     """
     import soundfile
 
     with soundfile.SoundFile(str(source) if isinstance(source, Path) else BytesIO(source)) as file:
-        samples = file.read(dtype="float32", always_2d=True)
-        if len(samples) < file.frames and file.format != "MP3":  # whose length may be a guess
-            raise UserError(f"{len(samples)} of {file.frames} samples can be read")
-        kind, rate = file.format, file.samplerate
-    is_cut_off = {"WAV": _wav_is_cut_off, "WAVEX": _wav_is_cut_off, "OGG": _ogg_is_cut_off}.get(kind)
-    if is_cut_off is not None:
-        with open(source, "rb") if isinstance(source, Path) else BytesIO(source) as file:
-            if is_cut_off(file, file.seek(0, SEEK_END)):
+        with open(source, "rb") if isinstance(source, Path) else BytesIO(source) as data:
+            if is_cut_off(file.format, data):
                 raise UserError("cut off: its end is missing")
-    return samples, rate
-
-
-def _wav_is_cut_off(file: IO[bytes], size: int) -> bool:
-    """Whether the samples are fewer bytes than their header says."""
-    file.seek(12)
-    while len(head := file.read(8)) == 8:
-        name, length = struct.unpack("<4sI", head)
-        if name == b"data":
-            return file.tell() + length > size and length < OPEN_END
-        file.seek(length + length % 2, 1)
-    return False
-
-
-def _ogg_is_cut_off(file: IO[bytes], size: int) -> bool:
-    """Whether the last page does not end its stream, or is not all there."""
-    file.seek(max(0, size - 2 * MOST_OF_A_PAGE))
-    end = file.read()
-    start = end.rfind(b"OggS")
-    if start < 0 or len(end) < start + OGG_PAGE.size:
-        return True
-    *_, flags, _, _, _, _, num_segments = OGG_PAGE.unpack_from(end, start)
-    table = end[start + OGG_PAGE.size :][:num_segments]
-    return not flags & LAST_PAGE or len(end) < start + OGG_PAGE.size + num_segments + sum(table)
+        samples = file.read(dtype="float32", always_2d=True)
+        if len(samples) < file.frames and file.format != "MP3":  # libsndfile may have guessed the length of an MP3
+            raise UserError(f"{len(samples)} of {file.frames} samples can be read")
+        return samples, file.samplerate
 
 
 class SoundFileWriter:
-    """`path`, whose suffix names the format; a context manager. Raises OSError for what the system refuses, UserError
-    for a suffix that libsndfile does not know, and libsndfile's own RuntimeError."""
+    """Writes mono sound to `path`, whose suffix names the format. A context manager: leaving it completes the file.
+
+    Raises OSError where the system refuses a write, UserError for a suffix that libsndfile does not know, and
+    RuntimeError for what libsndfile itself refuses.
+    """
 
     def __init__(self, path: str | Path, sample_rate: int):
         import soundfile
@@ -78,7 +48,7 @@ class SoundFileWriter:
         path = Path(path)
         kind = path.suffix.removeprefix(".").upper()
         if kind not in soundfile.available_formats():
-            raise UserError(f"no sound format is named {path.suffix or 'by a name without a suffix'}")
+            raise UserError(f"unknown sound format {path.suffix!r}" if path.suffix else "the name has no suffix")
         self._target = _Target(path)
         try:
             with self._target:
@@ -110,8 +80,10 @@ class SoundFileWriter:
 
 
 class _Target:
-    """The file that libsndfile writes to. Leaving its context raises the first thing that was refused, whatever
-    libsndfile made of that."""
+    """The file that libsndfile writes to.
+
+    A context manager: leaving it raises the first error of the system since then, which libsndfile may have ignored.
+    """
 
     def __init__(self, path: Path):
         self.file = open(path, "wb+", buffering=0)  # noqa: SIM115 closed by the writer; refusals come at once

@@ -1,45 +1,39 @@
-"""Pictures: PIL images, a fixed grid of latents each.
+"""Pictures: PIL images, each a fixed grid of latents.
 
 Place in the flow: a plug, found by `config/modalities.py`.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConvImageTokenizerConfig, ImageTokenizerConfig
 from ..errors import UserError
-from ..media.picture import decode_image, image_to_rgb, load_image, save_image
+from ..media.picture import decode_image, load_image, save_image
 from ..tokenizers.conv_image import ConvImageTokenizer
 from ..tokenizers.image import ImageTokenizer
-from ..types import Latents, Modality, Segment
+from ..types import Latents, MediaSegment, Modality
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 
 @dataclass(frozen=True)
-class Image(Segment):
-    """A picture, a PIL image of any size and mode, or its latents."""
+class Image(MediaSegment):
+    """A picture: a PIL image of any size and mode, the path of a file, or `Latents`. UserError for anything else."""
 
-    content: PILImage | Latents
+    content: PILImage | str | os.PathLike | Latents
     modality = "image"
 
-
-def load(path: str | Path) -> PILImage:
-    """The picture in a file, in RGB, turned as its EXIF says. UserError names the path."""
-    try:
-        return image_to_rgb(load_image(path))
-    except UserError as error:
-        said = str(error)
-        raise UserError(said if said.startswith(str(path)) else f"{path}: {said}") from None
-
-
-def decode(data: bytes, name: str = "") -> PILImage:
-    """The picture in a file's bytes, as `load`. UserError begins with `name` where one is given."""
-    return image_to_rgb(decode_image(data, name))
+    @staticmethod
+    def medium(content: PILImage | str | os.PathLike) -> PILImage:
+        if isinstance(content, str | os.PathLike):
+            return load_image(content)
+        if not _is_picture(content):
+            raise UserError(f"Image takes a PIL image, the path of a file or Latents, not {type(content).__name__}")
+        return content
 
 
 def _is_picture(medium: Any) -> bool:
@@ -55,11 +49,11 @@ MODALITY = Modality(
         "image": (ImageTokenizerConfig, ImageTokenizer),
         "conv_image": (ConvImageTokenizerConfig, ConvImageTokenizer),
     },
-    suffixes=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    suffixes=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
     written=(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"),
-    load=load,
+    load=load_image,
     save=save_image,
-    decode=decode,
+    decode=decode_image,
     is_medium=_is_picture,
     describe=lambda picture: f"{picture.width}×{picture.height}",
     show=lambda picture: picture,

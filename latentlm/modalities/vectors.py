@@ -8,6 +8,7 @@ Files: .npy with one array, .safetensors with one tensor (or one that is called 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +26,7 @@ from ..config.base import Config, Count
 from ..errors import UserError
 from ..media.files import existing, target
 from ..tokenizers.base import Tokenizer
-from ..types import Latents, MediaBatch, Modality, Segment
+from ..types import Latents, MediaBatch, MediaSegment, Modality
 from ..weights import save_weights
 
 if TYPE_CHECKING:
@@ -41,15 +42,18 @@ MOST_LINES = len(COLOURS)
 
 
 @dataclass(frozen=True)
-class Vectors(Segment):
-    """A sequence of vectors (N, C), or its latents. UserError for another shape, another type, or NaN."""
+class Vectors(MediaSegment):
+    """A sequence of vectors: an array (N, C), the path of a file, or `Latents`.
 
-    content: np.ndarray | Latents
+    UserError for another shape, another type, and NaN or infinity.
+    """
+
+    content: np.ndarray | str | os.PathLike | Latents
     modality = "vectors"
 
-    def __post_init__(self):
-        if not isinstance(self.content, Latents):
-            object.__setattr__(self, "content", checked(self.content))
+    @staticmethod
+    def medium(content: np.ndarray | Tensor | str | os.PathLike) -> np.ndarray:
+        return load(content) if isinstance(content, str | os.PathLike) else checked(content)
 
 
 def checked(values: np.ndarray | Tensor, name: str = "") -> np.ndarray:

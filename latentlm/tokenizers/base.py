@@ -29,8 +29,16 @@ MEDIA_PER_CALL = 32
 """`encode` and `decode` cut longer lists into calls of so many, which bounds their memory."""
 
 
-FINGERPRINT_OPTIONAL = {"parts", "loudness", "class_token", "encoder_sub_norm"}
-"""Options that came after the first latent caches: at their defaults a fingerprint is what it was without them."""
+FINGERPRINT_OPTIONAL = frozenset({"parts", "loudness", "class_token", "encoder_sub_norm", "fit"})
+"""Options newer than the first latent caches. At their defaults they are left out, so that old fingerprints hold."""
+RESUME_OPTIONAL = frozenset({"fit"})
+"""Options newer than the checkpoints of runs that can still be resumed, likewise."""
+
+
+def fields_without(config: TokenizerConfig, optional: frozenset[str]) -> dict[str, Any]:
+    """The fields of `config` as JSON, without those in `optional` that have their defaults."""
+    fields, declared = config.model_dump(mode="json"), type(config).model_fields
+    return {name: value for name, value in fields.items() if name not in optional or value != declared[name].default}
 
 
 class TokenizerConfig(Protocol):
@@ -210,9 +218,7 @@ class Tokenizer(nn.Module):
 
     def fingerprint(self) -> str:
         """16 hex digits of the SHA-256 over config, weights and buffers; a latent cache records it."""
-        fields, declared = self.config.model_dump(mode="json"), type(self.config).model_fields
-        unset = {name for name in FINGERPRINT_OPTIONAL & fields.keys() if fields[name] == declared[name].default}
-        return fingerprint({name: value for name, value in fields.items() if name not in unset}, self.state_dict())
+        return fingerprint(fields_without(self.config, FINGERPRINT_OPTIONAL), self.state_dict())
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into `folder`."""

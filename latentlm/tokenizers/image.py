@@ -123,9 +123,9 @@ class PictureTokenizer(Tokenizer):
         return super().denormalise(latents)
 
     def batch(self, media: list[PILImage]) -> MediaBatch:
-        """PIL images of any size and mode -> (B, 3, H, W); see `media.picture.image_to_tensor`."""
-        size = self.config.image_size
-        pixels = torch.stack([image_to_tensor(image, size) for image in media])
+        """PIL images of any size and mode -> (B, 3, H, W), made square by the config's `fit` (`image_to_tensor`)."""
+        size, fit = self.config.image_size, self.config.fit
+        pixels = torch.stack([image_to_tensor(image, size, fit) for image in media])
         lengths = torch.full((len(media),), size * size)
         return MediaBatch(pixels, lengths).to(self.latent_mean.device)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..config import SpeechReconstructionConfig, SpeechTokenizerConfig
 from ..errors import UserError
-from ..media.sound import Audio, at_rate, normalise_loudness
+from ..media.sound import LOUDEST, Audio, at_rate, normalise_loudness, remark_on_silence
 from ..types import MediaBatch
 from .base import Tokenizer
 from .causal import CausalConv, ConvNeXtBlock, DownConv, Stream, UpConv
@@ -152,9 +152,9 @@ class SpeechTokenizer(Tokenizer):
         return MediaBatch(waveforms, lengths).to(self.latent_mean.device)
 
     def unbatch(self, media: Tensor, counts: list[int]) -> list[Audio]:
-        """(B, N·hop) -> clips of counts·hop samples."""
+        """(B, N·hop) -> clips of counts·hop samples, within ±LOUDEST as `Audio` demands."""
         rows = zip(media.float().cpu(), counts, strict=True)
-        return [Audio(row[: count * self.hop].clone(), self.sample_rate) for row, count in rows]
+        return [self.piece(row[: count * self.hop]) for row, count in rows]
 
     def stream_encoder(self) -> StreamEncoder:
         """A new stream of samples ──▶ normalised latents; UserError before `calibrate`."""
@@ -169,8 +169,8 @@ class SpeechTokenizer(Tokenizer):
         return StreamDecoder(self)
 
     def piece(self, decoded: Tensor) -> Audio:
-        """Samples (k,) -> a chunk of sound."""
-        return Audio(decoded.cpu(), self.sample_rate)
+        """Samples (k,) -> a chunk of sound, within ±LOUDEST as `Audio` demands."""
+        return Audio(decoded.float().cpu().clamp(-LOUDEST, LOUDEST), self.sample_rate)
 
     def _require(self, part: str) -> None:
         if self.config.parts not in ("both", part):
@@ -182,6 +182,7 @@ def prepare_clip(audio: Audio, sample_rate: int, loudness: float | None) -> Tens
     if audio.samples.dim() != 1 or audio.samples.numel() == 0:
         shape, name = tuple(audio.samples.shape), audio.name or "sound without a file"
         raise UserError(f"{name}: audio samples have shape {shape}; expected mono (N,) with N > 0")
+    remark_on_silence(audio)
     samples = at_rate(audio, sample_rate).samples.float().cpu()
     return samples if loudness is None else normalise_loudness(samples, loudness)
 

@@ -16,7 +16,7 @@ from ..config import ImageTokenizerRecipe, MediaConfig, SpeechTokenizerRecipe
 from ..config.modalities import tokenizer_kinds
 from ..data.sources import media
 from ..data.task_source import Concatenated, Lazy
-from ..tokenizers.base import Tokenizer
+from ..tokenizers.base import RESUME_OPTIONAL, Tokenizer, fields_without
 from ..tokenizers.losses import loss_weights
 from ..types import MediaBatch
 from .distributed import World
@@ -47,7 +47,7 @@ def build_tokenizer(recipe: Recipe, folder: Path, world: World) -> TokenizerRun:
         model=tokenizer,
         objective=plain(tokenizer, recipe.training.optimizer, loss_weights(recipe)),
         media=sources,
-        identity={"tokenizer": recipe.tokenizer.model_dump(mode="json")},
+        identity={"tokenizer": fields_without(recipe.tokenizer, RESUME_OPTIONAL)},
         unit="examples",
         write=None,
         on_sample=ReconstructionWriter(sources, folder / "samples"),

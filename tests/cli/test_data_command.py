@@ -87,6 +87,35 @@ def test_validate_names_silent_clips(folder, capsys):
     assert "2 documents, all of them can be read; segments: 2 text, 2 speech" in said.out
 
 
+def test_validate_refuses_what_is_no_sound_with_its_line(folder, capsys):
+    """Training and evaluation would: a clip without a sample at their rate, and samples at another scale."""
+    (folder / "clips" / "seven").mkdir(parents=True)
+    path = folder / "clips" / "seven" / "a.wav"
+    line = {"segments": [{"text": "seven", "condition": True}, {"speech": "clips/seven/a.wav"}]}
+    write_lines(folder / "clips.jsonl", [{"segments": [{"text": "fine"}]}, line])
+    for samples, rate, said in ((np.full(1, 0.5), 48000, "too short"), (np.full(800, 13090.0), 8000, "peak is 13,090")):
+        soundfile.write(path, samples, rate, subtype="FLOAT")
+        for arguments, where in (
+            (["clips.jsonl"], "clips.jsonl:2: segments.1.speech: "),
+            (["clips", "--task", "text_to_speech"], "clips/seven/a.wav: speech: "),
+        ):
+            with pytest.raises(SystemExit):
+                cli.main(["data", "validate", *arguments])
+            (error,) = capsys.readouterr().err.splitlines()
+            assert where in error
+            assert said in error
+
+
+def test_validate_says_that_channels_cancel(folder, capsys):
+    tone = np.sin(np.arange(8000) * 0.3) * 0.5
+    soundfile.write(folder / "a.wav", np.stack([tone, -tone], axis=1), 8000)
+    write_lines(folder / "clips.jsonl", [{"segments": [{"speech": "a.wav"}]}])
+    cli.main(["data", "validate", "clips.jsonl"])
+    said = capsys.readouterr().err
+    assert "a.wav: its channels cancel each other" in said
+    assert "1 clip is silent: clips.jsonl:1" in said
+
+
 def test_validate_finds_what_does_not_fit_a_recipe(folder, capsys):
     write_lines(
         folder / "mine.jsonl",

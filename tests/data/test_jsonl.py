@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+import threading
 import weakref
 import zipfile
 
@@ -15,6 +16,7 @@ from sets import flac, pixels, png, shown, write_lines
 from latentlm.config import SourceConfig
 from latentlm.data import sources
 from latentlm.data.manifest import Manifest
+from latentlm.data.readers.files import Location
 from latentlm.types import Text
 
 LINES = [
@@ -84,6 +86,23 @@ def test_a_url_keeps_what_it_says_of_its_file_system(tmp_path):
         archive.writestr("set/a.jsonl", json.dumps({"segments": [{"image": "0.png"}]}))
     found = sources.documents(SourceConfig(path=f"zip://set/a.jsonl::{tmp_path}/a.zip"))
     assert pixels(found[0]) == shown(0)
+
+
+def test_the_file_systems_of_a_thread_go_with_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "abc")
+    location = Location.of(f"zip://a.txt::{tmp_path}/a.zip")
+    seen = []
+
+    def look() -> None:
+        seen.append(weakref.ref(location.system))
+        assert location.system is seen[0]()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert seen[0]() is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ DOCUMENTATION = Path(__file__).parents[2] / "docs" / "data_format.md"
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, notices):  # its sound is stereo
     """A folder with apple.png (6×4, transparent), hello.wav (0.5 s, stereo, 8 kHz) and circle.npy (5×2)."""
     PILImages.new("RGBA", (6, 4), (255, 0, 0, 0)).save(tmp_path / "apple.png")
     tone = np.sin(np.arange(4000) * 0.3) * 0.5
@@ -75,7 +75,7 @@ def test_a_manifest_of_stereo_files_names_the_first_three(folder, notices):
         (folder / f"{number}.wav").write_bytes((folder / "hello.wav").read_bytes())
     validate(write(folder, *(segments({"speech": f"{number}.wav"}) for number in range(6))))
     said = [f"{folder / f'{number}.wav'}: 2 channels mixed down to one" for number in range(3)]
-    assert notices() == [*said[:2], f"{said[2]}; further clips are not named"]
+    assert notices() == [*said[:2], f"{said[2]}; further files are not named"]
 
 
 def test_media_are_read_only_when_asked_for(folder):

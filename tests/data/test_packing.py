@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import PIL.Image
 import pytest
 import torch
 from small import random_latents
@@ -86,7 +87,7 @@ def test_empty_documents_are_refused(encoder, segments):
 
 def test_media_must_be_latents(encoder):
     with pytest.raises(ValueError, match="encode it first"):
-        encoder(Document((Image(object()),)))
+        encoder(Document((Image(PIL.Image.new("RGB", (8, 8))),)))
 
 
 def test_rows_restart_positions_and_number_documents(encoder):

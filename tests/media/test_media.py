@@ -48,19 +48,19 @@ def test_resampling_to_the_same_rate_changes_nothing_and_says_nothing(notices):
 
 def test_of_thousands_of_clips_the_first_three_are_named(notices):
     for number in range(2000):
-        at_rate(Audio(torch.zeros(10), 8000, f"{number}.wav"), 16000)
+        at_rate(Audio(torch.ones(10), 8000, f"{number}.wav"), 16000)
     what = "8,000 Hz resampled to 16,000 Hz"
-    assert notices() == [f"0.wav: {what}", f"1.wav: {what}", f"2.wav: {what}; further clips are not named"]
-    at_rate(Audio(torch.zeros(10), 44100, "2.wav"), 16000)
+    assert notices() == [f"0.wav: {what}", f"1.wav: {what}", f"2.wav: {what}; further files are not named"]
+    at_rate(Audio(torch.ones(10), 44100, "2.wav"), 16000)
     assert notices() == ["2.wav: 44,100 Hz resampled to 16,000 Hz"]
 
 
-def test_a_notice_reaches_stderr_of_a_program_that_sets_up_no_logs(tmp_path):
+def test_a_notice_reaches_stderr_of_any_program_once(tmp_path):
     path = tmp_path / "stereo.wav"
-    soundfile.write(path, np.zeros((10, 2)), 8000)
+    soundfile.write(path, np.ones((10, 2)) / 2, 8000)
     script = f"from latentlm.media.sound import load_audio; [load_audio({str(path)!r}) for _ in range(2)]"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr == f"{path}: 2 channels mixed down to one\n"
+    assert done.stderr.count(f"Notice: {path}: 2 channels mixed down to one\n") == 1
 
 
 def test_loud_sound_is_clipped_not_wrapped(tmp_path):

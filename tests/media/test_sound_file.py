@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from latentlm.media.sound import load_audio
-from latentlm.media.sound_file import OPEN_END
+from latentlm.media.sound_end import OPEN_END
 
 SAMPLES = np.random.default_rng(0).normal(0, 0.1, 48_000).astype(np.float32)
 

@@ -47,7 +47,7 @@ def build(kind: str, **options) -> Tokenizer:
 def media(kind: str, num: int, seed: int = 0) -> list:
     draw = np.random.default_rng(seed)
     if kind in PICTURES:
-        return [Image.fromarray(draw.integers(0, 256, (11, 17, 3), dtype=np.uint8)) for _ in range(num)]
+        return [Image.fromarray(draw.integers(0, 256, (17, 17, 3), dtype=np.uint8)) for _ in range(num)]
     return [Audio(torch.from_numpy(draw.normal(0, 0.1, 150 + 73 * i).astype(np.float32)), 8000) for i in range(num)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -21,8 +21,26 @@ STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "
 """Where the file systems of fsspec say that a file is another, the surest first."""
 
 
-_SYSTEMS: dict[tuple, Any] = {}
-"""File systems with options; an archive's closes its files when nothing holds it."""
+class _Systems(threading.local):
+    """A thread's file systems with options, by scheme and options. They are kept as long as the thread, since that of
+    an archive closes the files that are open in it when it goes; a forked process makes its own."""
+
+    def __init__(self):
+        self.process = os.getpid()
+        self.known: dict[tuple[str, str], Any] = {}
+
+    def get(self, scheme: str, options: Mapping[str, Any]) -> Any:
+        import fsspec
+
+        if self.process != os.getpid():
+            self.__init__()
+        key = (scheme, repr(sorted(options.items())))
+        if key not in self.known:
+            self.known[key] = fsspec.filesystem(scheme, **options)
+        return self.known[key]
+
+
+_systems = _Systems()
 
 
 @dataclass(frozen=True)
@@ -49,15 +67,12 @@ class Location:
 
     @property
     def system(self) -> Any:
-        """The fsspec file system; one object a thread, scheme and options."""
+        """The fsspec file system; one object per thread, scheme and options."""
         import fsspec
 
         if not self.options:
             return fsspec.filesystem(self.scheme)
-        key = (self.scheme, repr(self.options), os.getpid(), threading.get_ident())
-        if key not in _SYSTEMS:
-            _SYSTEMS[key] = fsspec.filesystem(self.scheme, **dict(self.options))
-        return _SYSTEMS[key]
+        return _systems.get(self.scheme, dict(self.options))
 
     def __str__(self) -> str:
         return self.path if self.scheme == "file" else self.system.unstrip_protocol(self.path)

@@ -25,10 +25,8 @@ from ...errors import UserError
 from .files import Location, PerThread, Strings
 from .rows import Rows
 
-ALSO = {"image": ("ppm", "pgm"), "speech": ("opus", "aiff", "aif")}
 SUFFIXES = {"text": ("txt", "cls", "json")} | {
-    each.name: (*(suffix.removeprefix(".") for suffix in each.suffixes), *ALSO.get(each.name, ()))
-    for each in modalities()
+    each.name: tuple(suffix.removeprefix(".") for suffix in each.suffixes) for each in modalities()
 }
 """By column, the suffixes that hold it; of several in a row the first of this list."""
 JSON_KEYS = ("text", "caption", "label")
