@@ -123,6 +123,9 @@ class Manifest(DocumentsWithPlaces):
     def place(self, index: int) -> str:
         return f"{self.path}:{self.lines[index].number}"
 
+    def texts(self, index: int) -> list[str]:
+        return [segment.text for segment in self.lines[index].document.segments if segment.text is not None]
+
     @cached_property
     def modalities(self) -> frozenset[str]:
         """The continuous modalities that occur."""

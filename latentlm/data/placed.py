@@ -21,16 +21,16 @@ class DocumentsWithPlaces(Sequence[Document]):
     def place(self, index: int) -> str:
         """Where a document stands, for messages: file and line, row or member."""
 
+    def texts(self, index: int) -> list[str]:
+        """The texts of a document; subclasses give them without decoding its media."""
+        return [segment.text for segment in self[index].segments if isinstance(segment, Text)]
+
 
 class PlacedDocuments(DocumentsWithPlaces):
     """Documents that are read from disk when they are asked for."""
 
-    def texts(self, index: int) -> list[str]:
-        """The texts of a document; readers give them without decoding its media."""
-        return [segment.text for segment in self[index].segments if isinstance(segment, Text)]
-
     def most_positions(self) -> np.ndarray | None:
-        """What the sequence of each document takes at most, (number of documents,); None where nothing says that."""
+        """An upper bound of the positions of each document, (number of documents,); None where it is not known."""
         return None
 
 
@@ -110,7 +110,9 @@ def texts_of(documents: Sequence[Document], most: int = TEXT_SAMPLE) -> Iterator
     Those on disk are all read before the first is given: the trainer of a tokenizer asks for texts from threads of its
     own, and a reader that lets go of the interpreter there would leave both waiting for each other.
     """
-    if not isinstance(documents, PlacedDocuments):
+    if not isinstance(documents, DocumentsWithPlaces):
         return (s.text for document in documents for s in document.segments if isinstance(s, Text))
+    if not isinstance(documents, PlacedDocuments):
+        return (text for index in range(len(documents)) for text in documents.texts(index))
     num = min(most, len(documents))
     return iter([text for place in range(num) for text in documents.texts(place * len(documents) // num)])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PILImages
 
 from latentlm.data.manifest import Manifest, preview, read, validate
+from latentlm.data.placed import texts_of
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
 from latentlm.types import Text
@@ -85,6 +86,11 @@ def test_media_are_read_only_when_asked_for(folder):
     assert isinstance(manifest[0].segments[0], Image)
     with pytest.raises(ValueError, match=r"absent\.png"):
         manifest[1]
+
+
+def test_texts_are_read_without_media(folder):
+    path = write(folder, segments({"text": "one"}, {"image": "absent.png"}, {"text": "two"}), segments({"text": "3"}))
+    assert list(texts_of(Manifest(path))) == ["one", "two", "3"]
 
 
 @pytest.mark.parametrize(
