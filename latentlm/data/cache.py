@@ -21,7 +21,7 @@ from .progress import Progress
 
 
 class LatentCache:
-    """Latents of media objects by identity; with `folder` they are kept on disk, for other runs too.
+    """Latents by the identity of the media objects; with `folder` they are also kept on disk, shared by all runs.
 
     run_folder: where earlier releases kept the latents of a run, as NAME-TOKENIZER.safetensors; such files are read.
     """
@@ -66,7 +66,7 @@ class LatentCache:
         return pending
 
     def resolve(self, document: Document) -> Document:
-        """`document` with every medium replaced by its latents; unknown media are encoded now."""
+        """`document` with every medium replaced by its latents; media that are not known are encoded."""
         if any(map(self._missing, document.segments)):
             self.prepare([document])
         segments = tuple(
@@ -78,7 +78,7 @@ class LatentCache:
         return Document(segments)
 
     def _missing(self, segment: Segment) -> list[str]:
-        """The tokenizers that still have to read `segment`. UserError where given latents lack features to learn."""
+        """Names of the tokenizers that still have to encode `segment`. UserError for given latents without features."""
         if isinstance(segment, Text):
             return []
         second = modality(segment.modality).second
@@ -87,7 +87,7 @@ class LatentCache:
         latents = segment.content if given else self._known.get(id(segment.content), (None, None))[1]
         lacks_features = needs_features and (latents is None or latents.features is None)
         if given and lacks_features:
-            raise UserError(f"latents of {segment.modality} to learn come without {second} features")
+            raise UserError(f"latents of {segment.modality} are targets without {second} features")
         return [segment.modality] * (latents is None) + [second] * lacks_features
 
     def _encode(self, reader: str, items: list, name: str | None, quiet: bool) -> list[Latents]:
@@ -121,9 +121,9 @@ class LatentCache:
 
 
 class ResolvedDocuments(Sequence):
-    """A document source seen through a cache, its posteriors `noise` times as wide.
+    """Documents with media as latents from a cache; the std of their posteriors is multiplied by `noise`.
 
-    Wider than the tokenizer's, they teach to go on from latents as far off as a model's own may be (docs/numerics.md).
+    Wider posteriors train the model to continue from latents as inexact as its own samples (docs/numerics.md).
     """
 
     def __init__(self, documents: Sequence[Document], cache: LatentCache, noise: float = 1.0):
@@ -147,7 +147,7 @@ class ResolvedDocuments(Sequence):
 
 
 def _beside(latents: Latents, features: Latents, second: str) -> Tensor:
-    """The features (N, F) of latents (N, C). UserError where the two tokenizers do not run at one rate."""
+    """The features (N, F) that go with latents (N, C). UserError if the two tokenizers differ in rate."""
     if len(features) != len(latents):
         raise UserError(f"the {second} tokenizer gives {len(features)} features for {len(latents)} latents of a medium")
     return features.mean

@@ -1,4 +1,4 @@
-"""Which files are read as data, and what to do with those that are not.
+"""Which files and texts are read as data, and what to do with those that are not.
 
 Place in the flow: 2, below the manifest and the readers.
 """
@@ -32,7 +32,7 @@ _SAME = {".tsv": ".csv", ".xlsx": ".csv", ".md": ".txt", ".srt": ".txt", ".log":
 
 
 def advice(path: str) -> str:
-    """How the data in a file of a kind that is not read can be given; what is read, where nothing better is known."""
+    """What to do with a file of a kind that is not read."""
     suffix = PurePosixPath(path).suffix.lower()
     found = ADVICE.get(_SAME.get(suffix, suffix))
     if found is not None:
@@ -47,3 +47,11 @@ def refuse_compressed(path: str) -> None:
     """UserError for the name of a compressed file, which says how to unpack it."""
     if _UNPACK in advice(path):
         raise UserError(f"{path}: {advice(path)}")
+
+
+def check_unicode(text: str) -> str:
+    """`text`. UserError if it contains half of a surrogate pair, which JSON allows and UTF-8 does not."""
+    half = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
+    if half is not None:
+        raise UserError(f"the text is not Unicode: it contains half of a surrogate pair (\\u{ord(half):x})")
+    return text

@@ -1,10 +1,10 @@
-"""Deterministic lanes of documents or media ──▶ the micro-batches of each step; resumable, elastic over processes.
+"""Documents or media ──▶ the micro-batches of each step: deterministic, resumable, for any number of processes.
 
 Place in the flow: 2, sources ──▶ `Mixture` (which item next) ──▶ `DocumentLoader` or `MediaLoader` (a micro-batch).
 
-A run has `num_lanes` lanes (micro-batches a step, over all processes). Lane m is a function of (seed, m) and its
-own counters alone, so one process that serves all of them and many that share them train on the same batches, and a
-resumed run goes on with the very next document.
+A run has `num_lanes` lanes: endless sequences of micro-batches, each of which gives one to every step. The content of
+lane m depends only on the seed, m and its own counters. So the batches are the same whether one process serves all
+lanes or several share them, and a resumed run continues with the next document.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from ..types import Document, MediaBatch, PackedBatch
 from .packing import DocumentEncoder, Packer
 
 _POSTERIOR_SEED = 0x0A7E57
-"""Parts the draws from the posteriors from the diffusion noise, which the trainer seeds with the batch's own seed."""
+"""Makes the seed of the draws from posteriors differ from that of the diffusion noise, which is the batch's own."""
 _CHANCES = 1024
 """Uniform numbers drawn at a time."""
 
 
 class Orders:
-    """The order of each source in each epoch, drawn by (seed, source, epoch); the last two of a source are kept.
+    """Random orders of the items of each source, one per epoch, seeded by (seed, source, epoch).
 
-    The lanes of a process share one: of a million documents an order is 4 MB.
+    The last two orders of each source are kept, and all lanes of a process share them: an order of a million documents
+    takes 4 MB.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int]):
@@ -37,7 +38,7 @@ class Orders:
         self._known: dict[tuple[int, int], np.ndarray] = {}
 
     def __call__(self, source: int, epoch: int) -> np.ndarray:
-        """The numbers of the items of `source`, in the order of `epoch`."""
+        """Item numbers of `source` in the order of `epoch`, (number of items,)."""
         order = self._known.get((source, epoch))
         if order is None:
             size = self.sizes[source]
@@ -49,9 +50,9 @@ class Orders:
 
 
 class Mixture:
-    """One lane over weighted sources: each item comes from the source that lags most behind its weight.
+    """The items of one lane: each comes from the source whose share of the items is furthest below its weight.
 
-    Every source is shuffled anew in each epoch by (seed, source, epoch); lane m takes its items m, m + M, m + 2M …
+    Each source is shuffled in every epoch; of M lanes, lane m takes the items m, m + M, m + 2M … of that order.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class Mixture:
 
     @property
     def index(self) -> int:
-        """How many items were taken."""
+        """Number of items taken so far."""
         return sum(self.counts)
 
     def copy(self) -> Mixture:
-        """The same lane at the same place, which goes on by itself."""
+        """An independent copy at the same position."""
         copied = copy(self)
         copied.counts = list(self.counts)
         return copied
@@ -93,11 +94,11 @@ class Mixture:
         return source, int(self._orders(source, epoch)[place])
 
     def take(self, source: int) -> None:
-        """Go on behind the item that `peek` found in `source`."""
+        """Move past the item that `peek` found in `source`."""
         self.counts[source] += 1
 
     def chance(self) -> float:
-        """A uniform number that belongs to the next item: a function of the seed, so that resuming repeats it."""
+        """A random number in [0, 1) for the next item. It depends on seed and position: a resumed run repeats it."""
         block, place = divmod(self.index, _CHANCES)
         if self._chances[0] != block:
             self._chances = (block, np.random.default_rng((self.seed, self.lane, block, 1)).uniform(size=_CHANCES))
@@ -105,7 +106,7 @@ class Mixture:
 
 
 class Lanes:
-    """What both loaders share: this process's lanes and their resumable state."""
+    """Base of both loaders: the lanes of this process and their resumable state."""
 
     def __init__(
         self,
@@ -138,8 +139,10 @@ class Lanes:
         return {"step": self.step, "lanes": lanes, "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from the union of all processes' states. UserError when the recipe's lanes or sources changed, or
-        the number of items in one of them: the order of an epoch is a function of it."""
+        """Continue from a saved position, the union of the states of all processes.
+
+        Raises UserError if the number of lanes, of sources, or of items of a source differs: orders depend on it.
+        """
         saved_lanes = state["lanes"] if "lanes" in state else state["streams"]  # what an older release called them
         for m, mixture in self.lanes.items():
             counts = saved_lanes.get(str(m))
@@ -153,18 +156,18 @@ class Lanes:
         self.step = state["step"]
 
     def close(self) -> None:
-        """Nothing to end: batches are made when they are asked for."""
+        """Does nothing: batches are made on demand, without workers."""
 
     def noise_seed(self, lane: int, step: int) -> int:
         return int(np.random.SeedSequence((self.seed, step, lane)).generate_state(1, np.uint64)[0]) >> 1
 
     def batch(self, lane: int, mixture: Mixture, step: int):
-        """The micro-batch of `lane` in `step`; `mixture`, which is the lane's, goes on behind its items."""
+        """The micro-batch of `lane` in `step`, made from the next items of `mixture`, which moves past them."""
         raise AssertionError("abstract")
 
 
 class DocumentLoader(Lanes):
-    """Packed batches of a recipe's documents. `sources` yield documents whose media are already latents."""
+    """Packed batches of documents. The media of the documents in `sources` must be latents already."""
 
     def __init__(
         self,
@@ -204,7 +207,10 @@ def _has_condition_for_latents(document: Document) -> bool:
 
 
 class MediaLoader(Lanes):
-    """Batches of media for a tokenizer: `prepare(item, rng)` gives one example; all are padded to the longest."""
+    """Batches of media for training a tokenizer.
+
+    prepare: (medium, random generator) -> one example, a tensor; examples are padded to the longest of their batch.
+    """
 
     def __init__(
         self,
@@ -233,7 +239,7 @@ class MediaLoader(Lanes):
         return collate_media(examples, seed)
 
     def skip(self, steps: int = 1) -> None:
-        """Go on as if so many steps had been taken, without reading their media."""
+        """Move on by `steps` steps without reading their media."""
         for mixture in self.lanes.values():
             for _ in range(steps * self.batch_size):
                 mixture.take(mixture.peek()[0])

@@ -1,9 +1,11 @@
-"""Data of one's own: a JSONL manifest, one document a line (schema and example: docs/data_format.md).
+"""JSONL manifests: one document per line (schema and examples: docs/data_format.md).
 
     {"segments": [{"text": "a red apple", "condition": true}, {"image": "apple.png"}]}
 
-Place in the flow: 2, files ──▶ documents. Lines are checked when the manifest is opened, media when they are read; each
-error is a UserError of one line that names the manifest, the line number and the key.
+Place in the flow: 2, files ──▶ documents. Lines are checked when the manifest is opened, media when they are read. A
+UserError names the manifest, the line number and the key.
+A document must fit a row of the recipe (`data.sequence_length`) and the model's context: a longer one that is a single
+text is split (`long_texts.py`), any other is refused before training; `data validate --recipe` finds it.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ from ..config.modalities import modality, modality_names
 from ..errors import UserError
 from ..media.files import one_line
 from ..types import Document, Segment, Text
-from .formats import advice, refuse_compressed
+from .formats import advice, check_unicode, refuse_compressed
 from .placed import DocumentsWithPlaces
 from .progress import Progress
 from .validation import DataReport
 
 
 class _Segment(BaseModel):
-    """Exactly one of text and the modalities; media by path, relative to the manifest's folder.
+    """A segment: a text, or the path of a medium, relative to the manifest's folder.
 
-    `loss` is by default the opposite of `condition`: what is given is not a target.
+    `loss` is by default the opposite of `condition`: given segments are not targets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,11 @@ class _Segment(BaseModel):
     text: str | None = Field(None, min_length=1)
     condition: StrictBool = False
     loss: StrictBool | None = None
+
+    @field_validator("text")
+    @classmethod
+    def _unicode(cls, text: str | None) -> str | None:
+        return None if text is None else check_unicode(text)
 
     @model_validator(mode="after")
     def _one(self):
@@ -67,7 +74,7 @@ class _Segment(BaseModel):
 
 
 KEYS = ("text", *modality_names())
-"""One of them says what a segment is."""
+"""The keys of a segment's content; each segment has exactly one of them."""
 
 ManifestSegment = create_model(
     "ManifestSegment",
@@ -77,7 +84,7 @@ ManifestSegment = create_model(
 
 
 class ManifestDocument(BaseModel):
-    """One line: the segments of a document, in order; at least one is a target."""
+    """A line: the segments of a document, in order, at least one of them a target."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,17 +100,17 @@ class ManifestDocument(BaseModel):
 
 @dataclass(frozen=True)
 class ManifestLine:
-    """A checked line and where it stands in its file (from 1)."""
+    """A checked line and its number in the file, from 1."""
 
     number: int
     document: ManifestDocument
 
 
 class Manifest(DocumentsWithPlaces):
-    """The documents of a manifest, media read on first use; documents that name one file share its object."""
+    """The documents of a manifest. Media are read on first use and kept; documents with the same file share it."""
 
     def __init__(self, path: str | Path, limit: int | None = None):
-        """Checks every line; raises UserError (one line, file and line number and key) for the first that is wrong."""
+        """Checks every line. Raises UserError, which names file, line number and key, for the first that is wrong."""
         self.path = Path(path)
         self.lines = read(self.path)[:limit]
         self._media: dict[tuple[str, str], Any] = {}
@@ -112,7 +119,7 @@ class Manifest(DocumentsWithPlaces):
         return len(self.lines)
 
     def __getitem__(self, index: int) -> Document:
-        """Raises UserError naming the line for media that are missing or cannot be read."""
+        """Document `index`. UserError, which names the line, for media that are missing or cannot be read."""
         line = self.lines[index]
         return Document(
             tuple(
@@ -128,16 +135,16 @@ class Manifest(DocumentsWithPlaces):
 
     @cached_property
     def modalities(self) -> frozenset[str]:
-        """The continuous modalities that occur."""
+        """The continuous modalities that occur in the manifest."""
         found = {segment.modality for line in self.lines for segment in line.document.segments}
         return frozenset(found - {"text"})
 
     def media(self, name: str) -> MediaFiles:
-        """All different media of modality `name`, in the order in which the lines name them first."""
+        """The different media of modality `name`, in the order of their first occurrence."""
         return MediaFiles(self, name)
 
     def open(self, name: str, file: str, number: int, position: int) -> Any:
-        """The medium in `file` that line `number` names in its segment `position`; always the same object."""
+        """The medium in `file`, read once. Line `number` and segment `position` are for the error message."""
         if (name, file) not in self._media:
             self._media[name, file] = self._read(name, file, number, position)
         return self._media[name, file]
@@ -173,7 +180,7 @@ class MediaFiles(Sequence):
 
     @cached_property
     def files(self) -> list[tuple[str, int, int]]:
-        """Each file once, with the line and the segment that name it first."""
+        """(file, line number, segment position) of the first occurrence of each file."""
         first: dict[str, tuple[str, int, int]] = {}
         for line in self.manifest.lines:
             for position, segment in enumerate(line.document.segments):
@@ -184,7 +191,7 @@ class MediaFiles(Sequence):
 
 
 def read(path: str | Path) -> list[ManifestLine]:
-    """Parse and check all lines; media files are not looked at. Empty lines are skipped. Raises UserError."""
+    """Parse and check all lines, without reading media. Empty lines are skipped. Raises UserError."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
@@ -248,19 +255,19 @@ def _show(manifest: Manifest, line: ManifestLine, position: int) -> str:
 
 
 class _TwoOfAKey(UserError):
-    """JSON that names a key twice, of which `json` keeps the last in silence."""
+    """A JSON object has a key twice; `json` would silently keep the last."""
 
 
 def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise _TwoOfAKey(f"key {name!r} stands twice")
+            raise _TwoOfAKey(f"key {name!r} appears twice")
     return dict(pairs)
 
 
 def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
-    """Line `number` of the manifest at `path`, checked. UserError names all three and the key."""
+    """Line `number` of the manifest at `path`, checked. UserError, which names path, line and key, if it is wrong."""
     try:
         raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
@@ -272,7 +279,7 @@ def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
     flat = [key for key in raw if key in KEYS]
     if "segments" not in raw and flat:
         example = '{"segments": [{"text": "a cat", "condition": true}, {"image": "cat.png"}]}'
-        raise UserError(f"{path}:{number}: {flat[0]!r} stands outside of 'segments'; a line is like {example}")
+        raise UserError(f"{path}:{number}: {flat[0]!r} is not inside 'segments'; a line is like {example}")
     try:
         return ManifestLine(number, ManifestDocument.model_validate(raw))
     except ValidationError as error:

@@ -46,7 +46,7 @@ READ = "data are a JSONL manifest (.jsonl), Parquet (.parquet), uncompressed Web
         ("thing.xyz", f"thing.xyz: of no kind that is read: {READ}"),
         ("clips", "clips/a.wav: has no text: the folder of a file names its class, as in cat/a.wav; other texts are"),
         ("texts", "texts: no files of image, speech, vectors in this folder; text is read from .jsonl"),
-        ("flat.jsonl", "flat.jsonl:1: 'text' stands outside of 'segments'; a line is like {"),
+        ("flat.jsonl", "flat.jsonl:1: 'text' is not inside 'segments'; a line is like {"),
     ],
 )
 def test_what_is_not_read_says_what_to_do(folder, capsys, name, said):

@@ -182,7 +182,7 @@ def test_a_killed_worker_is_said_and_the_rest_is_kept(pictures, saved, tmp_path,
 
     monkeypatch.setattr(encode_workers, "_listen", kill_after_the_first_part)
     with pytest.raises(
-        ValueError, match=r"a worker process was ended by signal 9 \(SIGKILL\); the same command goes on"
+        ValueError, match=r"a worker process was ended by signal 9 \(SIGKILL\); the same command continues"
     ):
         encode(job(pictures, tmp_path / "out", saved), processes=2)
     assert list((tmp_path / "out").glob("part-*.json"))

@@ -124,7 +124,7 @@ def test_a_wrong_line_is_named_when_it_is_read(tmp_path, line, said):
 
 
 def test_a_manifest_has_no_task_and_no_columns(manifest):
-    with pytest.raises(ValueError, match="its lines say what is the task"):
+    with pytest.raises(ValueError, match="its lines say what each document is"):
         sources.documents(SourceConfig(path=str(manifest), task="text_to_image"))
-    with pytest.raises(ValueError, match="leave out columns"):
+    with pytest.raises(ValueError, match="a manifest has no columns"):
         sources.documents(SourceConfig(path=str(manifest), columns={"image": "png"}))

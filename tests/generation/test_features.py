@@ -140,7 +140,7 @@ def test_features_that_do_not_fit_are_refused(tokenizers, model):
     with pytest.raises(ValueError, match="a latent is 16 samples at 8000 Hz, its features are of 32 samples"):
         Pipeline(model, slower)
     bare = Document((Speech(Latents(torch.zeros(3, 5), torch.tensor(0.0), "none")),))
-    with pytest.raises(ValueError, match="latents of speech to learn come without semantic features"):
+    with pytest.raises(ValueError, match="latents of speech are targets without semantic features"):
         encoded(tokenizers, bare)
 
 

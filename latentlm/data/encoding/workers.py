@@ -1,7 +1,7 @@
 """`encode`: a job ──▶ shards, in this process, in several, or on a Ray cluster.
 
-Place in the flow: 2, on top of `parts.py`. Each worker opens sources and tokenizers itself and takes a part at a time.
-A worker that dies takes its part with it and nothing else: the same command goes on with what is missing.
+Place in the flow: 2, above `parts.py`. Each worker opens sources and tokenizers itself and encodes one part at a time.
+If a worker dies, only its part is lost: the same command continues with the missing parts.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def encode(
     tokenizers: dict[str, Any] | None = None,
     wait: bool = False,
 ) -> Summary:
-    """Encode what `job.out` does not hold yet, and write the index; returns what is there.
+    """Encode the parts that `job.out` does not hold yet, and write the index.
 
-    `tokenizers`: those of the job where the caller has them already; with one process they are used as they are, on
-    their device. wait: for another encoding into the same folder, which is refused otherwise.
-    Raises UserError for sources, documents or a folder that cannot be used; another call goes on.
+    tokenizers: those of the job, if they are loaded already; with one process they are used on their device.
+    wait: whether to wait for another encoding into the same folder, instead of refusing.
+    Raises UserError for sources, documents or a folder that cannot be used; another call continues.
     """
     loaded = load_tokenizers(job.tokenizers) if tokenizers is None else tokenizers
     with _locked(job, wait):
@@ -88,7 +88,7 @@ def _locked(job: Job, wait: bool) -> Iterator[None]:
 
 
 def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress) -> None:
-    """Hand `parts` to `num` processes. UserError for what a worker refuses, and for one that is killed."""
+    """Encode `parts` in `num` processes. Raises the UserErrors of the workers, and UserError if one is killed."""
     waiting = iter(parts)
     workers: dict[Connection, Worker] = {}
     try:
@@ -112,18 +112,18 @@ def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress)
 
 
 def _listen(worker: Worker) -> tuple[str, int]:
-    """The next message of a worker: ("read", number of documents) or ("done", number of a part)."""
+    """The next message of a worker: ("read", number of documents) or ("done", part number)."""
     try:
         kind, value = worker.receive()
     except WorkerEnded as error:
-        raise UserError(f"{error}; the same command goes on with what is missing") from None
+        raise UserError(f"{error}; the same command continues with the missing parts") from None
     if kind == "refused":
         raise UserError(value)
     return kind, value
 
 
 def work(connection: Connection, job: Job) -> None:
-    """One worker: parts come in; ("read", number), ("done", part number) and ("refused", why) go out."""
+    """Main function of a worker: receives parts, sends ("read", number), ("done", part number), ("refused", error)."""
     torch.set_num_threads(job.threads)
     try:
         encoder = PartEncoder(job)

@@ -1,7 +1,7 @@
-"""A folder of pictures or sounds as rows: the folder that a file lies in names its class, which is the text.
+"""A folder of pictures or sounds as rows; the text of a file is the name of the folder that contains it.
 
 Place in the flow: 2, a reader. `photos/golden_retriever/7.jpg` is a row with image and text "golden retriever". Files
-that lie in no class folder have no text.
+directly in the folder have no text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .tar import SUFFIXES
 
 
 class FolderRows(Rows):
-    """The files of media below a folder, by name."""
+    """The files of media below a folder, sorted by path."""
 
     def __init__(self, root: Location, files: Sequence[Location]):
-        """`files`: all that is below `root`; files of no modality are passed over."""
+        """files: all files below `root`; those of no modality are ignored."""
         self.root = root
         start = len(root.path.rstrip("/")) + 1
         self.names = Strings(file.path[start:] for file in files if _modality(file.path) is not None)
