@@ -34,7 +34,7 @@ from ..config.modalities import modality, modality_names
 from ..errors import UserError
 from ..media.files import one_line
 from ..types import Document, Segment, Text
-from .formats import advice, check_unicode, refuse_compressed
+from .formats import advice, refuse_compressed
 from .placed import DocumentsWithPlaces
 from .progress import Progress
 from .validation import DataReport
@@ -51,11 +51,6 @@ class _Segment(BaseModel):
     text: str | None = Field(None, min_length=1)
     condition: StrictBool = False
     loss: StrictBool | None = None
-
-    @field_validator("text")
-    @classmethod
-    def _unicode(cls, text: str | None) -> str | None:
-        return None if text is None else check_unicode(text)
 
     @model_validator(mode="after")
     def _one(self):

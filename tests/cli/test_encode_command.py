@@ -157,11 +157,11 @@ def test_a_task_and_columns_count_or_are_refused(folder, capsys):
         (["data", "preview", "shapes", "--task", "text_to_imag"], "no task 'text_to_imag', did you mean"),
         (
             ["data", "preview", "lines.jsonl", "--column", "text=a"],
-            "--column text=a: goes with rows; the lines of the manifest",
+            "--column text=a: goes with rows; the lines",
         ),
         (
             ["data", "validate", "lines.jsonl", "--task", "text"],
-            "--task text: goes with rows; the lines of the manifest",
+            "--task text: goes with rows; the lines",
         ),
         (["data", "validate", "shards/set", "--task", "text"], "the task was chosen when they were encoded"),
         (["data", "preview", "shards/set", "--column", "text=a"], "columns goes with path"),
