@@ -1,6 +1,6 @@
-"""How the commands show their examples in --help."""
+"""Examples in the --help of commands."""
 
 
 def examples(*lines: str) -> str:
-    """Commands to copy, one a line, under the options."""
+    """A section of examples for --help, one command per line."""
     return "Examples:\n\n" + "\n".join(f"    {line}" for line in lines)

@@ -186,7 +186,7 @@ class Pipeline:
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
-        cache.prepare(request.prompt for request in requests)
+        cache.prepare([request.prompt for request in requests])
         return [self._active_request(request, cache.resolve(request.prompt)) for request in requests]
 
     def _with_document(self, request: Request) -> Request:

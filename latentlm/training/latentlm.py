@@ -32,7 +32,7 @@ from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
 from .distributed import World
-from .feed import check_lengths, fingerprint_sources, open_documents, packed_batches, with_latents
+from .feed import fingerprint_sources, fit_rows, latents_folder, open_documents, packed_batches, with_latents
 from .folder import check_resumed, check_sources
 from .held_out import HeldOut, choose
 from .objective import Run
@@ -63,13 +63,13 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     and text head. Documents are laid out as the model's `prompt` says. Raises UserError where the folder holds a run of
     other tokenizers or documents.
     """
-    parts = _open(recipe, world.device)
+    parts = open_parts(recipe, world.device)
     tokenizers, sources, layout = parts.tokenizers, parts.sources, parts.layout
     fingerprints: dict = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
     check_resumed(folder, fingerprints)  # before the cached latents of other tokenizers are refused
     fingerprints["data.sources"] = fingerprint_sources(recipe.data.sources, sources)
     check_sources(folder, fingerprints["data.sources"], recipe.data.sources)
-    cache = LatentCache(without_text(tokenizers), folder / "latents")
+    cache = LatentCache(without_text(tokenizers), latents_folder(folder, world), run_folder=folder / "latents")
     resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
     torch.manual_seed(recipe.training.seed)
     model = parts.start.model if parts.start else _new_model(recipe, tokenizers, parts.backbone)
@@ -77,7 +77,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         parts.backbone.fill(model)
     encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
     context = model.config.transformer.context_length
-    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
+    resolved = fit_rows(recipe.data, resolved, encoder, context, world)
     identity = fingerprints | _choose_weights(model, recipe)
     held_out: list[Document] = []
     if recipe.training.sample_every:
@@ -93,7 +93,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
 def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
     """The run of `build_latentlm` for --dry-run: writes nothing, encodes a medium only when its document is read, and a
     new model has shapes but no weights (torch's meta device)."""
-    parts = _open(recipe, world.device)
+    parts = open_parts(recipe, world.device)
     cache = LatentCache(without_text(parts.tokenizers))
     documents = [
         ResolvedDocuments(source, cache, config.noise)
@@ -106,7 +106,7 @@ def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class RecipeParts:
     """What a recipe names, opened: the model to start from, the backbone, the tokenizers, the documents by source."""
 
     start: Pipeline | None
@@ -116,16 +116,16 @@ class _Parts:
     layout: str
 
 
-def _open(recipe: LatentLMRecipe, device: torch.device) -> _Parts:
+def open_parts(recipe: LatentLMRecipe, device: torch.device) -> RecipeParts:
     """Open all that the recipe names. Raises UserError if something is missing, peft included."""
     if recipe.training.adapter:
         adapter.require_peft()
-    start = load(recipe.model.start, device=device) if recipe.model.start else None
+    start = load(recipe.model.start, device=device, dtype=torch.float32) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
     layout = (start.model.config if start else recipe.model).prompt
     sources = recipe_documents(recipe, layout)
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, device, backbone)
-    return _Parts(start, backbone, tokenizers, sources, layout)
+    return RecipeParts(start, backbone, tokenizers, sources, layout)
 
 
 def without_text(tokenizers: dict) -> dict:

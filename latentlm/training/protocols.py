@@ -26,14 +26,14 @@ class Batch(Protocol):
 
 
 class Loader(Protocol):
-    """Yields the micro-batches of each step: one from each of `num_streams` deterministic streams.
+    """Yields the micro-batches of each step: one from each of `num_lanes` deterministic lanes.
 
-    Rank r serves the streams m ≡ r modulo the world's size. `state_dict` is JSON, {"streams": {"0": position, …}} for
-    the streams of this rank; `load_state_dict` gets the union over all ranks, from any earlier number of processes.
+    Rank r serves the lanes m ≡ r modulo the world's size. `state_dict` is JSON, {"lanes": {"0": position, …}} for
+    the lanes of this rank; `load_state_dict` gets the union over all ranks, from any earlier number of processes.
     `close` ends the workers; the caller that made the loader calls it.
     """
 
-    num_streams: int
+    num_lanes: int
 
     def next_step(self) -> list[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -45,7 +45,7 @@ def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -
     """Raise UserError for a configuration that cannot run with this loader and these processes."""
     num = config.global_micro_batches
     check_divisible(num, world.size)
-    if loader.num_streams != num:
-        raise UserError(f"the loader has {loader.num_streams} streams, training.global_micro_batches is {num}")
+    if loader.num_lanes != num:
+        raise UserError(f"the loader has {loader.num_lanes} lanes, training.global_micro_batches is {num}")
     if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
         raise UserError("training.sample_every does not work with training.parallel shard: sample from an export")

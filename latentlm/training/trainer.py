@@ -33,7 +33,7 @@ from .state import LogWindow, RunProgress, TrainerState, TrainingResult, random_
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or gradient is NaN or infinite. The message names step, stream and loss; checkpoints are kept."""
+    """A loss or gradient is NaN or infinite. The message names step, lane and loss; checkpoints are kept."""
 
 
 class Trainer:
@@ -176,11 +176,11 @@ class Trainer:
         self.progress.tokens += tokens
 
     def _blame(self, local: list[dict[str, float]], norms: Mapping[str, float]) -> str:
-        """The message of NonFiniteLoss: which stream and loss is not finite, gathered from all ranks."""
-        streams = range(self.world.rank, self.config.global_micro_batches, self.world.size)
+        """The message of NonFiniteLoss: which lane and loss is not finite, gathered from all ranks."""
+        lanes = range(self.world.rank, self.config.global_micro_batches, self.world.size)
         mine = [
-            f"loss {name!r} is {value} in micro-batch stream {stream}"
-            for stream, micro in zip(streams, local, strict=True)
+            f"loss {name!r} is {value} in micro-batch lane {lane}"
+            for lane, micro in zip(lanes, local, strict=True)
             for name, value in micro.items()
             if not math.isfinite(value)
         ]
@@ -242,7 +242,7 @@ class Trainer:
         """Write a checkpoint of this step. Raises CheckpointError if it cannot be written."""
         parts = self.world.gather({"loader": self.loader.state_dict(), "random": random_state()})
         loader = dict(parts[0]["loader"])
-        loader["streams"] = {name: value for part in parts for name, value in part["loader"]["streams"].items()}
+        loader["lanes"] = {name: value for part in parts for name, value in part["loader"]["lanes"].items()}
         state = TrainerState(
             identity=self.identity,
             progress=self.progress,
