@@ -11,6 +11,7 @@ import yaml
 from latentlm import cli
 from latentlm.checkpoint import resolve
 from latentlm.commands.arguments import expanded, prepared
+from latentlm.commands.examples import folded
 from latentlm.commands.prompt_words import read_part, read_parts
 from latentlm.config import load_recipe
 from latentlm.errors import Notice, UserError
@@ -132,3 +133,11 @@ def test_a_random_seed_is_printed_and_repeats_the_answer(tmp_path, monkeypatch, 
     cli.main([*command, "b.png", *said])
     cli.main([*command, "c.png", "--seed", "random"])
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_examples_can_be_copied_from_a_narrow_terminal():
+    long = "latentlm encode photos --task text_to_image --tokenizers runs/my_image --out 'shards/my photos'"
+    shown = folded(long)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert " ".join(shown.replace("\\\n", " ").split()) == long
+    assert folded("latentlm demo") == "latentlm demo"
