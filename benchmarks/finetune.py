@@ -129,11 +129,11 @@ def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
     documents = [cache.resolve(document) for document in Manifest(manifest)]
     options = {"guidance": 1.0, "steps": 20, "max_latents": 100}
     requests = [Request(Document(document.segments[:1]), "speech", **options) for document in documents]
-    tasks = pipeline._tasks(requests)
-    latents: list[list[torch.Tensor]] = [[] for _ in tasks]
-    for event in Engine.of(pipeline.model, tasks).run():
+    active = pipeline._active_requests(requests)
+    latents: list[list[torch.Tensor]] = [[] for _ in active]
+    for event in Engine.of(pipeline.model, active).run():
         if event.kind == "latent":
-            latents[event.task].append(event.value)
+            latents[event.handle].append(event.value)
     difference, size, right = 0.0, 0.0, 0
     for spoken, document in zip(latents, documents, strict=True):
         cached = document.segments[1].content.mean

@@ -27,8 +27,8 @@ from products import Products
 
 from latentlm.config import DiffusionHeadConfig, ModelConfig, TransformerConfig
 from latentlm.data.packing import EncodedDocument
+from latentlm.generation.active_request import ActiveRequest
 from latentlm.generation.engine import Engine
-from latentlm.generation.task import Task
 from latentlm.model.latentlm import LatentLM, ModalitySpec
 from latentlm.model.prepack import PATIENCE
 from latentlm.tokenizers.text import TextTokenizer
@@ -82,10 +82,10 @@ def build(setting: Setting, dtype: torch.dtype) -> LatentLM:
     return model.eval().to(dtype)
 
 
-def new_task(model: LatentLM, setting: Setting, seed: int) -> Task:
+def new_request(model: LatentLM, setting: Setting, seed: int) -> ActiveRequest:
     special = model.special
     ids = [special.bos, *TextTokenizer().encode(PROMPT), special.bod["image"]]
-    return Task(
+    return ActiveRequest(
         EncodedDocument(ids, [0] * len(ids), [0] * len(ids), [], opens="image"),
         to="image",
         guidance=GUIDANCE,
@@ -99,7 +99,7 @@ def new_task(model: LatentLM, setting: Setting, seed: int) -> Task:
 
 
 def new_engine(model: LatentLM, setting: Setting, requests: int) -> Engine:
-    return Engine.of(model, [new_task(model, setting, seed) for seed in range(requests)])
+    return Engine.of(model, [new_request(model, setting, seed) for seed in range(requests)])
 
 
 class Stepper:
@@ -227,7 +227,7 @@ def churn_figure(setting: Setting, name: str) -> Figure:
             started = time.perf_counter()
             if place:
                 visited.cancel(guest)
-                guest = visited.add(new_task(model, setting, LONG + 1 + number))
+                guest = visited.add(new_request(model, setting, LONG + 1 + number))
             (Stepper(visited) if place else stepper).advance(STAY)
             seconds[place].append(time.perf_counter() - started)
     ratios = [visits / stays for stays, visits in zip(*seconds, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,14 +122,13 @@ def validate(
     from ..data.manifest import read
     from ..data.manifest import validate as check
     from ..data.placed import place_of
-    from ..data.script import describe_speakers, spoken_text
+    from ..data.script_report import spoken_text
     from ..data.sources import documents
 
     if not _is_manifest(name):
         found = documents(_rows_or_shards(name, columns, task))
-        texts = ((place_of(found, number, name), spoken_text(found[number].segments)) for number in range(len(found)))
-        speakers = describe_speakers((place, text) for place, text in texts if text)
-        print("\n    ".join([f"{name}: {len(found)} documents, all of them can be read", *speakers]))
+        print(f"{name}: {len(found)} documents, all of them can be read")
+        _print_speakers((place_of(found, n, name), spoken_text(found[n].segments)) for n in range(len(found)))
         return
     _refuse_for_manifest(name, columns, task)
     manifest = Path(name)
@@ -138,9 +137,15 @@ def validate(
     files = ", ".join(f"{count} {name}" for name, count in report.num_files.items() if count) or "none"
     print(f"{manifest}: {report.num_documents} documents, segments: {segments}")
     print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
-    texts = ((f"{manifest}:{line.number}", spoken_text(line.document.segments)) for line in read(manifest))
-    for said in describe_speakers((place, text) for place, text in texts if text):
-        print(f"    {said}")
+    _print_speakers((f"{manifest}:{line.number}", spoken_text(line.document.segments)) for line in read(manifest))
+
+
+def _print_speakers(texts: Iterable[tuple[str, str | None]]) -> None:
+    """A line on the speakers of the scripts among `texts`, each given with its place, where there are any."""
+    from ..data.script_report import describe_speakers
+
+    for line in describe_speakers(texts):
+        print(f"    {line}")
 
 
 def _is_manifest(name: str) -> bool:

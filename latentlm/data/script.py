@@ -1,4 +1,4 @@
-"""Scripts: who says what, line by line, and the documents that models read them as.
+"""Scripts: turns of several speakers, and the documents in which models read them.
 
 Place in the flow: 2, a text and voice clips ──▶ `types.Document`, the prompt of long speech of several speakers.
 
@@ -16,7 +16,7 @@ docs/interop.md says which one is followed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,9 +48,9 @@ class Turn:
 class Script:
     """Turns in order. A speaker is known by the name after the word Speaker: "1", "2", or any other.
 
-    Names that differ in case alone ("Anna", "anna") are one speaker, spelled as it first occurs.
-    Of a script that was read from text: its number of lines, whether any line had a label, and the moods and time
-    stamps of its labels, which are left out.
+    Names that differ only in case ("Anna", "anna") are one speaker, spelled as in the first turn.
+    num_lines, has_labels, left_out: of a script that was read from text, the number of lines, whether any has a label,
+    and the moods and time stamps of the labels, which are not spoken.
     """
 
     turns: tuple[Turn, ...]
@@ -103,11 +103,11 @@ class Script:
     def describe(self) -> str:
         """The speakers found, for people: "2 speakers: 1 (2 turns), Anna (1 turn)"."""
         if not self.has_labels:
-            return f"no speaker lines: one voice reads its {_counted(self.num_lines, 'line')}"
+            return f"no speaker lines: one voice reads its {counted(self.num_lines, 'line')}"
         counts = Counter(turn.speaker for turn in self.turns)
-        shown = [f"{name} ({_counted(count, 'turn')})" for name, count in counts.items()]
+        shown = [f"{name} ({counted(count, 'turn')})" for name, count in counts.items()]
         left_out = f"; not read: {_listed(self.left_out)}" if self.left_out else ""
-        return f"{_counted(len(counts), 'speaker')}: {_listed(shown, 8)}{left_out}"
+        return f"{counted(len(counts), 'speaker')}: {_listed(shown, 8)}{left_out}"
 
 
 def read_script(path: str | Path) -> Script:
@@ -173,9 +173,12 @@ def parse_script(text: str, origin: str = "script") -> Script:
 
 
 def _refuse_bare_labels(lines: Sequence[tuple[int, str]], origin: str, has_labels: bool) -> None:
-    """UserError for lines such as "Anna: Hi.": any in a script with labels, else where most lines are of this kind."""
+    """UserError for lines such as "Anna: Hi.", in a text without labels only where they make a dialogue: at least half
+    of the lines are of this kind, or several names of which one comes back."""
     found = [(number, name) for number, line in lines if (name := bare_label(line, capitals=has_labels))]
-    if found and (has_labels or (len(found) > 1 and 2 * len(found) >= len(lines))):
+    num_names = len({name for _, name in found})
+    is_dialogue = len(found) > 1 and (2 * len(found) >= len(lines) or 1 < num_names < len(found))
+    if found and (has_labels or is_dialogue):
         number, name = found[0]
         mend = "join this line to the one above it" if has_labels else "write the text as one line"
         raise UserError(
@@ -193,40 +196,8 @@ def join_scripts(scripts: Sequence[Script]) -> Script:
     )
 
 
-def describe_speakers(texts: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines for people about the speakers in many scripts; empty where no script has a label.
-
-    texts: the place of each script and its text. A second line counts those that `parse_script` refuses, and says why
-    it refuses the first.
-    """
-    turns: list[Turn] = []
-    num_scripts, refused = 0, []
-    for place, text in texts:
-        try:
-            script = parse_script(text, place)
-        except UserError as error:
-            refused.append(str(error))
-            continue
-        if script.has_labels:
-            num_scripts += 1
-            turns += script.turns
-    said = [f"{_counted(num_scripts, 'script')}, {Script(tuple(turns)).describe()}"] if turns else []
-    if refused:
-        said.append(f"{_counted(len(refused), 'text')} that models of scripts refuse, the first: {refused[0]}")
-    return said
-
-
-def spoken_text(segments: Sequence) -> str | None:
-    """The script in segments of a document or of a line of a manifest; None where they do not end in speech to learn.
-
-    It is the condition texts in front of the speech, a line each.
-    """
-    *given, last = segments
-    texts = [segment.text for segment in given if segment.modality == "text" and segment.condition]
-    return "\n".join(texts) if texts and last.modality == "speech" and not last.condition else None
-
-
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """For people: "1 turn", "1,200 turns"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 

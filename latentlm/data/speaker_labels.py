@@ -7,9 +7,8 @@ Place in the flow: 2, a line of text ──▶ `Label`, of which `script.py` mak
     Speaker 1 (happy): words    brackets in the label are left out, as is a time stamp in front of it
     - **Speaker 1:** words      list bullets, quotation marks and Markdown emphasis around the label are left out
 
-A name of several words is written with capitals, or in quotation marks: "Speaker volume is low: turn it up" is a
-sentence. A line that looks like a label and is none raises UserError, whose message the caller completes with file and
-line.
+A name of several words needs capitals or quotation marks: "Speaker volume is low: turn it up" is a sentence. A line
+that looks like a label and is none raises UserError; the caller adds the file and the line's number.
 """
 
 from __future__ import annotations
@@ -26,37 +25,40 @@ INVISIBLE = dict.fromkeys((*SINGLE, *(c for some in RANGES for c in some)))
 """Characters without width that no spelling needs: soft hyphen, zero-width space, byte order mark, text directions."""
 
 LOOSE_JOINERS = re.compile("(?<!\\S)[\u200c\u200d]+|[\u200c\u200d]+(?=[\\s:：]|$)")
-"""Zero-width joiners that join nothing. Between letters they are spelling (Hindi, Persian) and stay."""
+"""Zero-width joiners at the edge of a word. Between letters they are part of the spelling (Hindi, Persian)."""
 
 JOINERS = dict.fromkeys((0x200C, 0x200D))
 
 QUOTES = str.maketrans({**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟", '"')})
 """Curly quotation marks and apostrophes to straight ones."""
 
-COLON = "[:：]"
+COLONS = ":：﹕∶︓"
 TIME = r"\d+(?:[:.,]\d+)+s?(?:\s*(?:-->?|[-–—]|to)\s*\d+(?:[:.,]\d+)+s?)?"
 PREFIX = re.compile(
     rf"(?:[-–—•·‣◦]\s*|[*+]\s+|[>#]+\s*|\d+[.)]\s+)*(?P<time>{TIME}\s+|[\[(]\s*{TIME}\s*[\])]\s*)?(?:[-–—]\s+)?"
 )
 """What may stand in front of a label: list bullets, quote and heading marks, a time stamp."""
 
-HEAD = re.compile(rf"((?:[^:：()\[\]（）]|\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）){{1,80}}?)\s*{COLON}\s*(.*)", re.DOTALL)
-"""What stands in front of the first colon outside brackets, and what behind it."""
+IN_BRACKETS = r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）"
+HEAD = re.compile(rf"((?:[^{COLONS}()\[\]（）]|{IN_BRACKETS}){{1,80}}?)\s*[{COLONS}]\s*(.*)", re.DOTALL)
+"""Groups: the text in front of the first colon outside brackets, and the text behind it."""
 
-TAG = re.compile(rf"[*_`~]*[\[(<{{]([^\[\]()<>{{}}]{{1,60}})[\])>}}][*_`~]*\s*({COLON}?)[*_`~]*\s*(.*)", re.DOTALL)
-"""A label in brackets; its colon may be missing."""
+TAG = re.compile(rf"[*_`~]*[\[(<{{]([^\[\]()<>{{}}]{{1,60}})[\])>}}][*_`~]*\s*([{COLONS}]?)[*_`~]*\s*(.*)", re.DOTALL)
+"""Groups: the text in brackets, the colon if there is one, the words."""
 
-BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]|（[^（）]*）")
+BRACKETS = re.compile(IN_BRACKETS)
 MARKS = re.compile(r"""[*_`~"']+""")
+"""Markdown emphasis and quotation marks in front of a label."""
 NUMBERED = r"(?:speakers?|spk)[\s_#.-]*(?:(?:no|nr|number)\b\.?\s*)?\d+"
 KEYWORD = re.compile(
     r"(?:speaker|spk)(?:[\s_#.-]*(?:(?:no|nr|number)\b\.?\s*)?(?P<number>\d+)|[\s_]+(?P<name>.+))?|s_?(?P<tag>\d{1,3})",
     re.IGNORECASE,
 )
+"""A label without brackets, marks and colon. Groups: the number, the name, or the number of a label such as S1."""
 INNER_TAG = re.compile(r"(?=\[\s*(?:s|spk|speaker)[\s_#-]*\d+\s*\])", re.IGNORECASE)
 UNREADABLE = re.compile(rf"[\W_]*{NUMBERED}", re.IGNORECASE)
 """The beginning of a line that was meant to open a turn."""
-INNER_LABEL = re.compile(rf"\b{NUMBERED}\s*(?:\([^()]*\)|\[[^\[\]]*\])?[*_`~]*\s*{COLON}", re.IGNORECASE)
+INNER_LABEL = re.compile(rf"\b{NUMBERED}\s*(?:{IN_BRACKETS})?[*_`~]*\s*[{COLONS}]", re.IGNORECASE)
 """A label that does not begin its line."""
 
 MAX_NAME_WORDS = 8
@@ -66,7 +68,7 @@ MAX_PARTICLE = 3
 
 @dataclass(frozen=True)
 class Label:
-    """Who speaks, the words behind the label, and the moods and time stamps that are not read."""
+    """A label of a line: the speaker, the words behind it, and the moods and time stamps that are left out."""
 
     speaker: str
     words: str
@@ -74,7 +76,7 @@ class Label:
 
 
 def plain_text(text: str) -> str:
-    """`text` composed (NFC), without invisible characters."""
+    """`text` composed (NFC) and without the INVISIBLE characters."""
     return LOOSE_JOINERS.sub("", unicodedata.normalize("NFC", text).translate(INVISIBLE))
 
 
@@ -94,7 +96,7 @@ def speaker_name(name: int | str) -> str:
 
 
 def speaker_key(name: int | str) -> str:
-    """What speakers are compared by: `speaker_name` without regard to case."""
+    """The key by which speakers are compared: `speaker_name`, whatever its case."""
     return unicodedata.normalize("NFC", speaker_name(name).casefold())
 
 
@@ -127,9 +129,9 @@ def read_label(line: str) -> Label | None:
 
 
 def bare_label(line: str, capitals: bool) -> str | None:
-    """The name in a line such as "Anna: Hi.", which does not say that it is a speaker's; None for other lines.
+    """The name in a line such as "Anna: Hi.", a label without the word Speaker; None for other lines.
 
-    capitals: whether every word of it has to begin with one (in scripts that have them).
+    capitals: accept only names whose words all begin with a capital, or with a letter of a script without case.
     """
     found = HEAD.fullmatch(line[PREFIX.match(line).end() :])
     if not found or len(found[1]) > 40 or found[2].startswith("//"):
@@ -144,7 +146,7 @@ def bare_label(line: str, capitals: bool) -> str | None:
 
 
 def _tagged(tag: re.Match) -> Label | None:
-    """The label of `[Speaker 1] words`; without a colon a name has capitals, as "[Speaker coughs]" is none."""
+    """The label of `[Speaker 1] words`. Without a colon a name needs capitals: "[Speaker coughs]" is no label."""
     inside, colon, words = tag.groups()
     found = KEYWORD.fullmatch(inside.strip())
     if not found or not (colon or found["number"] or found["tag"] or all(map(_is_capital, inside.split()))):
@@ -154,6 +156,7 @@ def _tagged(tag: re.Match) -> Label | None:
 
 
 def _labelled(head: str, words: str) -> Label | None:
+    """The label of a line, split at its colon."""
     left_out = tuple(BRACKETS.findall(head))
     head = straight_quotes(BRACKETS.sub(" ", head)).strip()
     marks = MARKS.match(head)
@@ -165,7 +168,7 @@ def _labelled(head: str, words: str) -> Label | None:
 
 
 def _without_marks(head: str, words: str, opening: str) -> tuple[str, str]:
-    """Label and words without the emphasis or quotation marks that `opening` begins, wherever they are closed."""
+    """Label and words without the marks `opening` and the closing ones: behind the label, its colon, or the words."""
     closing = opening[::-1]
     head = head[len(opening) :].strip()
     if closing in head:
@@ -177,7 +180,7 @@ def _without_marks(head: str, words: str, opening: str) -> tuple[str, str]:
 
 
 def _name(found: re.Match) -> str | None:
-    """The name behind the word Speaker; None where that begins a sentence. UserError where it may be either."""
+    """The name in a match of KEYWORD; None where a sentence begins with Speaker. UserError where it may be either."""
     number, name = found["number"] or found["tag"], found["name"]
     if number:
         return speaker_name(number)
@@ -203,7 +206,7 @@ def _name(found: re.Match) -> str | None:
 
 
 def _is_name_alone(line: str) -> bool:
-    """Whether the whole line is such as "Speaker Anna"."""
+    """Whether the line is a label without colon and words, such as "Speaker Anna"."""
     words = line.split()
     return (
         2 <= len(words) <= 4
@@ -223,11 +226,11 @@ def _unquoted(text: str) -> str:
 
 
 def _is_word(word: str) -> bool:
-    """Whether it is letters (with their marks) and digits, and what stands in names: O'Neil, Dr., Jean-Luc, host_1."""
+    """Whether a word may stand in a name: letters with marks, digits, and signs as in O'Neil, Dr., Jean-Luc, host_1."""
     kinds = [unicodedata.category(c)[0] for c in word]
     return kinds[0] in "LN" and all(kind in "LMN" or c in ".'’-&_" for kind, c in zip(kinds, word, strict=True))
 
 
 def _is_capital(word: str) -> bool:
-    """Whether it does not begin with a lower-case letter; most scripts have none."""
+    """Whether a word begins with no lower-case letter; letters of scripts without case count as capitals."""
     return not word[0].islower()

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..media.sound import Audio
 from ..tokenizers.base import StreamDecoder, Tokenizer
 from ..types import GenerationOutput, Segment, Text
-from .task import Event
+from .active_request import Event
 
 DIVERGED = "the model diverged: its numbers are no longer finite; try less guidance, or fp32"
 

@@ -37,6 +37,7 @@ from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
 from ..types import Document, GenerationOutput, Text
 from ..weights import new_folder, save_weights
+from .active_request import ActiveRequest
 from .answers import AnswerReader, KeptRun, answer, as_segments, check_finite, contents, streamed_run
 from .batch import check_single, say_unread_files, split_prompts
 from .engine import Engine
@@ -44,7 +45,6 @@ from .model_card import write_card
 from .prompts import make_prompt
 from .request import Request, check, check_num, check_whole, latent_limit, new_seed, with_defaults
 from .scores import Scores, score_document
-from .task import Task
 
 if TYPE_CHECKING:
     from .answers import Piece
@@ -150,18 +150,18 @@ class Pipeline:
         """The outputs of all requests, generated together; each is what its request would get alone."""
         if not requests:
             return []
-        tasks = self._tasks(requests)
-        engine = Engine.of(self.model, tasks, self._streams)
-        readers = [AnswerReader(KeptRun) for _ in tasks]
-        answers: list[list[KeptRun]] = [[] for _ in tasks]
+        active = self._active_requests(requests)
+        engine = Engine.of(self.model, active, self._streams)
+        readers = [AnswerReader(KeptRun) for _ in active]
+        answers: list[list[KeptRun]] = [[] for _ in active]
         for event in engine.run():
-            answers[event.task] += readers[event.task].read(event)
+            answers[event.handle] += readers[event.handle].read(event)
         for request, runs in zip(requests, answers, strict=True):
             if not runs and request.to != "auto":  # the model ended at once: an empty answer of that kind
                 runs.append(KeptRun(request.to))
         return [
-            GenerationOutput(tuple(segments), task.finish_reason, task.num_tokens + task.num_latents)
-            for segments, task in zip(as_segments(answers, self.tokenizers), tasks, strict=True)
+            GenerationOutput(tuple(segments), done.finish_reason, done.num_tokens + done.num_latents)
+            for segments, done in zip(as_segments(answers, self.tokenizers), active, strict=True)
         ]
 
     def stream(self, request: Request) -> Generator[Piece, None, str]:
@@ -170,24 +170,24 @@ class Pipeline:
         The pieces are strings, Audio, arrays (N, C) and PIL images; none is kept here after it was yielded. The
         generator returns the finish reason. Closing it early cancels the request.
         """
-        (task,) = self._tasks([request])
-        engine = Engine.of(self.model, [task], self._streams)
+        (active,) = self._active_requests([request])
+        engine = Engine.of(self.model, [active], self._streams)
         reader = AnswerReader(lambda name: streamed_run(name, self.tokenizers, self._streams))
         try:
             for event in engine.run():
                 yield from reader.read(event)
         finally:
-            engine.cancel(task.handle)
-        return task.finish_reason
+            engine.cancel(active.handle)
+        return active.finish_reason
 
-    def _tasks(self, requests: Sequence[Request]) -> list[Task]:
-        """The requests as tasks for the engine; their media are encoded together."""
+    def _active_requests(self, requests: Sequence[Request]) -> list[ActiveRequest]:
+        """The requests in the form that the engine takes; their media are encoded together."""
         requests = [with_defaults(self._with_document(request), self.model.config.sampling) for request in requests]
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         cache.prepare(request.prompt for request in requests)
-        return [self._task(request, cache.resolve(request.prompt)) for request in requests]
+        return [self._active_request(request, cache.resolve(request.prompt)) for request in requests]
 
     def _with_document(self, request: Request) -> Request:
         """`request` with a document as its prompt; a prompt that is a Document already is used as it is."""
@@ -196,14 +196,14 @@ class Pipeline:
         check_single(request.prompt)
         return replace(request, prompt=self.prompt(request.prompt, request.to))
 
-    def _task(self, request: Request, document: Document) -> Task:
+    def _active_request(self, request: Request, document: Document) -> ActiveRequest:
         if self.model.config.lowercase and request.to in self.model.modalities:  # the encoder sees no target
             document = with_lowercase_conditions(document)
         prompt = self.encoder(document, closed=False)
         if request.to in self.model.modalities:
             self.encoder.open_span(prompt, request.to)
         values = {name: getattr(request, name) for name in ("to", "guidance", "steps", "solver", "temperature")}
-        return Task(
+        return ActiveRequest(
             prompt,
             **values,
             max_tokens=request.max_tokens,

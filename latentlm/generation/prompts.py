@@ -77,7 +77,7 @@ def make_prompt(
     if not (is_spoken or voices):
         return as_prompt(parts, voice)
     script = as_script([part for part in parts if _is_text(part)])
-    if script.num_lines > 1:
+    if script.num_lines > 1 or script.left_out:
         notice(f"the script has {script.describe()}")
     if reads_scripts:
         return script_prompt(script, _clips(script, voice, voices))

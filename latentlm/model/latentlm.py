@@ -89,13 +89,32 @@ class LatentLM(nn.Module):
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Hidden states (B, T, D) of a packed batch."""
         x = self.embed_tokens(batch.ids)  # (B, T, D)
+        shape, x = x.shape, x.flatten(0, 1)
         for name, span in batch.latents.items():
-            embedded = self.embed_latents[name](pad_rows(span.values.to(x.dtype)))[: len(span.values)]  # (N, D)
-            x = x.flatten(0, 1).index_copy(0, span.index, embedded.to(x.dtype)).view_as(x)
-            if span.features is not None:
-                added = self.embed_features[name](span.features.to(x.dtype))  # (M, D)
-                x = x.flatten(0, 1).index_add(0, span.feature_index, added.to(x.dtype)).view_as(x)
-        return self.transformer(x, batch.positions, batch.documents)
+            x = self.embed_span(x, name, span.values, span.index, span.features, span.feature_index, pad=True)
+        return self.transformer(x.view(shape), batch.positions, batch.documents)
+
+    def embed_span(
+        self,
+        x: Tensor,
+        name: str,
+        values: Tensor,
+        index: Tensor,
+        features: Tensor | None = None,
+        feature_index: Tensor | None = None,
+        pad: bool = False,
+    ) -> Tensor:
+        """Inputs x (P, D) with latents `values` (N, C) of modality `name` embedded at positions `index` (N,), and
+        `features` (M, F) embedded and added at positions `feature_index` (M,).
+
+        pad: embed a multiple of TILE rows (`pad_rows`), for batches whose numbers of latents keep changing.
+        """
+        rows = values.to(x.dtype)
+        embedded = self.embed_latents[name](pad_rows(rows) if pad else rows)[: len(rows)]  # (N, D)
+        x = x.index_copy(0, index, embedded.to(x.dtype))
+        if features is None:
+            return x
+        return x.index_add(0, feature_index, self.embed_features[name](features.to(x.dtype)).to(x.dtype))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of the next token, fp32."""

@@ -212,7 +212,7 @@ def test_a_document_model_reads_the_words_of_one_speaker_without_the_label(folde
     documents = [
         *from_lines,
         small.prompt("Good morning.", "speech", clip),
-        small.prompt("**Speaker 1 (glad):** Good morning.", "speech", clip),
+        small.prompt("**Speaker 1:** Good morning.", "speech", clip),
         small.prompt(Text("Speaker 1: Good morning."), "speech", clip),
         small.prompt(["Speaker 1: Good morning."], "speech", voices={"01": clip}),
     ]

@@ -7,9 +7,9 @@ from PIL import Image as Pillow
 from small import small_model
 
 from latentlm import Request
+from latentlm.generation.active_request import Event
 from latentlm.generation.answers import AnswerReader, KeptRun, as_segments, streamed_run
 from latentlm.generation.pipeline import Pipeline
-from latentlm.generation.task import Event
 from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latentlm import Request
+from latentlm.generation import active_request as active_request_module
 from latentlm.generation import pipeline as pipeline_module
-from latentlm.generation import task as task_module
+from latentlm.generation.active_request import ActiveRequest, Event
 from latentlm.generation.engine import Engine
 from latentlm.generation.pipeline import Pipeline
-from latentlm.generation.task import Event, Task
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
 from latentlm.types import Document, Text
@@ -43,8 +43,8 @@ def endless(tokenizers) -> Pipeline:
     return Pipeline(model, tokenizers)
 
 
-def task(pipeline: Pipeline, request: Request) -> Task:
-    return pipeline._tasks([request])[0]
+def active(pipeline: Pipeline, request: Request) -> ActiveRequest:
+    return pipeline._active_requests([request])[0]
 
 
 def speech(words: str = "hi", seed: int = 0, guidance: float = 2.0, max_latents: int = 200) -> Request:
@@ -56,7 +56,7 @@ def speech(words: str = "hi", seed: int = 0, guidance: float = 2.0, max_latents:
 
 @dataclass
 class Record:
-    """What a task produced: events but latents, and latents (C,) in order."""
+    """What a request produced: events but latents, and latents (C,) in order."""
 
     events: list[tuple] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Record:
 
 def record_alone(pipeline: Pipeline, request: Request) -> Record:
     record = Record()
-    for event in Engine.of(pipeline.model, [task(pipeline, request)]).run():
+    for event in Engine.of(pipeline.model, [active(pipeline, request)]).run():
         record.add(event)
     return record
 
@@ -101,7 +101,7 @@ def random_request(choose: random.Random, media: np.random.Generator) -> Request
 
 @dataclass
 class Visit:
-    """What happened while requests came and went: records in order, phases in which tasks were cancelled, steps with
+    """What happened while requests came and went: records in order, phases in which requests were cancelled, steps with
     several at work, and the first and the last capacity of the cache."""
 
     records: list[Record] = field(default_factory=list)
@@ -110,19 +110,19 @@ class Visit:
     capacities: tuple[int, int] = (0, 0)
 
 
-def come_and_go(engine: Engine, tasks: list[Task], choose: random.Random) -> Visit:
-    """Tasks are added, and cancelled in any phase, at random steps."""
+def come_and_go(engine: Engine, added: list[ActiveRequest], choose: random.Random) -> Visit:
+    """Requests are added, and cancelled in any phase, at random steps."""
     visit = Visit()
-    while len(visit.records) < len(tasks) or not engine.idle:
-        for _ in range(min(choose.choice([0, 0, 0, 1, 2]), len(tasks) - len(visit.records))):
-            assert engine.add(tasks[len(visit.records)]) == len(visit.records)
+    while len(visit.records) < len(added) or not engine.idle:
+        for _ in range(min(choose.choice([0, 0, 0, 1, 2]), len(added) - len(visit.records))):
+            assert engine.add(added[len(visit.records)]) == len(visit.records)
             visit.records.append(Record())
-        if engine.tasks and choose.random() < 0.08:
-            gone = choose.choice(list(engine.tasks.values()))
+        if engine.requests and choose.random() < 0.08:
+            gone = choose.choice(list(engine.requests.values()))
             visit.phases |= {name for name in ("queue", "joining", "active") if gone in getattr(engine, name)}
             engine.cancel(gone.handle)
         for event in engine.step():
-            visit.records[event.task].add(event)
+            visit.records[event.handle].add(event)
         visit.num_shared += len(engine.active) > 2
         visit.capacities = (visit.capacities[0] or engine.cache.capacity, engine.cache.capacity)
     return visit
@@ -132,21 +132,21 @@ def come_and_go(engine: Engine, tasks: list[Task], choose: random.Random) -> Vis
 def test_requests_that_come_and_go_equal_each_alone(tokenizers, monkeypatch, dtype, num):
     """Unlike requests in 7 rows; the cache grows on the way. In fp64 no choice hangs on the order of a sum, in fp32
     matrices are laid out for changing numbers of rows."""
-    monkeypatch.setattr(task_module, "GROWTH", 2)
+    monkeypatch.setattr(active_request_module, "GROWTH", 2)
     pipeline = build_lively(tokenizers, dtype)
     choose, media = random.Random(0), np.random.default_rng(0)
     requests = [random_request(choose, media) for _ in range(num)]
-    tasks = pipeline._tasks(requests)
+    added = pipeline._active_requests(requests)
     engine = Engine(pipeline.model, num_slots=7, prefill_chunk=16)
-    visit = come_and_go(engine, tasks, choose)
+    visit = come_and_go(engine, added, choose)
     assert engine.cache.num_free == 7
-    for request, done, record in zip(requests, tasks, visit.records, strict=True):
+    for request, done, record in zip(requests, added, visit.records, strict=True):
         alone = record_alone(pipeline, request)
         record.assert_begins(alone)
         if done.finish_reason != "cancelled":
             assert len(record.events) == len(alone.events)
             assert record.events[-1] == ("finish", done.finish_reason)
-    cancelled = sum(done.finish_reason == "cancelled" for done in tasks)
+    cancelled = sum(done.finish_reason == "cancelled" for done in added)
     answers = [record.events for request, record in zip(requests, visit.records, strict=True) if request.to == "auto"]
     assert sum(kind == "open" for events in answers for kind, _ in events) > num // 20
     assert visit.phases == {"queue", "joining", "active"}
@@ -168,9 +168,9 @@ def test_a_prompt_in_chunks_equals_the_whole(lively, chunk):
     records = [Record() for _ in requests]
     engine = Engine(lively.model, num_slots=6, prefill_chunk=chunk)
     for request in requests:
-        engine.add(task(lively, request))
+        engine.add(active(lively, request))
     for event in engine.run():
-        records[event.task].add(event)
+        records[event.handle].add(event)
     for request, record in zip(requests, records, strict=True):
         alone = record_alone(lively, request)
         record.assert_begins(alone)
@@ -182,12 +182,12 @@ def test_a_prompt_that_comes_when_its_neighbour_is_half_in_equals_itself_alone(l
     engine = Engine(lively.model, num_slots=2, prefill_chunk=8)
     records = [Record(), Record()]
     for request in requests:  # in rows 0 and 1
-        engine.add(task(lively, request))
+        engine.add(active(lively, request))
         for event in engine.step():
-            records[event.task].add(event)
+            records[event.handle].add(event)
     assert engine.cache.lengths == [16, 0]
     for event in engine.run():
-        records[event.task].add(event)
+        records[event.handle].add(event)
     for request, record in zip(requests, records, strict=True):
         alone = record_alone(lively, request)
         record.assert_begins(alone)
@@ -196,20 +196,20 @@ def test_a_prompt_that_comes_when_its_neighbour_is_half_in_equals_itself_alone(l
 
 def test_a_long_prompt_joins_in_chunks_while_others_decode(endless):
     engine = Engine(endless.model, num_slots=3, prefill_chunk=8)
-    first = engine.add(task(endless, speech("hi", guidance=1.0)))
+    first = engine.add(active(endless, speech("hi", guidance=1.0)))
     engine.step()
-    second = engine.add(task(endless, speech("x" * 30, guidance=1.0)))  # and <BOS>, <BOD>: 31 positions before the last
-    third = engine.add(task(endless, speech("y" * 6, guidance=1.0)))  # 7 positions: does not fit beside a chunk of 8
-    heard = [[event.task for event in engine.step() if event.kind == "latent"] for _ in range(5)]
+    second = engine.add(active(endless, speech("x" * 30, guidance=1.0)))  # and <BOS>, <BOD>: 31 before the last
+    third = engine.add(active(endless, speech("y" * 6, guidance=1.0)))  # 7 positions: does not fit beside a chunk of 8
+    heard = [[event.handle for event in engine.step() if event.kind == "latent"] for _ in range(5)]
     assert heard == [[first]] * 3 + [[first, second], [first, second, third]]
 
 
 def test_short_prompts_join_together(endless):
     engine = Engine(endless.model, num_slots=4, prefill_chunk=16)
-    engine.add(task(endless, speech("hi", guidance=1.0)))
+    engine.add(active(endless, speech("hi", guidance=1.0)))
     engine.step()
-    others = [engine.add(task(endless, speech(words, guidance=1.0))) for words in ("one", "three", "four")]
-    heard = [[event.task for event in engine.step() if event.kind == "latent"] for _ in range(2)]
+    others = [engine.add(active(endless, speech(words, guidance=1.0))) for words in ("one", "three", "four")]
+    heard = [[event.handle for event in engine.step() if event.kind == "latent"] for _ in range(2)]
     assert heard == [[0, *others[:2]], [0, *others]]  # of the first pass 2 x 6 positions; a third row would make it 18
 
 
@@ -258,7 +258,7 @@ def test_joining_and_leaving_copies_nobody_elses_cache(endless):
     the end of a request its own rows become zeros, as far as it wrote them."""
     engine = Engine(endless.model, num_slots=20, capacity=256)
     for seed in range(8):
-        engine.add(task(endless, speech("a long one", seed)))
+        engine.add(active(endless, speech("a long one", seed)))
     for _ in range(5):
         engine.step()
     one, prompt = position_bytes(endless), len("short") + 1  # <BOS> short <BOD>: all but the last are prefilled
@@ -271,19 +271,19 @@ def test_joining_and_leaving_copies_nobody_elses_cache(endless):
 
     assert traffic(engine.step) == (16, 0)
     before = engine.cache.keys[:, :16].clone(), list(engine.cache.lengths[:16])
-    ninth = engine.add(task(endless, speech("short", 9, max_latents=3)))
+    ninth = engine.add(active(endless, speech("short", 9, max_latents=3)))
     assert traffic(engine.step) == (prompt + 18, 0)  # it joins
     for row, length in enumerate(before[1]):
         assert torch.equal(engine.cache.keys[:, row, :, :length], before[0][:, row, :, :length])
     own = prompt + 4 + 4  # its prompt and what it decoded, its guidance branch
     assert [traffic(engine.step) for _ in range(3)] == [(18, 0), (18, 0), (18 + own, 0)]  # at the last it ends
-    assert ninth not in engine.tasks
+    assert ninth not in engine.requests
     assert traffic(engine.step) == (16, 0)
     third = engine.active[2].handle
     own = sum(engine.cache.lengths[row] for row in (engine.active[2].row, engine.active[2].null_row))
     assert traffic(lambda: engine.cancel(third)) == (own, 0)  # a hole in the middle
     assert traffic(engine.step) == (14, 0)
-    engine.add(task(endless, speech("short", 10)))
+    engine.add(active(endless, speech("short", 10)))
     assert traffic(engine.step) == (prompt + 16, 0)  # and somebody else in it
     assert sorted(row for t in engine.active for row in (t.row, t.null_row)) == list(range(16))
 
@@ -291,7 +291,7 @@ def test_joining_and_leaving_copies_nobody_elses_cache(endless):
 def test_a_cache_that_grows_is_copied_and_counted(endless):
     """The counter sees a copy where there is one: the second half of the context is reached by doubling."""
     engine = Engine(endless.model, num_slots=2, capacity=16)
-    engine.add(task(endless, speech("some words")))
+    engine.add(active(endless, speech("some words")))
     assert engine.cache.capacity == 16
     with CacheTraffic(engine) as counter:
         engine.step()
@@ -308,19 +308,19 @@ def test_a_request_that_diverges_ends_alone(lively, temperature):
     requests = [replace(speech("abc", seed, 1.0, 9), temperature=temperature) for seed in range(3)]
     requests[1] = replace(requests[1], guidance=1e300)
     requests += [Request("a picture", "image", guidance=1e300, steps=1), Request("text", "auto", temperature=1.0)]
-    tasks = lively._tasks(requests)
+    added = lively._active_requests(requests)
     engine = Engine(lively.model, num_slots=4)
-    records = [Record() for _ in tasks]
-    for each in tasks:
+    records = [Record() for _ in added]
+    for each in added:
         engine.add(each)
     for event in engine.run():
-        records[event.task].add(event)
+        records[event.handle].add(event)
     for place in (0, 2, 4):
         alone = record_alone(lively, requests[place])
         records[place].assert_begins(alone)
         assert len(records[place].events) == len(alone.events)
     for place in (1, 3):
-        assert tasks[place].finish_reason == "diverged"
+        assert added[place].finish_reason == "diverged"
         assert records[place].events[-1] == ("finish", "diverged")
         assert all(latent.isfinite().all() for latent in records[place].latents)
     assert not engine.cache.keys.any()
@@ -354,13 +354,13 @@ def test_an_answer_that_diverged_is_there_and_says_so(lively, to):
 # --------------------------------------------------------------------- come and go
 
 
-def test_a_cancelled_task_has_no_further_event_of_the_same_step(endless):
+def test_a_cancelled_request_has_no_further_event_of_the_same_step(endless):
     engine = Engine(endless.model, num_slots=2)
-    first, second = (engine.add(task(endless, speech(guidance=1.0, max_latents=3))) for _ in range(2))
+    first, second = (engine.add(active(endless, speech(guidance=1.0, max_latents=3))) for _ in range(2))
     seen = []
     for event in engine.run():
-        seen.append(event.task)
-        if event.kind == "latent" and event.task == first:
+        seen.append(event.handle)
+        if event.kind == "latent" and event.handle == first:
             engine.cancel(second)
     assert seen.index(second) < seen.index(first) + 2  # both opened in the first step
     assert seen.count(second) == 1
@@ -368,28 +368,28 @@ def test_a_cancelled_task_has_no_further_event_of_the_same_step(endless):
 
 def test_cancel_frees_the_rows_within_the_call_in_any_phase(endless):
     engine = Engine(endless.model, num_slots=4, prefill_chunk=4)
-    decoding, joining, queued = (engine.add(task(endless, speech(words))) for words in ("a", "x" * 20, "b"))
+    decoding, joining, queued = (engine.add(active(endless, speech(words))) for words in ("a", "x" * 20, "b"))
     engine.step()
-    states = [engine.tasks[handle] for handle in (decoding, joining, queued)]
+    states = [engine.requests[handle] for handle in (decoding, joining, queued)]
     assert [states[0]] == engine.active
     assert [states[1]] == engine.joining
     assert [states[2]] == list(engine.queue)
     for handle, num_free in ((joining, 2), (queued, 2), (decoding, 4)):
         engine.cancel(handle)
         assert engine.cache.num_free == num_free
-        assert handle not in engine.tasks
+        assert handle not in engine.requests
     assert engine.idle
     assert engine.step() == []
     assert [state.finish_reason for state in states] == ["cancelled"] * 3
     engine.cancel(decoding)  # once more: it has ended already
     assert engine.cache.num_free == 4
-    with pytest.raises(AssertionError, match="no task has the handle 3"):
+    with pytest.raises(AssertionError, match="no request has the handle 3"):
         engine.cancel(3)
 
 
 def test_what_has_ended_by_itself_keeps_its_reason(endless):
-    (done,) = tasks = [task(endless, speech(max_latents=2))]
-    engine = Engine.of(endless.model, tasks)
+    (done,) = added = [active(endless, speech(max_latents=2))]
+    engine = Engine.of(endless.model, added)
     assert [event.value for event in engine.run() if event.kind == "finish"] == ["length"]
     engine.cancel(done.handle)
     assert done.finish_reason == "length"
@@ -399,8 +399,8 @@ def test_the_queue_is_first_come_first_served(endless):
     """Three rows: the second guided request waits for two, and the plain one behind it does not overtake it."""
     engine = Engine(endless.model, num_slots=3)
     for guidance, latents in ((2.0, 3), (2.0, 2), (1.0, 1)):
-        engine.add(task(endless, speech(guidance=guidance, max_latents=latents)))
-    happened = [(event.kind, event.task) for event in engine.run() if event.kind in ("open", "finish")]
+        engine.add(active(endless, speech(guidance=guidance, max_latents=latents)))
+    happened = [(event.kind, event.handle) for event in engine.run() if event.kind in ("open", "finish")]
     assert happened == [("open", 0), ("finish", 0), ("open", 1), ("open", 2), ("finish", 2), ("finish", 1)]
 
 
@@ -423,13 +423,13 @@ def test_a_stream_that_is_closed_frees_its_slot(endless, monkeypatch):
 
 def test_an_engine_refuses_what_it_could_never_do(endless):
     with pytest.raises(ValueError, match="a guided request takes two slots; this engine has num_slots 1"):
-        Engine(endless.model, num_slots=1).add(task(endless, speech()))
+        Engine(endless.model, num_slots=1).add(active(endless, speech()))
     for name in ("num_slots", "prefill_chunk", "capacity"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             Engine(endless.model, **{"num_slots": 1, name: 0})
     engine = Engine(endless.model, num_slots=2)
     with pytest.raises(ValueError, match="the prompt has 2002 positions, the context is 1024"):
-        engine.add(task(endless, speech("x" * 2000)))
+        engine.add(active(endless, speech("x" * 2000)))
     assert engine.idle
 
 
@@ -438,6 +438,6 @@ def test_samplers_of_many_settings_are_not_all_kept(endless):
 
     engine = Engine(endless.model, num_slots=1)
     for steps in range(1, MOST_SAMPLERS + 4):
-        engine.add(task(endless, Request("a", "speech", steps=steps, guidance=1.0, max_latents=1)))
+        engine.add(active(endless, Request("a", "speech", steps=steps, guidance=1.0, max_latents=1)))
     assert sum(event.kind == "latent" for event in engine.run()) == MOST_SAMPLERS + 3
     assert len(engine.samplers) == MOST_SAMPLERS

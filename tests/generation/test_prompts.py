@@ -138,6 +138,12 @@ def test_labels_are_words_where_nothing_is_spoken(files):
     assert make_prompt(TWO, "image", "document").segments == (Text(TWO, **GIVEN),)
 
 
+def test_moods_that_are_not_read_are_said(files):
+    with pytest.warns(Notice, match=r"^the script has 1 speaker: 1 \(1 turn\); not read: \(glad\)$"):
+        (text,) = make_prompt("Speaker 1 (glad): one", "speech", "document").segments
+    assert text == Text("one", **GIVEN)
+
+
 def test_lines_without_a_speaker_are_said_to_be_one_voice(files):
     with pytest.warns(Notice, match="^the script has no speaker lines: one voice reads its 2 lines$"):
         (text,) = make_prompt("one\ntwo", "speech", "document").segments

@@ -28,14 +28,14 @@ def test_a_model_is_sampled_as_its_config_says_unless_told_otherwise(tokenizers,
     model = small_model(tokenizers)
     own = model.config.sampling.model_copy(update={"guidance": 3.0, "steps": 4, "solver": "ddim"})
     model.config = model.config.model_copy(update={"sampling": own})
-    built, tasks = Pipeline(model.eval(), tokenizers), []
-    make = built._tasks
-    monkeypatch.setattr(built, "_tasks", lambda requests: tasks.extend(made := make(requests)) or made)
+    built, seen = Pipeline(model.eval(), tokenizers), []
+    make = built._active_requests
+    monkeypatch.setattr(built, "_active_requests", lambda requests: seen.extend(made := make(requests)) or made)
     for options in ({}, {"guidance": 1.5, "steps": 2, "solver": "euler"}):
         built.generate("a", to, max_latents=2, max_tokens=2, **options)
     built.generate("a", "text", max_tokens=2)
-    assert [(task.guidance, task.steps) for task in tasks] == [(3.0, 4), (1.5, 2), (1.0, 4)]
-    assert [task.solver for task in tasks] == ["ddim", "euler", "ddim"]
+    assert [(request.guidance, request.steps) for request in seen] == [(3.0, 4), (1.5, 2), (1.0, 4)]
+    assert [request.solver for request in seen] == ["ddim", "euler", "ddim"]
 
 
 def test_a_model_of_text_alone_says_what_it_has(tokenizers):

@@ -77,9 +77,9 @@ def test_guided_generation(agree, pipeline):
         for label, seed in zip(LABELS, SEEDS, strict=True)
     ]
     collected: list[list[torch.Tensor]] = [[] for _ in requests]
-    for event in Engine.of(pipeline.model, pipeline._tasks(requests)).run():
+    for event in Engine.of(pipeline.model, pipeline._active_requests(requests)).run():
         if event.kind == "latent":
-            collected[event.task].append(event.value)
+            collected[event.handle].append(event.value)
     generated = torch.stack([torch.stack(latents) for latents in collected])  # (B, N, C)
     theirs = tensors["generated"].flatten(2).transpose(1, 2)
     agree("unilm guided generation", generated, theirs, 1e-4, REFERENCE)

@@ -70,11 +70,11 @@ def requests(chosen: list[int], guidance: float, frames: int = FRAMES) -> list[R
 
 
 def our_answers(ours, chosen: list[int], guidance: float) -> list[Answer]:
-    tasks = ours._tasks(requests(chosen, guidance))
-    answers = [Answer() for _ in tasks]
+    active = ours._active_requests(requests(chosen, guidance))
+    answers = [Answer() for _ in active]
     special = ours.model.special
-    for event in Engine.of(ours.model, tasks, ours._streams).run():
-        answer = answers[event.task]
+    for event in Engine.of(ours.model, active, ours._streams).run():
+        answer = answers[event.handle]
         if event.kind == "latent":
             answer.tokens.append(GO_ON)
             answer.latents.append(event.value)
@@ -84,18 +84,18 @@ def our_answers(ours, chosen: list[int], guidance: float) -> list[Answer]:
             answer.tokens.append(special.eod)
         elif event.kind == "open" and answer.tokens:
             answer.tokens.append(START)
-    for answer, task in zip(answers, tasks, strict=True):
-        if task.finish_reason == "stop":
+    for answer, request in zip(answers, active, strict=True):
+        if request.finish_reason == "stop":
             answer.tokens.append(EOS)
     return answers
 
 
 def our_noise(ours, request: Request) -> torch.Generator:
     """A request's generator as it is when its first latent is sampled: its voices were drawn from it."""
-    (task,) = ours._tasks([request])
-    for span in task.prompt.spans:
-        span.latents.sample(task.generator)
-    return task.generator
+    (request,) = ours._active_requests([request])
+    for span in request.prompt.spans:
+        span.latents.sample(request.generator)
+    return request.generator
 
 
 class Recorder:
@@ -131,7 +131,7 @@ class Recorder:
 
 def padded(ours, chosen: list[int], guidance: float) -> dict[str, Tensor]:
     """The same prompts as their processor lays them out: left-padded ids, and all voices in order."""
-    prompts = [task.prompt.ids for task in ours._tasks(requests(chosen, guidance))]
+    prompts = [request.prompt.ids for request in ours._active_requests(requests(chosen, guidance))]
     width = max(map(len, prompts))
     rows = [[EOS] * (width - len(ids)) + ids for ids in prompts]
     inputs = {
@@ -203,9 +203,9 @@ def test_every_start_begins_the_guidance_branch_and_the_streams_anew(ours, monke
     assert answer.tokens == [GO_ON] * first + [END, START] + [GO_ON] * second + [END, EOS]
 
     model, generator = ours.model, our_noise(ours, requests([1], guidance)[0])
-    (task,) = ours._tasks(requests([1], guidance))
+    (request,) = ours._active_requests(requests([1], guidance))
     plan = make_plan(model.heads["speech"].process, "dpm++2m", STEPS)
-    condition = [model.embed_tokens(torch.tensor(i)) for i in task.prompt.ids]
+    condition = [model.embed_tokens(torch.tensor(i)) for i in request.prompt.ids]
     expected = []
     for count in (first, second):
         stream, null = ours._streams["speech"](), [model.embed_tokens(torch.tensor(START))]
