@@ -40,7 +40,7 @@ def list_data() -> None:
     help_epilogue=examples(
         "latentlm data preview shapes --out runs/look",
         "latentlm data preview mine.jsonl -n 3",
-        "latentlm data preview train.parquet --task text_to_image --column image=photo",
+        "latentlm data preview a.parquet --task text_to_image --column image=jpg",
         "latentlm data preview shards/train",
     ),
 )

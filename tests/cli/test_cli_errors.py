@@ -73,8 +73,8 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "x", "--to", "text", "--device", "gpu"], "unknown device 'gpu' (known: auto, cpu, cuda"),
         (["generate", "tiny", "x", "--to", "text", "--dtype", "fp8"], '"fp8" for --dtype'),
         (["evaluate", "tiny", "--out", "x.json", "--device", "gpu"], "unknown device 'gpu' (known: auto, cpu, cuda"),
-        (["train", "demo", "--set", "data.sources=[{manifest:", "a.jsonl}]"], "quote it: --set 'data.sources=[{manif"),
-        (["train", "demo", "--set=data.sources=[{name:", "digits}]"], "the shell split the value of --set data.sour"),
+        (["train", "demo", "--set", "data=[{a:", "b.jsonl}]"], "quote it: --set 'data=[{a: b.jsonl}]'"),
+        (["train", "demo", "--set=data=[{a:", "b: 1, c}]"], "quote it: --set 'data=[{a: b: 1, c}]'"),
         (
             ["generate", "tiny", "-5 degrees", "--to", "text"],
             "begins with a dash comes last, after --: -- '-5 degrees'",
