@@ -1,6 +1,6 @@
-"""The demo: train one small model on text, pictures and speech from scratch, measure it, write a page about it.
+"""The demo: trains one small model on text, pictures and speech from scratch, evaluates it, and writes a report.
 
-Place in the flow: everything, once, in order; `make demo` and `latentlm demo` call it.
+Place in the flow: on top, called by `make demo` and `latentlm demo`.
     folder/recipe.yaml, train.jsonl, samples/, checkpoints/, model/   report.html, report.json
 """
 
@@ -16,11 +16,11 @@ from .errors import UserError
 RECIPE = "demo"
 QUICK_MINUTES = 1.0
 WHOLE_MINUTES = 20.0
-"""What the demo may take from a fresh clone, set-up included."""
+"""Time limit of the demo from a fresh clone, installation included."""
 AROUND_MINUTES = 2.5
-"""Of these, kept for encoding before the first step and for the judging after the last: 1.8 on the slowest machine."""
+"""Part of WHOLE_MINUTES for encoding before training and evaluation after it: 1.8 on the slowest machine so far."""
 SETUP_MINUTES = 3.0
-"""A set-up that takes longer (a slow network) does not shorten training any further."""
+"""Installation time beyond this (a slow network) does not shorten training."""
 
 
 def run(
@@ -34,10 +34,10 @@ def run(
 ) -> Path:
     """Train and evaluate the demo into `folder`; returns the path of report.html.
 
-    minutes: of training, instead of the recipe's or of what is left of WHOLE_MINUTES.
-    quick: a minute of training and few samples, to see that it runs.
-    setup_seconds: what installation took before, for the report. processes: default one a core or GPU, at most two.
-    Raises UserError when `folder` already holds a run.
+    minutes: of training; default: the recipe's, or what is left of WHOLE_MINUTES.
+    quick: train for a minute and evaluate few samples, to check that it runs.
+    setup_seconds: duration of the installation, for the report. processes: default: one per core or GPU, at most two.
+    Raises UserError if `folder` already holds a run.
     """
     started = time.perf_counter()
     from .data.sources import documents
@@ -77,6 +77,6 @@ def run(
 
 
 def training_minutes(recipe: LatentLMRecipe, seconds_before: float) -> float:
-    """The recipe's minutes, or fewer where more would take the whole past WHOLE_MINUTES."""
+    """Minutes of training: the recipe's, or fewer, so that the demo stays within WHOLE_MINUTES."""
     left = WHOLE_MINUTES - AROUND_MINUTES - min(seconds_before / 60, SETUP_MINUTES)
     return min(recipe.training.max_minutes, left)

@@ -1,8 +1,8 @@
-"""The registry of kinds: `kind` of a recipe, or of a folder's config.json, ──▶ how it is built, trained, kept and read.
+"""The registry of kinds: how each `kind` of a recipe or of a folder's config.json is built, trained, saved, loaded.
 
-Place in the flow: training, loading, evaluation and the command line look a kind up here, and ask nothing else about
-what a recipe or a folder is. This room is below all of those, so what lies higher is named as "module:attribute" and
-imported when it is used. A new kind is one `TrainSpec`, given to `register`.
+Place in the flow: training, loading, evaluation and the command line look kinds up here instead of testing types. This
+package is below all of those, so functions are named as "module:attribute" and imported when they are used. A new kind
+is one `TrainSpec`, passed to `register`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Lazy = str
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """All that is particular to one kind.
+    """The functions and classes of one kind.
 
     config     class of the recipe; the default of its field `kind` is the name of the kind
     build      (recipe, folder of the run, World) -> `training.objective.Run`, or a subclass
     loader     (recipe, run, World) -> `training.protocols.Loader`
-    export     (recipe, run, trainer, folder): writes what `load` reads beside the weights; called on rank 0
+    export     (recipe, run, trainer, folder): writes the files that `load` needs beside the weights; called on rank 0
     setup      (recipe, run, folder): writes what loading a step's checkpoint needs beside its tensors; called on rank 0
                before the first step. None: steps of this kind cannot be loaded, only what is exported
-    load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)
+    load       (folder) -> the exported model or tokenizer; of a model, (folder, *, adapter, weights, device, dtype)
     preview    (recipe, World) -> the run of `build` for --dry-run, which writes nothing; None: no --dry-run
     workload   (recipe, run, World) -> `training.outline.Workload`, for the header; None: a header without data and cost
     evaluate   (`evaluation.folder.EvaluationRequest`) -> `evaluation.report.Report`; None: it cannot be evaluated
-    folders    what `kind` is in the config.json of the folders that `load` reads; by default the kind itself
-    no_model   why `latentlm.load` refuses these folders; None: it loads them
-    no_shards  why `training.parallel: shard` is refused; None: it works
+    folders    values of `kind` in the config.json of folders that `load` reads; default: the kind itself
+    no_model   the reason why `latentlm.load` refuses these folders; None: it loads them
+    no_shards  the reason why `training.parallel: shard` is refused; None: it works
     """
 
     config: type[Config]
@@ -65,7 +65,7 @@ KINDS: dict[str, TrainSpec] = {}
 
 
 def register(spec: TrainSpec) -> None:
-    """Add a kind. UserError where the kind of its recipe or of one of its folders is taken."""
+    """Add a kind. Raises UserError if the kind of its recipe or of one of its folders is registered already."""
     taken = {name for other in KINDS.values() for name in other.folder_kinds()}
     if spec.kind in KINDS or not taken.isdisjoint(spec.folder_kinds()):
         raise UserError(f"kind {spec.kind!r} or its folders {', '.join(spec.folder_kinds())} are registered already")
@@ -79,7 +79,7 @@ def lookup(name: Lazy) -> Callable[..., Any]:
 
 
 def spec_of_folder(kind: Any, origin: str) -> TrainSpec:
-    """The kind whose folders have `kind` in their config.json; UserError, naming `origin`, where there is none."""
+    """The kind whose folders have `kind` in config.json. Raises UserError, naming `origin`, for an unknown kind."""
     for spec in KINDS.values():
         if kind in spec.folder_kinds():
             return spec

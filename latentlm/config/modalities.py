@@ -1,7 +1,7 @@
-"""The registry of modalities: one file of `latentlm/modalities/` each, imported when it is asked for.
+"""The registry of modalities: each is one file of `latentlm/modalities/`, imported when it is looked up.
 
-Place in the flow: every room looks up here what is particular to a modality (`types.Modality`). This room is the lowest
-and the files stand above the tokenizers, so they are found by name: a new file is a new modality, nothing else changes.
+Place in the flow: all packages look up here what differs between modalities (`types.Modality`). The files are above the
+tokenizers and this package is below them, so they are found by name: a new file there is a new modality.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def modality_names() -> tuple[str, ...]:
 
 @cache
 def modality(name: str) -> Modality:
-    """The record of a modality. Raises UserError for an unknown name, with the nearest known one."""
+    """The record of a modality. Raises UserError for an unknown name, with the most similar known one."""
     if name not in modality_names():
         raise UserError(f"no modality {name!r}{did_you_mean(name, modality_names())}")
     return importlib.import_module(f"latentlm.modalities.{name}").MODALITY
@@ -47,7 +47,7 @@ def second_tokenizers() -> dict[str, str]:
 
 
 def tokenizer_names() -> tuple[str, ...]:
-    """The names under which a model may have continuous tokenizers: its modalities, then their second tokenizers."""
+    """Names of the continuous tokenizers that a model may have: modalities, then second tokenizers."""
     return (*modality_names(), *second_tokenizers())
 
 
@@ -57,16 +57,16 @@ def tokenizer_kinds() -> Mapping[str, tuple[type, type]]:
 
 
 def modality_of(medium: Any) -> Modality | None:
-    """The modality of an object that a user passes as a medium; None where it is none."""
+    """The modality of an object that a user passes as a medium; None if it is no medium."""
     return next((each for each in modalities() if each.is_medium(medium)), None)
 
 
 def modality_of_suffix(suffix: str) -> Modality | None:
-    """The modality of files that end in `suffix` (lower case, with its dot); None where there is none."""
+    """The modality of files with `suffix` (lower case, with its dot); None if there is none."""
     return next((each for each in modalities() if suffix in each.suffixes), None)
 
 
 def as_segment(medium: Any, **flags: bool) -> Segment | None:
-    """`medium` as a segment of its modality; None where it is no medium."""
+    """`medium` as a segment of its modality; None if it is no medium."""
     found = modality_of(medium)
     return None if found is None else found.segment(medium, **flags)

@@ -1,4 +1,4 @@
-"""YAML and JSON ──▶ configurations; what is wrong becomes one line that names file and key."""
+"""Reads YAML and JSON into configurations; errors are one line that names file and key."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def recipe_names() -> list[str]:
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe by packaged name or YAML path; `overrides` maps dotted keys ("training.steps") to values.
 
-    An override of model.backbone takes the place of the transformer and the text tokenizer that the recipe has.
-    Raises RecipeError, one line naming file and key, with the nearest known key where one is close.
+    An override of model.backbone replaces the recipe's transformer and text tokenizer. Raises RecipeError, one line
+    that names file and key, with the most similar known key if there is one.
     """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"}:
@@ -60,7 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
-    """Validate a plain mapping; RecipeError as in `load_recipe`."""
+    """Validate a plain mapping. Raises RecipeError as `load_recipe`."""
     kind = raw.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         found = "missing" if kind is None else f"no kind {kind!r}{did_you_mean(str(kind), KINDS)}"
@@ -77,7 +77,7 @@ def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. UserError, one line, names a file that is missing or holds anything else."""
+    """The object in a JSON file. Raises UserError, which names the file, if it is missing or holds something else."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
@@ -90,9 +90,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def describe(error: ValidationError, model: type[BaseModel] | None) -> str:
-    """A pydantic error as one line: the first offending key, what is wrong, and the nearest known key.
+    """A pydantic error as one line: the first wrong key, the reason, and the most similar known key.
 
-    A key that is unknown comes before one that is missing: it may be that one, misspelt.
+    Unknown keys come before missing ones, since an unknown key may be the missing one misspelt.
     """
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
@@ -150,7 +150,7 @@ def _nearest_key(key: str, known: list[str], model: type[BaseModel] | None) -> s
 
 
 def _keys(annotation: Any, location: list) -> list:
-    """`location` without the tags that pydantic puts where a union was: the keys as they stand in the file."""
+    """The keys of `location` as they are in the file, without the tags that pydantic inserts for unions."""
     keys = []
     for part in location:
         if _member(annotation, part) is None:
@@ -160,7 +160,7 @@ def _keys(annotation: Any, location: list) -> list:
 
 
 def _member(annotation: Any, tag: str | int) -> Any:
-    """The member with this tag of what is annotated as a union; None where there is none."""
+    """The member of a union annotation with this tag; None if there is none."""
     members = get_args(annotation)
     if get_origin(annotation) in (dict, tuple):
         return None
@@ -170,7 +170,7 @@ def _member(annotation: Any, tag: str | int) -> Any:
 
 
 def _known_keys(annotation: Any, location: list) -> list[str]:
-    """The keys of the model at `location` of what is annotated so; none where there is no model."""
+    """The keys of the model at `location` below `annotation`; empty if there is no model."""
     for part in location:
         annotation = _entry(annotation, part)
     members = [annotation, *get_args(annotation)]
@@ -179,8 +179,7 @@ def _known_keys(annotation: Any, location: list) -> list[str]:
 
 
 def _entry(annotation: Any, part: str | int) -> Any:
-    """The annotation of the key or place `part`: of a model, a dict, a tuple, or the member of a union that has it, as
-    a key or as its tag."""
+    """The annotation of `part` below `annotation`: a key of a model or dict, a place of a tuple, or a union's tag."""
     members = get_args(annotation)
     if (tagged := _member(annotation, part)) is not None:
         return tagged
@@ -192,7 +191,7 @@ def _entry(annotation: Any, part: str | int) -> Any:
 
 
 def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """raw[a][0][b] = value for "a.0.b"; sections that are not there are made, entries of lists are not."""
+    """Set raw[a][0][b] = value for "a.0.b". Missing sections are created, missing entries of lists are not."""
     *parents, last = dotted.split(".")
     place: Any = raw
     for parent, following in zip(parents, [*parents, last][1:], strict=True):
