@@ -83,14 +83,14 @@ class TurnTaking(Trainer):
         self.since, self.tokens_then = time.perf_counter(), 0.0
 
     def _step(self, clock: Callable[[], float]) -> None:
-        if self.state.step and self.state.step % self.block == 0:
+        if self.progress.step and self.progress.step % self.block == 0:
             self._hand_over()
         super()._step(clock)
 
     def _hand_over(self) -> None:
-        self.trainer_blocks.append((time.perf_counter() - self.since, self.state.tokens - self.tokens_then))
+        self.trainer_blocks.append((time.perf_counter() - self.since, self.progress.tokens - self.tokens_then))
         self.plain_blocks.append(self.plain.run(self.block))
-        self.since, self.tokens_then = time.perf_counter(), self.state.tokens
+        self.since, self.tokens_then = time.perf_counter(), self.progress.tokens
 
 
 def training_figure(recipe_name: str, overrides: dict, block: int, blocks: int) -> Figure:
@@ -119,7 +119,7 @@ def _measure(recipe: LatentLMRecipe, folder: Path, block: int, blocks: int) -> F
 
 def _save_seconds(trainer: Trainer) -> float:
     """A checkpoint of a step that has none yet."""
-    trainer.state.step += 1
+    trainer.progress.step += 1
     return seconds_of(trainer.save)
 
 

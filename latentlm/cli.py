@@ -56,18 +56,18 @@ app.command(
         "latentlm train demo --set training.steps=500 --out runs/short",
         "latentlm train my_recipe.yaml --processes 2",
         "latentlm train my_recipe.yaml --resume",
-        "latentlm train finetune --set 'data.sources=[{manifest: mine.jsonl}]' --out runs/mine",
+        "latentlm train finetune --set 'data.sources=[{manifest: mine.jsonl}]'",
     ),
 )
 app.command(
     encode,
     sort_key=3,
     help_epilogue=examples(
-        "latentlm encode photos --task text_to_image --tokenizers runs/my_image --out shards/photos",
-        "latentlm encode train.parquet --column image=image --column text=text --task text_to_image "
-        "--tokenizers tiny --out shards/train --processes 8",
-        "latentlm encode 's3://bucket/set-*.tar' --task speech_to_text --tokenizers runs/my_speech --out shards/set",
-        "latentlm train my_recipe.yaml --set 'data.sources=[{shards: shards/photos}]'",
+        "latentlm encode photos --task text_to_image --tokenizers tiny --out shards",
+        "latentlm encode mine.jsonl --tokenizers runs/my_image --out shards/mine",
+        "latentlm encode a.parquet --column image=photo --tokenizers tiny --out a",
+        "latentlm encode 's3://bucket/set-*.tar' --tokenizers tiny --out shards",
+        "latentlm train my_recipe.yaml --set 'data.sources=[{shards: shards}]'",
     ),
 )
 app.command(
@@ -78,10 +78,10 @@ app.command(
         'latentlm generate tiny "seven" --to speech --out seven.wav',
         "latentlm generate tiny apple.png --to text",
         'latentlm generate tiny "blue circle" --to image --num 4 --out circle.png',
-        'latentlm generate tiny "seven" --to speech --adapter runs/mine --out seven.wav',
+        'latentlm generate tiny "seven" --to speech --adapter runs/a --out 7.wav',
         "echo 'red apple' | latentlm generate tiny - --to image --out apple.png",
-        'latentlm generate runs/demo picture.png "how many shapes are there? " --to text',
-        "latentlm generate MODEL talk.txt --to speech --voice 1=anna.wav --voice 2=ben.wav --out talk.wav",
+        'latentlm generate tiny a.png "how many shapes are there? " --to text',
+        "latentlm generate tiny hello.txt --to speech --voice a.wav --out hello.wav",
     ),
 )
 app.command(
@@ -90,7 +90,7 @@ app.command(
     help_epilogue=examples(
         "latentlm evaluate tiny --out tiny.json",
         "latentlm evaluate runs/demo --out demo.html --quick",
-        "latentlm evaluate runs/demo --out guided.json --only digits --guidance 1.5",
+        "latentlm evaluate runs/demo --out a.json --only digits --guidance 1.5",
         "latentlm evaluate runs/mine --out mine.html --manifest held_out.jsonl",
         "latentlm evaluate runs/my_image --out tokenizer.html",
     ),
@@ -106,7 +106,7 @@ app.command(
     help_epilogue=examples(
         "latentlm convert Qwen/Qwen2.5-0.5B qwen --from hf-llm",
         "latentlm convert checkpoint-250000 imagenet --from unilm",
-        "latentlm convert kl16.ckpt kl16 --from diffusers-vae --image-size 256 --calibrate mine.jsonl",
+        "latentlm convert kl16.ckpt kl16 --from diffusers-vae --image-size 256",
         "latentlm convert runs/mine/model mine-hf --from latentlm --to hf-llm",
     ),
 )

@@ -20,6 +20,7 @@ import torch
 from margins import Figure
 from small import small_model, small_tokenizers
 
+from latentlm.data.cache_dir import default_cache_dir
 from latentlm.errors import Notice
 from latentlm.generation.pipeline import Pipeline
 from latentlm.model.latentlm import LatentLM
@@ -31,6 +32,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("latentlm")
     group.addoption("--shuffle", type=int, metavar="SEED", help="files, and the tests within each, in an order by SEED")
     group.addoption("--all-packages", action="store_true", help="a test skipped for want of a package fails instead")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests have a cache folder of their own: latents of other sessions would hide a change. Spoken clips are kept."""
+    folder = tmp_path_factory.mktemp("cache")
+    for spoken in default_cache_dir().glob("speech-*.npz"):
+        (folder / spoken.name).symlink_to(spoken.resolve())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENTLM_CACHE", str(folder))
+        yield
 
 
 # ------------------------------------------------------------------ order and random numbers

@@ -102,7 +102,7 @@ def test_paper_recipes_say_command_hardware_and_whose_figures(name):
         assert words in comment.replace("\n# ", " "), words
     recipe = load_recipe(name)
     assert "in memory" not in comment
-    assert all(source.is_streamed and source.task == ALL for source in recipe.data.sources)
+    assert all(source.is_on_disk and source.task == ALL for source in recipe.data.sources)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if isinstance(load_recipe(name), LatentLMRecipe)])

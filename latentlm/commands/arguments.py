@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, get_args
 
 from cyclopts import CycloptsError, Token
@@ -57,8 +58,8 @@ def whole(hint: Any, tokens: Sequence[Token]) -> int | str:
 def explain(error: CycloptsError, arguments: Sequence[str]) -> str:
     """The parser's message, with a hint where the shell split a value or a prompt begins with a dash."""
     message = " ".join(str(error).split())
-    if isinstance(error, UnusedCliTokensError) and (start := _split_value(arguments)):
-        return f"{message.rstrip('.')}: the shell split the value of --set {start}…; quote it: --set '{start}…'"
+    if isinstance(error, UnusedCliTokensError) and (value := _split_value(arguments)):
+        return f"the shell split the value of --set at its spaces; quote it: --set '{value}'"
     if isinstance(error, UnknownOptionError) and arguments[:1] == ["generate"]:
         word = error.token.value or error.token.keyword or ""
         if not OPTION.fullmatch(word):
@@ -67,10 +68,15 @@ def explain(error: CycloptsError, arguments: Sequence[str]) -> str:
 
 
 def _split_value(arguments: Sequence[str]) -> str | None:
-    """The first value of --set whose brackets or quotes are not closed; None if there is none."""
-    for option, word in zip(arguments, [*arguments[1:], ""], strict=True):
-        value = word if option == "--set" else option.removeprefix("--set=") if option.startswith("--set=") else ""
-        counts = [value.count(mark) for mark in "[]{}"]
-        if counts[0] != counts[1] or counts[2] != counts[3]:
-            return value
+    """The first value of --set whose brackets close in a later argument, joined with these; None if there is none."""
+    for number, option in enumerate(arguments):
+        if option == "--set" or option.startswith("--set="):
+            words = [*option.split("=", 1)[1:], *arguments[number + 1 :]]
+            closed = (end for end, value in enumerate(accumulate(words, "{} {}".format)) if _is_closed(value))
+            if (end := next(closed, 0)) > 0:
+                return " ".join(words[: end + 1])
     return None
+
+
+def _is_closed(value: str) -> bool:
+    return value.count("[") == value.count("]") and value.count("{") == value.count("}")

@@ -1,4 +1,4 @@
-"""`latentlm data`: what a model can be trained on, and whether a manifest is right."""
+"""`latentlm data`: list, show and check data."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 app = App(
     name="data",
     sort_key=5,
-    help="See what a model can be trained on.",
+    help="Show and check the data that models are trained on.",
     help_epilogue=examples("latentlm data list", "latentlm data preview emoji", "latentlm data validate mine.jsonl"),
 )
 
 
 @app.command(name="list", sort_key=1)
 def list_data() -> None:
-    """The data that comes with the package: names, tasks, sizes, licences."""
+    """List the data that come with the package: names, tasks, sizes, licences."""
     from ..data.sources import list_sources
 
     for source in list_sources():
@@ -40,7 +40,7 @@ def list_data() -> None:
     help_epilogue=examples(
         "latentlm data preview shapes --out runs/look",
         "latentlm data preview mine.jsonl -n 3",
-        "latentlm data preview train.parquet --task text_to_image --column image=photo",
+        "latentlm data preview a.parquet --task text_to_image --column image=jpg",
         "latentlm data preview shards/train",
     ),
 )
@@ -53,20 +53,20 @@ def preview(
     task: str = "all",
     columns: Annotated[tuple[str, ...], Parameter("--column", negative=(), show_default=False)] = (),
 ) -> None:
-    """The first documents of a source, a line each: what is given stands in brackets.
+    """Show the first documents of a source, one per line, conditions in brackets.
 
     Parameters
     ----------
     name
-        Name of an embedded source, path of a JSONL manifest, Parquet file, tar or folder of pictures, or of shards.
+        Embedded source, JSONL manifest, Parquet file, tar, folder of pictures or sounds, or shards.
     num
-        Documents to show, of each task.
+        Number of documents, per task.
     out
-        Folder for the pictures, the sounds, and plots of other media.
+        Folder to write the pictures, sounds, and plots of other media to.
     task
         Which documents the rows of a path make: text_to_image, image_to_text, …
     columns
-        NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
+        NAME=COLUMN: the column of a Parquet file, or the suffix in a tar, of text, image or speech. May be repeated.
     """
     from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
@@ -99,7 +99,11 @@ def preview(
 
 @app.command(
     sort_key=3,
-    help_epilogue=examples("latentlm data validate mine.jsonl", "latentlm data validate set.tar --task speech_to_text"),
+    help_epilogue=examples(
+        "latentlm data validate mine.jsonl",
+        "latentlm data validate mine.jsonl --recipe my_recipe.yaml",
+        "latentlm data validate set.tar --task speech_to_text",
+    ),
 )
 def validate(
     name: str,
@@ -107,37 +111,50 @@ def validate(
     *,
     task: str = "all",
     columns: Annotated[tuple[str, ...], Parameter("--column", negative=(), show_default=False)] = (),
+    recipe: str | None = None,
 ) -> None:
-    """Read every document of a manifest, path or shards; stops at the first that is wrong and says where.
+    """Read every document of a source; stop at the first error and say where it is.
 
     Parameters
     ----------
     name
-        JSONL manifest, Parquet file, tar, folder of pictures, or shards; the formats are in docs/data_format.md.
+        JSONL manifest, Parquet file, tar, folder of pictures or sounds, or shards; see docs/data_format.md.
     task
-        Which documents the rows make: text_to_image, image_to_text, …
+        Which documents rows make: text_to_image, image_to_text, …
     columns
-        NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
+        NAME=COLUMN: the column of a Parquet file, or the suffix in a tar, of text, image or speech. May be repeated.
+    recipe
+        Recipe of a model: also encode each document with its tokenizers, and find those that do not fit
+        `data.sequence_length`.
     """
+    from ..config import SourceConfig
+    from ..data.embedded.tasks import EMBEDDED
+
+    if name in EMBEDDED and not Path(name).exists():
+        raise UserError(f"{name} comes with the package and needs no check; look at it with `latentlm data preview`")
+    is_manifest = _is_manifest(name)
+    if is_manifest:
+        _refuse_for_manifest(name, columns, task)
+        _validate_manifest(Path(name))
+    else:
+        _validate_rows(name, _rows_or_shards(name, columns, task))
+    if recipe is not None:
+        source = SourceConfig(manifest=name) if is_manifest else _rows_or_shards(name, columns, task)
+        _validate_for(recipe, source)
+
+
+def _validate_manifest(path: Path) -> None:
     from ..data.manifest import read
     from ..data.manifest import validate as check
-    from ..data.placed import place_of
     from ..data.script_report import spoken_text
-    from ..data.sources import documents
 
-    if not _is_manifest(name):
-        found = documents(_rows_or_shards(name, columns, task))
-        print(f"{name}: {len(found)} documents, all of them can be read")
-        _print_speakers((place_of(found, n, name), spoken_text(found[n].segments)) for n in range(len(found)))
-        return
-    _refuse_for_manifest(name, columns, task)
-    manifest = Path(name)
-    report = check(manifest)
+    report = check(path, quiet=False)
     segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
     files = ", ".join(f"{count} {name}" for name, count in report.num_files.items() if count) or "none"
-    print(f"{manifest}: {report.num_documents} documents, segments: {segments}")
+    print(f"{path}: {report.num_documents} documents, segments: {segments}")
     print(f"    files: {files} | {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
-    _print_speakers((f"{manifest}:{line.number}", spoken_text(line.document.segments)) for line in read(manifest))
+    report.notice()
+    _print_speakers((f"{path}:{line.number}", spoken_text(line.document.segments)) for line in read(path))
 
 
 def _print_speakers(texts: Iterable[tuple[str, str | None]]) -> None:
@@ -148,10 +165,38 @@ def _print_speakers(texts: Iterable[tuple[str, str | None]]) -> None:
         print(f"    {line}")
 
 
-def _is_manifest(name: str) -> bool:
-    """Whether `name` is read as a whole, as a manifest: a file here, whatever it is called, that is of no other kind.
+def _validate_rows(name: str, source: SourceConfig) -> None:
+    from ..data.placed import place_of
+    from ..data.script_report import spoken_text
+    from ..data.sources import documents
+    from ..data.validation import validate_documents
 
-    URLs and patterns are paths, whose lines are read one by one.
+    found = documents(source)
+    report = validate_documents(found, name, quiet=False)
+    segments = ", ".join(f"{count} {name}" for name, count in report.num_segments.items() if count)
+    print(f"{name}: {report.num_documents} documents, all of them can be read; segments: {segments}")
+    print(f"    {report.num_characters} characters of text, {report.seconds:.1f} s of sound")
+    report.notice()
+    _print_speakers((place_of(found, n, name), spoken_text(found[n].segments)) for n in range(len(found)))
+
+
+def _validate_for(recipe: str, source: SourceConfig) -> None:
+    """Check the documents of a source against the tokenizers and the row length of a recipe."""
+    from ..config import load_recipe
+    from ..config.kinds import KINDS
+    from ..training.check_data import check_data
+
+    loaded = load_recipe(recipe, {"data.sources": [source.model_dump(mode="json", exclude_defaults=True)]})
+    if KINDS[loaded.kind].no_model is not None:
+        raise UserError(f"--recipe {recipe}: is of kind {loaded.kind}; name the recipe of a model")
+    (documents,) = check_data(loaded)
+    print(f"    {recipe}: {len(documents)} documents fit rows of {loaded.data.sequence_length} positions")
+
+
+def _is_manifest(name: str) -> bool:
+    """Whether `name` is read as a manifest: any file on this machine except Parquet and tar.
+
+    JSONL files by URL or pattern are read as paths, line by line.
     """
     from ..data.readers import is_manifest
 
@@ -164,18 +209,18 @@ def _is_manifest(name: str) -> bool:
 def _refuse_for_manifest(name: str, columns: tuple[str, ...], task: str) -> None:
     if columns or task != "all":
         given = f"--column {columns[0]}" if columns else f"--task {task}"
-        raise UserError(f"{given}: the lines of the manifest {name} say themselves what is in them")
+        raise UserError(f"{given}: goes with rows; the lines of the manifest {name} say what each document is")
 
 
 def _rows_or_shards(name: str, columns: tuple[str, ...], task: str) -> SourceConfig:
-    """The source at a path. UserError, one line, where one of them is wrong, or says nothing about shards."""
+    """The source at a path, or shards. UserError for columns or a task that do not fit."""
     if (Path(name) / "index.json").is_file():
         return path_source(name, columns, task, key="shards")
     return path_source(name, columns, task)
 
 
 def path_source(path: str, columns: tuple[str, ...], task: str, key: str = "path") -> SourceConfig:
-    """The source that a path, NAME=COLUMN items and a task describe. UserError, one line, where one is wrong."""
+    """The source with the given path, NAME=COLUMN items and task. UserError if one of them is wrong."""
     from pydantic import ValidationError
 
     from ..config import SourceConfig, describe
@@ -200,7 +245,7 @@ def _show(documents: Sequence[Document], num: int, out: Path | None) -> None:
 
 
 def _describe(document: Document, stem: Path | None) -> str:
-    """One line; pictures, sounds and plots of other media are written beside `stem`, numbered, where one is given."""
+    """A document in one line. With `stem`, its media are written to STEM_0.png, STEM_1.wav, …"""
     from ..config.modalities import modality
     from ..media.picture import save_image
     from ..media.sound import Audio, save_audio

@@ -1,4 +1,4 @@
-"""`latentlm encode`: sources of any size into shards of latents, which training reads by index."""
+"""`latentlm encode`: encodes sources of any size into shards of latents, which training reads by index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.encoding.parts import Summary
 
 NUM_SHOWN = 5
-"""Reasons for skipping that are shown, and places of each."""
+"""Number of reasons for skipping that are shown, and of places per reason."""
 
 
 def encode(
@@ -29,33 +29,33 @@ def encode(
     on_error: Literal["stop", "skip"] = "stop",
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Encode pictures and sound of any size of data set into shards of latents.
+    """Encode pictures and sounds of a data set of any size into shards of latents.
 
-    The same command goes on where one was ended, even by SIGKILL. Train from the result with
+    The same command continues an encoding that was interrupted, even by SIGKILL. Train on the result with
     `data.sources=[{shards: OUT}]`.
 
     Parameters
     ----------
     sources
-        JSONL manifests, Parquet files, WebDataset tars, folders of pictures whose folders are the classes; patterns and
-        fsspec URLs too. Or names of embedded sources.
+        JSONL manifests, Parquet files, WebDataset tars, or folders of pictures or sounds in folders named by class, by
+        path, pattern or fsspec URL; or names of embedded sources.
     out
         Folder of the shards, or a URL.
     tokenizers
-        A model, whose tokenizers are used, or a trained tokenizer. May be repeated. Not needed for text alone.
+        A trained tokenizer, or a model, whose tokenizers are used. May be repeated. Not needed for text.
     columns
-        NAME=COLUMN: which column of a Parquet file, or suffix in a tar, holds text, image or speech. May be repeated.
+        NAME=COLUMN: the column of a Parquet file, or the suffix in a tar, of text, image or speech. May be repeated.
     task
-        Which documents the rows make: text_to_image, image_to_text, text_to_speech, speech_to_text, text. Manifests
-        say it themselves.
+        Which documents rows make: text_to_image, image_to_text, text_to_speech, speech_to_text, text. Not for
+        manifests, whose lines say it.
     processes
-        Processes on this machine, or actors with --engine ray.
+        Number of processes on this machine, or of actors with --engine ray.
     engine
-        ray: on the Ray cluster that RAY_ADDRESS names, else on this machine.
+        local: this machine; ray: the Ray cluster at RAY_ADDRESS, or a new one on this machine.
     on_error
-        What becomes of a document that cannot be read: the encoding stops there, or goes on without it.
+        stop at a document that cannot be read, or skip it and list it at the end.
     dtype
-        float16 halves the size and rounds latents to 11 bits.
+        Type of the latents; float16 halves the size and rounds them to 11 bits.
     """
     from ..data.encoding.plan import Job
     from ..data.encoding.workers import encode as run
@@ -78,7 +78,7 @@ def encode(
 
 
 def describe_summary(out: str, summary: Summary) -> str:
-    """What lies in the folder now, and what was left out and why."""
+    """Lines about the content of the shards, and about the documents left out and why."""
     index = summary.index
     held = ", ".join(f"{count:,} {name}" for name, count in index.num_segments.items())
     latents = ", ".join(f"{count:,} of {name}" for name, count in index.num_latents.items()) or "none"
@@ -94,10 +94,10 @@ def describe_summary(out: str, summary: Summary) -> str:
 
 
 def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tuple[SourceConfig, ...]:
-    """Each by embedded name where there is one and no file of that name, else by path.
+    """The sources by name: an embedded one if there is no file of that name, else a path.
 
-    Columns are those of the files of rows, and so is the task, beside manifests, which have neither. UserError for
-    columns that no source can have.
+    Columns and task apply to files of rows; among those, manifests get neither. UserError for columns if there are no
+    files of rows.
     """
     from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
@@ -119,7 +119,7 @@ def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tup
 
 
 def _tokenizer_folders(names: tuple[str, ...]) -> dict[str, str]:
-    """Modality -> folder, of models and single tokenizers. UserError for two of one modality."""
+    """Modality -> folder of its tokenizer. `names` are tokenizers and models. UserError for two of one modality."""
     from ..checkpoint import config_folder, resolve
     from ..config.modalities import tokenizer_names
     from ..tokenizers.load import load_tokenizer

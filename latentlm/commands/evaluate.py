@@ -34,11 +34,13 @@ def evaluate(
     device: str = "auto",
     dtype: Literal["auto", "fp32", "bf16"] = "auto",
 ) -> None:
-    """Measure a model or a tokenizer on held-out data; each figure has its protocol and a reference.
+    """Measure a model or a tokenizer on held-out data.
 
-    A model: on the embedded sources that it was trained on, and on the documents that its recipe holds out. Pictures of
-    class words are judged by a classifier trained on the spot, speech by a recogniser. A tokenizer: by its
-    reconstruction of embedded media, or of those of a manifest.
+    A model is measured on the embedded sources that it was trained on and on
+    the documents that its recipe holds out: losses, answers, pictures of class
+    words judged by a classifier trained on the spot, speech judged by a
+    recogniser. A tokenizer is measured by its reconstruction of media. Each
+    figure comes with its protocol and a reference.
 
     Parameters
     ----------
@@ -52,8 +54,8 @@ def evaluate(
         Measure only this part, whether the model was trained on it or not: digits, emoji, shapes, speech, text,
         reconstruction or documents. May be repeated.
     guidance
-        Guidance scale of all parts, or of one part as in digits=1.5. May be repeated. By default digits 1, emoji 2,
-        shapes 2, speech 1.5, documents the model's own.
+        Guidance scale of all parts, or of one part as in digits=1.5; may be repeated.
+        By default digits 1, emoji 2, shapes 2, speech 1.5, documents the model's own.
     steps
         Solver steps per latent, for models with a diffusion head; 20 by default.
     solver
@@ -85,7 +87,7 @@ def evaluate(
     scales = _scales(guidance)
     from ..checkpoint import kind_of, resolve
     from ..config.kinds import lookup
-    from ..evaluation.folder import Wish
+    from ..evaluation.folder import EvaluationRequest
     from ..hardware import choose_device, set_threads
 
     set_threads(threads)
@@ -93,7 +95,7 @@ def evaluate(
     spec = kind_of(folder)
     if spec.evaluate is None:
         raise UserError(f"{folder}: there is no evaluation for a {spec.kind}")
-    wish = Wish(
+    request = EvaluationRequest(
         name=model,
         folder=folder,
         device=place,
@@ -108,7 +110,7 @@ def evaluate(
         dtype=dtype,
         say=_say,
     )
-    _write(lookup(spec.evaluate)(wish), out)
+    _write(lookup(spec.evaluate)(request), out)
 
 
 def _write(report: Report, out: Path) -> None:

@@ -33,7 +33,7 @@ class TrainSpec:
     load       (folder) -> what was exported. Of a model, (folder, *, adapter, weights, device, dtype)
     preview    (recipe, World) -> the run of `build` for --dry-run, which writes nothing; None: no --dry-run
     workload   (recipe, run, World) -> `training.outline.Workload`, for the header; None: a header without data and cost
-    evaluate   (`evaluation.folder.Wish`) -> `evaluation.report.Report`; None: it cannot be evaluated
+    evaluate   (`evaluation.folder.EvaluationRequest`) -> `evaluation.report.Report`; None: it cannot be evaluated
     folders    what `kind` is in the config.json of the folders that `load` reads; by default the kind itself
     no_model   why `latentlm.load` refuses these folders; None: it loads them
     no_shards  why `training.parallel: shard` is refused; None: it works

@@ -74,7 +74,7 @@ class SourceConfig(Config):
             raise UserError(f"columns goes with path, not with {self.label!r}")
         if self.shards is not None and self.task != "all":
             raise UserError(f"shards {self.shards}: the task was chosen when they were encoded; leave out task")
-        if self.augmented_copies and self.is_streamed:
+        if self.augmented_copies and self.is_on_disk:
             raise UserError("augmented_copies keeps all pictures in memory: it goes with name and manifest")
         return self
 
@@ -84,7 +84,7 @@ class SourceConfig(Config):
         return next(place for place in (self.name, self.manifest, self.path, self.shards) if place is not None)
 
     @property
-    def is_streamed(self) -> bool:
+    def is_on_disk(self) -> bool:
         """Whether documents are read from disk when needed, rather than kept in memory."""
         return self.path is not None or self.shards is not None
 

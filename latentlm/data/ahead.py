@@ -1,8 +1,8 @@
 """Batches made ahead of the step that needs them: by threads for documents, by processes for media.
 
-Place in the flow: 2, between a loader and the trainer, which sees a loader. What lies ready is no part of the state,
-which is the place behind the batches that were taken: a resumed run goes on with the very next document, with any
-number of workers.
+Place in the flow: 2, between a loader and the trainer, which uses these classes like a loader. The saved state is the
+position after the last batch that the trainer took, so a resumed run continues with the next document, with any number
+of workers.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .loader import DocumentLoader, MediaLoader, Mixture
 from .processes import Worker
 
 DEPTH = 2
-"""Steps that may lie ready."""
+"""Steps whose batches are made in advance."""
 
 
 class _Taker:
-    """What both share: the loader, whose state is theirs, and how long steps had to wait for their batches."""
+    """Base of both classes: the loader that they advance, and how long the trainer has waited for batches."""
 
     def __init__(self, loader: DocumentLoader | MediaLoader, pin: bool):
         self.loader, self.pin = loader, pin
-        self.num_streams = loader.num_streams
+        self.num_lanes = loader.num_lanes
         self.waited = 0.0
-        """Seconds that `next_step` took, all of them together."""
+        """Total seconds spent in `next_step`."""
 
     def next_step(self) -> list:
-        """This process's micro-batches of the next step; what went wrong while they were made is raised here."""
+        """This process's micro-batches of the next step. Raises the errors that occurred while they were made."""
         started = time.perf_counter()
         batches = self._take()
         self.waited += time.perf_counter() - started
@@ -48,7 +48,7 @@ class _Taker:
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As the loader's; what lay ready is forgotten."""
+        """Continue from a saved position; batches made in advance are discarded."""
         self.close()
         self.loader.load_state_dict(state)
 
@@ -60,29 +60,29 @@ class _Taker:
 
 
 class DocumentsAhead(_Taker):
-    """A DocumentLoader whose streams are dealt out among `threads` threads.
+    """A DocumentLoader whose lanes are divided among `threads` threads.
 
-    pin: batches lie in pinned memory, from which a GPU copies while it computes.
+    pin: put batches into pinned memory, from which a GPU copies while it computes.
     """
 
     def __init__(self, loader: DocumentLoader, threads: int = 1, pin: bool = False):
         super().__init__(loader, pin)
-        streams = list(loader.streams)
-        self._shares = [share for share in (streams[i::threads] for i in range(threads)) if share]
+        lanes = list(loader.lanes)
+        self._shares = [share for share in (lanes[i::threads] for i in range(threads)) if share]
         self._lines: list[_Line] = []
 
     def _take(self) -> list[PackedBatch]:
         if not self._lines:
             for share in self._shares:
-                mine = {stream: self.loader.streams[stream].copy() for stream in share}
+                mine = {lane: self.loader.lanes[lane].copy() for lane in share}
                 self._lines.append(_Line(partial(self._made, mine), self.loader.step))
         made: dict[int, tuple[PackedBatch, list[int]]] = {}
         for line in self._lines:
             made |= line.take()
-        for stream, (_, counts) in made.items():
-            self.loader.streams[stream].counts = counts
+        for lane, (_, counts) in made.items():
+            self.loader.lanes[lane].counts = counts
         self.loader.step += 1
-        return [made[stream][0] for stream in self.loader.streams]
+        return [made[lane][0] for lane in self.loader.lanes]
 
     def close(self) -> None:
         """End the threads."""
@@ -91,19 +91,19 @@ class DocumentsAhead(_Taker):
         self._lines = []
 
     def _made(self, mixtures: dict[int, Mixture], step: int) -> dict[int, tuple[PackedBatch, list[int]]]:
-        """The batches of a share's streams, and where each stream is then. `mixtures` are the thread's own: those of
-        the loader stand where the batches end that were taken."""
+        """By lane, the batch of `step` and the counters after it. `mixtures` are the thread's copies; the loader's own
+        stay at the batches that the trainer has taken."""
         made = {}
-        for stream, mixture in mixtures.items():
-            batch = self.loader.batch(stream, mixture, step)
-            made[stream] = (batch.pin_memory() if self.pin else batch, list(mixture.counts))
+        for lane, mixture in mixtures.items():
+            batch = self.loader.batch(lane, mixture, step)
+            made[lane] = (batch.pin_memory() if self.pin else batch, list(mixture.counts))
         return made
 
 
 class MediaAhead(_Taker):
-    """A MediaLoader whose steps are dealt out among `workers` processes, each with a loader of its own.
+    """A MediaLoader whose steps are divided among `workers` processes, each with a loader of its own.
 
-    open_loader: makes that loader, from its arguments, which are pickled: "module:function", arguments.
+    open_loader: "module:function", which makes such a loader; `arguments` are pickled.
     """
 
     def __init__(self, loader: MediaLoader, workers: int, open_loader: str, *arguments: Any, pin: bool = False):
@@ -129,7 +129,7 @@ class MediaAhead(_Taker):
         for worker in self._processes:
             worker.process.kill()
         if self._line is not None:
-            self._line.stop()  # its thread may still read from one of them, and finds its end
+            self._line.stop()  # its thread may still be reading from a process, and gets WorkerEnded
         for worker in self._processes:
             worker.stop()
         self._processes, self._line = [], None
@@ -145,7 +145,7 @@ class MediaAhead(_Taker):
 def work(
     connection: Connection, open_loader: str, arguments: tuple, state: dict[str, Any], number: int, workers: int
 ) -> None:
-    """One process: sends the batches of the steps s ≡ number modulo workers, from `state` on, as numpy arrays."""
+    """Main function of a process: sends the batches of steps `number`, number + workers, … after `state`, as arrays."""
     torch.set_num_threads(1)
     module, _, name = open_loader.partition(":")
     try:
@@ -167,7 +167,7 @@ def _arrays(batch: MediaBatch) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 class _Line:
-    """A thread that calls `make(step)` for one step after the other, DEPTH of them ahead."""
+    """A thread that calls `make(step)` for each step in order, DEPTH steps ahead of `take`."""
 
     def __init__(self, make: Callable[[int], Any], step: int):
         self._make, self._step = make, step
@@ -177,7 +177,7 @@ class _Line:
             self._ask()
 
     def take(self) -> Any:
-        """What was made for the next step; its error is raised here."""
+        """The result for the next step; raises the error of `make`."""
         made = self._ready.popleft().result()
         self._ask()
         return made

@@ -1,57 +1,72 @@
 """Media ──▶ latents, once: the cache between tokenizers and packing.
 
-Place in the flow: 2, documents with media ──▶ the same documents with `Latents`.
-Posterior means and deviations are kept, not samples: every epoch draws anew. What is a target also gets the features of
-its modality's second tokenizer, where there is one. A file records the tokenizer's fingerprint
-and the media it came from; a mismatch is an error, since latents of another tokenizer train silently wrong.
+Place in the flow: 2, documents with media ──▶ the same documents with `Latents`. Every epoch draws new samples from
+the posteriors that are kept. Media that are targets also get the features of their modality's second tokenizer, where
+there is one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config.modalities import modality, second_tokenizers
 from ..errors import UserError
 from ..types import Document, Latents, Segment, Text
-from ..weights import replacing
+from .latent_files import LatentStore, encode_batch, media_hash, read_latents
+from .progress import Progress
 
 
 class LatentCache:
-    """Latents of media objects by identity; `folder` keeps them on disk under a name as well."""
+    """Latents by the identity of the media objects; with `folder` they are also kept on disk, shared by all runs.
 
-    def __init__(self, tokenizers: dict, folder: str | Path | None = None, batch_size: int = 64):
+    run_folder: where earlier releases kept the latents of a run, as NAME-TOKENIZER.safetensors; such files are read.
+    """
+
+    def __init__(
+        self,
+        tokenizers: dict,
+        folder: str | Path | None = None,
+        batch_size: int = 64,
+        run_folder: Path | None = None,
+    ):
         self.tokenizers = tokenizers
-        self.folder = Path(folder) if folder else None
+        self.store = LatentStore(folder) if folder else None
+        self.run_folder = run_folder
         self.batch_size = batch_size
         self._known: dict[int, tuple[object, Latents]] = {}  # id -> media (kept alive), latents
 
-    def prepare(self, documents: Iterable[Document], name: str | None = None) -> None:
-        """Encode all media of `documents` that are not known yet; with a name, through `folder`/name.safetensors."""
-        pending: dict[str, dict[int, object]] = {}
-        for document in documents:
-            for segment in document.segments:
-                for reader in self._missing(segment):
-                    pending.setdefault(reader, {})[id(segment.content)] = segment.content
+    def prepare(self, documents: Sequence[Document], name: str | None = None, *, quiet: bool = True) -> None:
+        """Encode the media of `documents` that are not known yet.
+
+        name: of the source, for the files of earlier releases. Unless `quiet`, stderr shows how far it is.
+        """
+        pending = self._pending(documents, quiet)
         seconds = second_tokenizers()
         for reader in sorted(pending, key=lambda name: name in seconds):  # features go beside latents
             items = list(pending[reader].values())
-            for item, latents in zip(items, self._encode(reader, items, name), strict=True):
+            for item, latents in zip(items, self._encode(reader, items, name, quiet), strict=True):
                 if reader in seconds:
                     known = self._known[id(item)][1]
                     latents = replace(known, features=_beside(known, latents, reader))
                 self._known[id(item)] = (item, latents)
 
+    def _pending(self, documents: Sequence[Document], quiet: bool) -> dict[str, dict[int, object]]:
+        """Tokenizer -> the media that it still has to encode, by identity. Reads all documents."""
+        pending: dict[str, dict[int, object]] = {}
+        with Progress("reading", "documents", len(documents), quiet=quiet) as progress:
+            for index in range(len(documents)):
+                for segment in documents[index].segments:
+                    for reader in self._missing(segment):
+                        pending.setdefault(reader, {})[id(segment.content)] = segment.content
+                progress.add(1)
+        return pending
+
     def resolve(self, document: Document) -> Document:
-        """`document` with every medium replaced by its latents; unknown media are encoded now."""
+        """`document` with every medium replaced by its latents; media that are not known are encoded."""
         if any(map(self._missing, document.segments)):
             self.prepare([document])
         segments = tuple(
@@ -63,7 +78,7 @@ class LatentCache:
         return Document(segments)
 
     def _missing(self, segment: Segment) -> list[str]:
-        """The tokenizers that still have to read `segment`. UserError where given latents lack features to learn."""
+        """Names of the tokenizers that still have to encode `segment`. UserError for given latents without features."""
         if isinstance(segment, Text):
             return []
         second = modality(segment.modality).second
@@ -72,40 +87,43 @@ class LatentCache:
         latents = segment.content if given else self._known.get(id(segment.content), (None, None))[1]
         lacks_features = needs_features and (latents is None or latents.features is None)
         if given and lacks_features:
-            raise UserError(f"latents of {segment.modality} to learn come without {second} features")
+            raise UserError(f"latents of {segment.modality} are targets without {second} features")
         return [segment.modality] * (latents is None) + [second] * lacks_features
 
-    def _encode(self, reader: str, items: list, name: str | None) -> list[Latents]:
+    def _encode(self, reader: str, items: list, name: str | None, quiet: bool) -> list[Latents]:
         """The latents of `items` by the tokenizer `reader`: a modality's, or its second one."""
         if reader not in self.tokenizers:
             raise UserError(f"documents contain {reader}, but the model has no {reader} tokenizer")
         tokenizer = self.tokenizers[reader]
-        if self.folder is None or name is None:
-            return self._encode_all(tokenizer, items)
-        path = self.folder / f"{name}-{reader}.safetensors"
-        identity = {"fingerprint": tokenizer.fingerprint(), "media": media_hash(tokenizer.modality, items)}
-        if path.is_file():
-            return read_latents(path, identity)
-        latents = self._encode_all(tokenizer, items)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_latents(path, latents, identity)
-        return latents
-
-    def _encode_all(self, tokenizer, items: list) -> list[Latents]:
+        if self.run_folder is not None and name is not None:
+            path = self.run_folder / f"{name}-{reader}.safetensors"
+            if path.is_file():
+                media = media_hash(tokenizer.modality, items)
+                return read_latents(path, {"fingerprint": tokenizer.fingerprint(), "media": media})
         length = modality(tokenizer.modality).length
-        order = sorted(range(len(items)), key=lambda i: length(items[i]))  # like lengths together
-        latents: list[Latents | None] = [None] * len(items)
-        for start in range(0, len(items), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            for i, encoded in zip(chosen, tokenizer.encode([items[i] for i in chosen]), strict=True):
-                latents[i] = encoded.to("cpu")
-        return latents
+        order = sorted(range(len(items)), key=lambda i: length(items[i]))  # similar lengths together
+        found: list[Latents] = []
+        with Progress(f"encoding {reader}", "media", len(items), quiet=quiet) as progress:
+            for latents in self._encoded(reader, [items[i] for i in order]):
+                found += latents
+                progress.add(len(latents))
+        by_item = dict(zip(order, found, strict=True))
+        return [by_item[i] for i in range(len(items))]
+
+    def _encoded(self, reader: str, media: list) -> Iterator[list[Latents]]:
+        """The latents of `media` in order, a few at a time; from disk, or onto it, where there is a folder."""
+        tokenizer = self.tokenizers[reader]
+        if self.store is not None:
+            yield from self.store.encode(reader, tokenizer, media, self.batch_size)
+            return
+        for start in range(0, len(media), self.batch_size):
+            yield encode_batch(tokenizer, media[start : start + self.batch_size])
 
 
 class ResolvedDocuments(Sequence):
-    """A document source seen through a cache, its posteriors `noise` times as wide.
+    """Documents with media as latents from a cache; the std of their posteriors is multiplied by `noise`.
 
-    Wider than the tokenizer's, they teach to go on from latents as far off as a model's own may be (docs/numerics.md).
+    Wider posteriors train the model to continue from latents as inexact as its own samples (docs/numerics.md).
     """
 
     def __init__(self, documents: Sequence[Document], cache: LatentCache, noise: float = 1.0):
@@ -128,48 +146,8 @@ class ResolvedDocuments(Sequence):
         return replace(segment, content=replace(segment.content, std=segment.content.std * self.noise))
 
 
-def write_latents(path: Path, latents: Sequence[Latents], identity: dict[str, str]) -> None:
-    """All latents of one modality in one file, atomically. OSError naming it where it cannot be written."""
-    posterior = latents[0].posterior
-    tensors = {
-        "mean": torch.cat([item.mean for item in latents]),
-        "length": torch.tensor([len(item) for item in latents]),
-        "std": torch.cat([item.std for item in latents]) if posterior == "learned" else latents[0].std.reshape(1),
-    }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"identity": json.dumps(identity), "posterior": posterior})
-
-
-def read_latents(path: Path, identity: dict[str, str]) -> list[Latents]:
-    """Latents written by `write_latents`; UserError naming a file of another tokenizer or media, or a broken one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            found, posterior = json.loads(metadata["identity"]), metadata["posterior"]
-            mean, length, std = (file.get_tensor(key) for key in ("mean", "length", "std"))
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not readable as latents ({error}); delete it to go on") from None
-    for key, what in (("fingerprint", "another tokenizer"), ("media", "other media")):
-        if found.get(key) != identity[key]:
-            raise UserError(
-                f"{path}: latents of {what} ({key} {found.get(key)}, expected {identity[key]}); delete it to go on"
-            )
-    lengths = length.tolist()
-    means = mean.split(lengths)
-    stds = std.split(lengths) if posterior == "learned" else [std[0]] * len(means)
-    return [Latents(m, s, posterior) for m, s in zip(means, stds, strict=True)]
-
-
 def _beside(latents: Latents, features: Latents, second: str) -> Tensor:
-    """The features (N, F) of latents (N, C). UserError where the two tokenizers do not run at one rate."""
+    """The features (N, F) that go with latents (N, C). UserError if the two tokenizers differ in rate."""
     if len(features) != len(latents):
         raise UserError(f"the {second} tokenizer gives {len(features)} features for {len(latents)} latents of a medium")
     return features.mean
-
-
-def media_hash(name: str, items: Sequence) -> str:
-    """Short hash of the content of media of modality `name`, in order."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(modality(name).digest(item))
-    return digest.hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Tasks as documents: what is given comes first as a condition without loss, what is wanted follows as the target.
+"""Tasks as documents: first the given segments as conditions without loss, then the wanted ones as targets.
 
 Place in the flow: 2, items of a source ──▶ `types.Document`. There is no per-task code after this file (PAPER §1.1).
-A condition may be dropped for guidance (PAPER §1.5). Builders refer to the media objects they are given, so documents
-about the same picture or clip share one object, and a latent cache encodes it once.
+Conditions may be dropped for guidance (PAPER §1.5). Documents about the same picture or clip share one media object,
+which the latent cache encodes once.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
 
 def text_to_medium(words: str, medium: Any) -> Document:
-    """Draw, say, …: text ──▶ a medium of any modality."""
+    """Text ──▶ a medium of any modality: draw, say, …"""
     return Document((_given(words), as_segment(medium)))
 
 
 def medium_to_text(medium: Any, words: str) -> Document:
-    """Describe, write down, …: a medium of any modality ──▶ text."""
+    """A medium of any modality ──▶ text: describe, write down, …"""
     return Document((as_segment(medium, condition=True, loss=False), Text(words)))
 
 
 def text_to_image(prompt: str, image: PILImage) -> Document:
-    """Draw: prompt ──▶ picture."""
+    """Prompt ──▶ picture."""
     return Document((_given(prompt), Image(image)))
 
 
 def image_to_text(image: PILImage, text: str) -> Document:
-    """Describe: picture ──▶ text."""
+    """Picture ──▶ text."""
     return Document((Image(image, condition=True, loss=False), Text(text)))
 
 
 def text_to_speech(words: str, speech: Audio, voice: Audio | None = None) -> Document:
-    """Say: words ──▶ speech; with `voice`, another clip of the speaker comes before the words (PAPER §4)."""
+    """Words ──▶ speech. voice: another clip of the same speaker, put before the words (PAPER §4.2)."""
     clip = () if voice is None else (Speech(voice, condition=True, loss=False),)
     return Document((*clip, _given(words), Speech(speech)))
 
 
 def speech_to_text(speech: Audio, words: str) -> Document:
-    """Write down: speech ──▶ words."""
+    """Speech ──▶ words."""
     return Document((Speech(speech, condition=True, loss=False), Text(words)))
 
 
 def question(image: PILImage, asked: str, answer: str) -> Document:
-    """Answer: picture, question ──▶ answer. A space is put after the question, which keeps the two apart."""
+    """Picture, question ──▶ answer. A space is added after the question to separate the two texts."""
     return Document((Image(image, condition=True, loss=False), _given(f"{asked} "), Text(answer)))
 
 

@@ -1,7 +1,7 @@
 """Media ──▶ training examples of a tokenizer, augmented where the recipe says so; their loader.
 
-Place in the flow: 2, between sources and `MediaLoader`. An example depends on the medium and on the batch's random
-numbers alone: a resumed run and any number of workers make the same ones. Legend: `S` samples.
+Place in the flow: 2, between sources and `MediaLoader`. An example depends only on the medium and the random numbers
+of its batch, so a resumed run and any number of workers make the same examples. Legend: `S` samples.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ def open_media_loader(
     config: MediaConfig,
     tokenizer: TokenizerConfig,
     seed: int,
-    num_streams: int,
+    num_lanes: int,
     rank: int = 0,
     world: int = 1,
     sources: Sequence[Sequence] | None = None,
 ) -> MediaLoader:
-    """The loader of a tokenizer's recipe, which makes its batches when they are asked for. UserError as `media`.
+    """The loader of a tokenizer's recipe, which makes batches on demand. Raises UserError as `sources.media`.
 
-    sources: the media, where they are open already.
+    sources: the media, if they are open already.
     """
     name = next(each.name for each in modalities() if tokenizer.kind in each.tokenizers)
     if sources is None:
         sources = [media(source, name, "train") for source in config.sources]
-    keep = not any(source.is_streamed for source in config.sources)
+    keep = not any(source.is_on_disk for source in config.sources)
     prepare = EXAMPLES[name](tokenizer, config, keep)
     return MediaLoader(
         sources,
@@ -50,7 +50,7 @@ def open_media_loader(
         prepare,
         batch_size=config.batch_size,
         seed=seed,
-        num_streams=num_streams,
+        num_lanes=num_lanes,
         rank=rank,
         world=world,
     )
@@ -65,11 +65,11 @@ def _speech_example(tokenizer: SpeechTokenizerConfig, config: MediaConfig, keep:
 
 
 EXAMPLES: dict[str, Callable] = {"image": _image_example, "speech": _speech_example}
-"""By the modality of a tokenizer that is trained, (its config, the recipe's data, whether to keep) -> an example."""
+"""Modality -> function of (tokenizer config, the recipe's data, whether to keep results) that makes its examples."""
 
 
 class _Kept:
-    """`make(medium)`, which is kept for the next time where the media themselves stay in memory."""
+    """Calls `make(medium)`; with `keep`, once per medium. Only for media that stay in memory themselves."""
 
     def __init__(self, make: Callable, keep: bool):
         self._make, self._keep = make, keep
@@ -105,15 +105,18 @@ class ImageExample:
 
 
 def random_square(image: PILImage, crop: float, rng: np.random.Generator) -> PILImage:
-    """A square of the picture: a side between 1 - crop and 1 of the shorter one, at any place, both uniform."""
+    """A random square of the picture: its side is 1 - crop to 1 times the shorter side; size and place are uniform."""
     side = max(1, round(min(image.size) * (1 - crop * rng.random())))
     left, top = (int(rng.integers(0, length - side + 1)) for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
 class SpeechExample:
-    """A random crop (1, S) of `seconds`, a multiple of the hop; shorter clips stay whole. Rate and loudness are those
-    of the whole clip. gain: louder or quieter by up to so many dB, no louder than a peak of 1."""
+    """A random crop (1, S) of a clip, of `seconds` rounded to a multiple of the hop; shorter clips stay whole.
+
+    The whole clip is brought to the tokenizer's rate and loudness first. gain: change the crop by up to so many dB,
+    uniformly, to a peak of at most 1.
+    """
 
     def __init__(self, tokenizer: SpeechTokenizerConfig, seconds: float, *, gain: float = 0.0, keep: bool = False):
         self.length = max(1, round(seconds * tokenizer.sample_rate / tokenizer.hop)) * tokenizer.hop
@@ -128,6 +131,6 @@ class SpeechExample:
 
 
 def with_gain(samples: Tensor, level: float) -> Tensor:
-    """`samples` changed by `level` dB; a peak that would pass 1 stops there, one that is beyond 1 already stays."""
+    """`samples` changed by `level` dB, with less gain where the peak would exceed 1."""
     most = max(1.0, 1.0 / max(float(samples.abs().max()), 1e-6))
     return samples * min(10.0 ** (level / 20), most)

@@ -1,10 +1,10 @@
-"""Deterministic streams of documents or media ──▶ the micro-batches of each step; resumable, elastic over processes.
+"""Documents or media ──▶ the micro-batches of each step: deterministic, resumable, for any number of processes.
 
 Place in the flow: 2, sources ──▶ `Mixture` (which item next) ──▶ `DocumentLoader` or `MediaLoader` (a micro-batch).
 
-A run has `num_streams` streams (micro-batches a step, over all processes). Stream m is a function of (seed, m) and its
-own counters alone, so one process that serves all of them and many that share them train on the same batches, and a
-resumed run goes on with the very next document.
+A run has `num_lanes` lanes: endless sequences of micro-batches, each of which gives one to every step. The content of
+lane m depends only on the seed, m and its own counters. So the batches are the same whether one process serves all
+lanes or several share them, and a resumed run continues with the next document.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import torch
 
 from ..config import DataConfig, check_divisible
 from ..errors import UserError
+from ..tokenizers.base import collate_media
 from ..types import Document, MediaBatch, PackedBatch
 from .packing import DocumentEncoder, Packer
 
 _POSTERIOR_SEED = 0x0A7E57
-"""Parts the draws from the posteriors from the diffusion noise, which the trainer seeds with the batch's own seed."""
+"""Makes the seed of the draws from posteriors differ from that of the diffusion noise, which is the batch's own."""
 _CHANCES = 1024
 """Uniform numbers drawn at a time."""
 
 
 class Orders:
-    """The order of each source in each epoch, drawn by (seed, source, epoch); the last two of a source are kept.
+    """Random orders of the items of each source, one per epoch, seeded by (seed, source, epoch).
 
-    The streams of a process share one: of a million documents an order is 4 MB.
+    The last two orders of each source are kept, and all lanes of a process share them: an order of a million documents
+    takes 4 MB.
     """
 
     def __init__(self, seed: int, sizes: Sequence[int]):
@@ -37,7 +39,7 @@ class Orders:
         self._known: dict[tuple[int, int], np.ndarray] = {}
 
     def __call__(self, source: int, epoch: int) -> np.ndarray:
-        """The numbers of the items of `source`, in the order of `epoch`."""
+        """Item numbers of `source` in the order of `epoch`, (number of items,)."""
         order = self._known.get((source, epoch))
         if order is None:
             size = self.sizes[source]
@@ -49,9 +51,9 @@ class Orders:
 
 
 class Mixture:
-    """One stream over weighted sources: each item comes from the source that lags most behind its weight.
+    """The items of one lane: each comes from the source whose share of the items is furthest below its weight.
 
-    Every source is shuffled anew in each epoch by (seed, source, epoch); stream m takes its items m, m + M, m + 2M …
+    Each source is shuffled in every epoch; of M lanes, lane m takes the items m, m + M, m + 2M … of that order.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class Mixture:
         sources: Sequence[Sequence],
         weights: Sequence[float],
         seed: int,
-        stream: int,
-        num_streams: int,
+        lane: int,
+        num_lanes: int,
         orders: Orders | None = None,
     ):
         empty = [number for number, source in enumerate(sources) if len(source) == 0]
@@ -68,20 +70,19 @@ class Mixture:
             raise UserError(f"data source number {empty[0]} is empty")
         self.sources = sources
         self.weights = np.asarray(weights, np.float64) / sum(weights)
-        self.seed, self.stream, self.num_streams = seed, stream, num_streams
-        self.phase = np.random.default_rng((seed, stream)).uniform(size=len(sources))
+        self.seed, self.lane, self.num_lanes = seed, lane, num_lanes
+        self.phase = np.random.default_rng((seed, lane)).uniform(size=len(sources))
         self.counts = [0] * len(sources)
-        self.sizes = [len(source) for source in sources]
-        self._orders = orders or Orders(seed, self.sizes)
+        self._orders = orders or Orders(seed, [len(source) for source in sources])
         self._chances: tuple[int, np.ndarray | None] = (-1, None)
 
     @property
     def index(self) -> int:
-        """How many items were taken."""
+        """Number of items taken so far."""
         return sum(self.counts)
 
     def copy(self) -> Mixture:
-        """The same stream at the same place, which goes on by itself."""
+        """An independent copy at the same position."""
         copied = copy(self)
         copied.counts = list(self.counts)
         return copied
@@ -90,23 +91,23 @@ class Mixture:
         """The next item as (source, item number), without taking it."""
         lag = self.weights * (self.index + 1) + self.phase - self.counts
         source = int(lag.argmax())
-        epoch, place = divmod(self.counts[source] * self.num_streams + self.stream, self.sizes[source])
+        epoch, place = divmod(self.counts[source] * self.num_lanes + self.lane, self._orders.sizes[source])
         return source, int(self._orders(source, epoch)[place])
 
     def take(self, source: int) -> None:
-        """Go on behind the item that `peek` found in `source`."""
+        """Move past the item that `peek` found in `source`."""
         self.counts[source] += 1
 
     def chance(self) -> float:
-        """A uniform number that belongs to the next item: a function of the seed, so that resuming repeats it."""
+        """A random number in [0, 1) for the next item. It depends on seed and position: a resumed run repeats it."""
         block, place = divmod(self.index, _CHANCES)
         if self._chances[0] != block:
-            self._chances = (block, np.random.default_rng((self.seed, self.stream, block, 1)).uniform(size=_CHANCES))
+            self._chances = (block, np.random.default_rng((self.seed, self.lane, block, 1)).uniform(size=_CHANCES))
         return self._chances[1][place]
 
 
-class Streams:
-    """What both loaders share: this process's streams and their resumable state."""
+class Lanes:
+    """Base of both loaders: the lanes of this process and their resumable state."""
 
     def __init__(
         self,
@@ -114,37 +115,40 @@ class Streams:
         weights: Sequence[float],
         *,
         seed: int,
-        num_streams: int,
+        num_lanes: int,
         rank: int,
         world: int,
     ):
-        check_divisible(num_streams, world)
+        check_divisible(num_lanes, world)
         self.sources = sources
         self.seed = seed
-        self.num_streams = num_streams
+        self.num_lanes = num_lanes
         self.sizes = [len(source) for source in sources]
         orders = Orders(seed, self.sizes)
-        mine = range(rank, num_streams, world)
-        self.streams = {m: Mixture(sources, weights, seed, m, num_streams, orders) for m in mine}
+        mine = range(rank, num_lanes, world)
+        self.lanes = {m: Mixture(sources, weights, seed, m, num_lanes, orders) for m in mine}
         self.step = 0
 
     def next_step(self) -> list:
         """This process's micro-batches of the next step."""
-        batches = [self.batch(m, mixture, self.step) for m, mixture in self.streams.items()]
+        batches = [self.batch(m, mixture, self.step) for m, mixture in self.lanes.items()]
         self.step += 1
         return batches
 
     def state_dict(self) -> dict:
-        streams = {str(m): list(mixture.counts) for m, mixture in self.streams.items()}
-        return {"step": self.step, "streams": streams, "sizes": list(self.sizes)}
+        lanes = {str(m): list(mixture.counts) for m, mixture in self.lanes.items()}
+        return {"step": self.step, "lanes": lanes, "sizes": list(self.sizes)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from the union of all processes' states. UserError when the recipe's streams or sources changed, or
-        the number of items in one of them: the order of an epoch is a function of it."""
-        for m, mixture in self.streams.items():
-            counts = state["streams"].get(str(m))
+        """Continue from a saved position, the union of the states of all processes.
+
+        Raises UserError if the number of lanes, of sources, or of items of a source differs: orders depend on it.
+        """
+        saved_lanes = state["lanes"] if "lanes" in state else state["streams"]  # what an older release called them
+        for m, mixture in self.lanes.items():
+            counts = saved_lanes.get(str(m))
             if counts is None or len(counts) != len(mixture.counts):
-                raise UserError(f"saved data position has no stream {m} over {len(mixture.counts)} sources")
+                raise UserError(f"saved data position has no lane {m} over {len(mixture.counts)} sources")
             mixture.counts = list(counts)
         saved = state.get("sizes", self.sizes)  # an older release did not save them
         for number, (now, then) in enumerate(zip(self.sizes, saved, strict=True)):
@@ -153,18 +157,18 @@ class Streams:
         self.step = state["step"]
 
     def close(self) -> None:
-        """Nothing to end: batches are made when they are asked for."""
+        """Does nothing: batches are made on demand, without workers."""
 
-    def noise_seed(self, stream: int, step: int) -> int:
-        return int(np.random.SeedSequence((self.seed, step, stream)).generate_state(1, np.uint64)[0]) >> 1
+    def noise_seed(self, lane: int, step: int) -> int:
+        return int(np.random.SeedSequence((self.seed, step, lane)).generate_state(1, np.uint64)[0]) >> 1
 
-    def batch(self, stream: int, mixture: Mixture, step: int):
-        """The micro-batch of `stream` in `step`; `mixture`, which is the stream's, goes on behind its items."""
+    def batch(self, lane: int, mixture: Mixture, step: int):
+        """The micro-batch of `lane` in `step`, made from the next items of `mixture`, which moves past them."""
         raise AssertionError("abstract")
 
 
-class DocumentLoader(Streams):
-    """Packed batches of a recipe's documents. `sources` yield documents whose media are already latents."""
+class DocumentLoader(Lanes):
+    """Packed batches of documents. The media of the documents in `sources` must be latents already."""
 
     def __init__(
         self,
@@ -174,17 +178,17 @@ class DocumentLoader(Streams):
         latent_dims: dict[str, int],
         *,
         seed: int,
-        num_streams: int,
+        num_lanes: int,
         rank: int = 0,
         world: int = 1,
     ):
         weights = [source.weight for source in config.sources]
-        super().__init__(sources, weights, seed=seed, num_streams=num_streams, rank=rank, world=world)
+        super().__init__(sources, weights, seed=seed, num_lanes=num_lanes, rank=rank, world=world)
         self.config = config
         self.encoder = encoder
         self.latent_dims = latent_dims
 
-    def batch(self, stream: int, mixture: Mixture, step: int) -> PackedBatch:
+    def batch(self, lane: int, mixture: Mixture, step: int) -> PackedBatch:
         packer = Packer(self.config.rows, self.config.sequence_length, self.latent_dims, self.encoder.special.eos)
         while True:
             source, item = mixture.peek()
@@ -193,7 +197,7 @@ class DocumentLoader(Streams):
             if not packer.add(self.encoder(document, unconditional=dropped)):
                 break
             mixture.take(source)
-        seed = self.noise_seed(stream, step)
+        seed = self.noise_seed(lane, step)
         posterior = torch.Generator().manual_seed(seed ^ _POSTERIOR_SEED)
         return packer.batch(posterior, seed)
 
@@ -203,8 +207,11 @@ def _has_condition_for_latents(document: Document) -> bool:
     return conditions and any(s.modality != "text" and not s.condition for s in document.segments)
 
 
-class MediaLoader(Streams):
-    """Batches of media for a tokenizer: `prepare(item, rng)` gives one example; all are padded to the longest."""
+class MediaLoader(Lanes):
+    """Batches of media for training a tokenizer.
+
+    prepare: (medium, random generator) -> one example, a tensor; examples are padded to the longest of their batch.
+    """
 
     def __init__(
         self,
@@ -214,16 +221,16 @@ class MediaLoader(Streams):
         *,
         batch_size: int,
         seed: int,
-        num_streams: int,
+        num_lanes: int,
         rank: int = 0,
         world: int = 1,
     ):
-        super().__init__(sources, weights, seed=seed, num_streams=num_streams, rank=rank, world=world)
+        super().__init__(sources, weights, seed=seed, num_lanes=num_lanes, rank=rank, world=world)
         self.prepare = prepare
         self.batch_size = batch_size
 
-    def batch(self, stream: int, mixture: Mixture, step: int) -> MediaBatch:
-        seed = self.noise_seed(stream, step)
+    def batch(self, lane: int, mixture: Mixture, step: int) -> MediaBatch:
+        seed = self.noise_seed(lane, step)
         rng = np.random.default_rng(seed)
         examples = []
         for _ in range(self.batch_size):
@@ -233,16 +240,8 @@ class MediaLoader(Streams):
         return collate_media(examples, seed)
 
     def skip(self, steps: int = 1) -> None:
-        """Go on as if so many steps had been taken, without reading their media."""
-        for mixture in self.streams.values():
+        """Move on by `steps` steps without reading their media."""
+        for mixture in self.lanes.values():
             for _ in range(steps * self.batch_size):
                 mixture.take(mixture.peek()[0])
         self.step += steps
-
-
-def collate_media(examples: Sequence[torch.Tensor], seed: int = 0) -> MediaBatch:
-    """Tensors (..., S) that differ at most in their last dimension, zero-padded to the longest."""
-    lengths = torch.tensor([example.shape[-1] for example in examples])
-    longest = int(lengths.max())
-    media = torch.stack([torch.nn.functional.pad(example, (0, longest - example.shape[-1])) for example in examples])
-    return MediaBatch(media, lengths, seed)

@@ -1,16 +1,18 @@
-"""Data of one's own: a JSONL manifest, one document a line (schema and example: docs/data_format.md).
+"""JSONL manifests: one document per line (schema and examples: docs/data_format.md).
 
     {"segments": [{"text": "a red apple", "condition": true}, {"image": "apple.png"}]}
 
-Place in the flow: 2, files ──▶ documents. Lines are checked when the manifest is opened, media when they are read; each
-error is a UserError of one line that names the manifest, the line number and the key.
+Place in the flow: 2, files ──▶ documents. Lines are checked when the manifest is opened, media when they are read. A
+UserError names the manifest, the line number and the key.
+A document must fit a row of the recipe (`data.sequence_length`) and the model's context: a longer one that is a single
+text is split (`long_texts.py`), any other is refused before training; `data validate --recipe` finds it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -31,14 +33,17 @@ from ..config import describe
 from ..config.modalities import modality, modality_names
 from ..errors import UserError
 from ..media.files import one_line
-from ..media.sound import Audio
 from ..types import Document, Segment, Text
+from .formats import advice, refuse_compressed
+from .placed import DocumentsWithPlaces
+from .progress import Progress
+from .validation import DataReport
 
 
 class _Segment(BaseModel):
-    """Exactly one of text and the modalities; media by path, relative to the manifest's folder.
+    """A segment: a text, or the path of a medium, relative to the manifest's folder.
 
-    `loss` is by default the opposite of `condition`: what is given is not a target.
+    `loss` is by default the opposite of `condition`: given segments are not targets.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +69,7 @@ class _Segment(BaseModel):
 
 
 KEYS = ("text", *modality_names())
-"""One of them says what a segment is."""
+"""The keys of a segment's content; each segment has exactly one of them."""
 
 ManifestSegment = create_model(
     "ManifestSegment",
@@ -74,7 +79,7 @@ ManifestSegment = create_model(
 
 
 class ManifestDocument(BaseModel):
-    """One line: the segments of a document, in order; at least one is a target."""
+    """A line: the segments of a document, in order, at least one of them a target."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,28 +95,17 @@ class ManifestDocument(BaseModel):
 
 @dataclass(frozen=True)
 class ManifestLine:
-    """A checked line and where it stands in its file (from 1)."""
+    """A checked line and its number in the file, from 1."""
 
     number: int
     document: ManifestDocument
 
 
-@dataclass
-class ManifestReport:
-    """What a manifest holds: documents, segments by modality, different files by modality, their sound in seconds."""
-
-    num_documents: int = 0
-    num_segments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KEYS, 0))
-    num_files: dict[str, int] = field(default_factory=lambda: dict.fromkeys(modality_names(), 0))
-    num_characters: int = 0
-    seconds: float = 0.0
-
-
-class Manifest(Sequence[Document]):
-    """The documents of a manifest, media read on first use; documents that name one file share its object."""
+class Manifest(DocumentsWithPlaces):
+    """The documents of a manifest. Media are read on first use and kept; documents with the same file share it."""
 
     def __init__(self, path: str | Path, limit: int | None = None):
-        """Checks every line; raises UserError (one line, file and line number and key) for the first that is wrong."""
+        """Checks every line. Raises UserError, which names file, line number and key, for the first that is wrong."""
         self.path = Path(path)
         self.lines = read(self.path)[:limit]
         self._media: dict[tuple[str, str], Any] = {}
@@ -120,7 +114,7 @@ class Manifest(Sequence[Document]):
         return len(self.lines)
 
     def __getitem__(self, index: int) -> Document:
-        """Raises UserError naming the line for media that are missing or cannot be read."""
+        """Document `index`. UserError, which names the line, for media that are missing or cannot be read."""
         line = self.lines[index]
         return Document(
             tuple(
@@ -128,18 +122,24 @@ class Manifest(Sequence[Document]):
             )
         )
 
+    def place(self, index: int) -> str:
+        return f"{self.path}:{self.lines[index].number}"
+
+    def texts(self, index: int) -> list[str]:
+        return [segment.text for segment in self.lines[index].document.segments if segment.text is not None]
+
     @cached_property
     def modalities(self) -> frozenset[str]:
-        """The continuous modalities that occur."""
+        """The continuous modalities that occur in the manifest."""
         found = {segment.modality for line in self.lines for segment in line.document.segments}
         return frozenset(found - {"text"})
 
     def media(self, name: str) -> MediaFiles:
-        """All different media of modality `name`, in the order in which the lines name them first."""
+        """The different media of modality `name`, in the order of their first occurrence."""
         return MediaFiles(self, name)
 
     def open(self, name: str, file: str, number: int, position: int) -> Any:
-        """The medium in `file` that line `number` names in its segment `position`; always the same object."""
+        """The medium in `file`, read once. Line `number` and segment `position` are for the error message."""
         if (name, file) not in self._media:
             self._media[name, file] = self._read(name, file, number, position)
         return self._media[name, file]
@@ -147,13 +147,10 @@ class Manifest(Sequence[Document]):
     def _read(self, name: str, file: str, number: int, position: int) -> Any:
         path = self.path.parent / file
         try:
-            medium = modality(name).load(path)
+            return modality(name).load(path)
         except (UserError, OSError) as error:  # the system's, of a name that no file can have
             said = one_line(error)
             raise UserError(f"{self.path}:{number}: segments.{position}.{name}: {said}") from None
-        if isinstance(medium, Audio) and medium.samples.numel() == 0:
-            raise UserError(f"{self.path}:{number}: segments.{position}.{name}: {path}: holds no sound")
-        return medium
 
     def _segment(self, segment: ManifestSegment, number: int, position: int) -> Segment:
         flags = {"condition": segment.condition, "loss": segment.is_target}
@@ -178,7 +175,7 @@ class MediaFiles(Sequence):
 
     @cached_property
     def files(self) -> list[tuple[str, int, int]]:
-        """Each file once, with the line and the segment that name it first."""
+        """(file, line number, segment position) of the first occurrence of each file."""
         first: dict[str, tuple[str, int, int]] = {}
         for line in self.manifest.lines:
             for position, segment in enumerate(line.document.segments):
@@ -189,14 +186,18 @@ class MediaFiles(Sequence):
 
 
 def read(path: str | Path) -> list[ManifestLine]:
-    """Parse and check all lines; media files are not looked at. Empty lines are skipped. Raises UserError."""
+    """Parse and check all lines, without reading media. Empty lines are skipped. Raises UserError."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
+    refuse_compressed(str(path))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        said = f"not UTF-8 text at byte {error.start}"
+        raise UserError(f"{path}: {said if path.suffix.lower() == '.jsonl' else advice(str(path))}") from None
+    if path.suffix.lower() != ".jsonl" and not text.lstrip().startswith("{"):
+        raise UserError(f"{path}: {advice(str(path))}")
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
     lines = [parse_line(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -204,20 +205,25 @@ def read(path: str | Path) -> list[ManifestLine]:
     return lines
 
 
-def validate(path: str | Path) -> ManifestReport:
-    """Read everything a manifest names, each file once, and count; raises UserError for the first thing wrong."""
+def validate(path: str | Path, *, quiet: bool = True) -> DataReport:
+    """Read everything that a manifest names, each file once, and count. Raises UserError for the first that is wrong.
+
+    Unless `quiet`, stderr shows how far it is.
+    """
     manifest = Manifest(path)
-    report = ManifestReport(num_documents=len(manifest))
+    report = DataReport(num_documents=len(manifest))
     for line in manifest.lines:
         for segment in line.document.segments:
             report.num_segments[segment.modality] += 1
             report.num_characters += len(segment.text or "")
-    for name in report.num_files:
-        files = MediaFiles(manifest, name).files
-        report.num_files[name] = len(files)
-        for file, number, position in files:
-            content = manifest._read(name, file, number, position)  # not kept: a manifest may exceed the memory
-            report.seconds += content.seconds if isinstance(content, Audio) else 0.0
+    media = {name: MediaFiles(manifest, name).files for name in report.num_files}
+    with Progress("reading", "files", sum(map(len, media.values())), quiet=quiet) as progress:
+        for name, files in media.items():
+            report.num_files[name] = len(files)
+            for file, number, position in files:
+                medium = manifest._read(name, file, number, position)  # not kept: it may exceed the memory
+                report.add_medium(medium, f"{path}:{number}")
+                progress.add(1)
     return report
 
 
@@ -244,19 +250,19 @@ def _show(manifest: Manifest, line: ManifestLine, position: int) -> str:
 
 
 class _TwoOfAKey(UserError):
-    """JSON that names a key twice, of which `json` keeps the last in silence."""
+    """A JSON object has a key twice; `json` would silently keep the last."""
 
 
 def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise _TwoOfAKey(f"key {name!r} stands twice")
+            raise _TwoOfAKey(f"key {name!r} appears twice")
     return dict(pairs)
 
 
 def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
-    """Line `number` of the manifest at `path`, checked. UserError names all three and the key."""
+    """Line `number` of the manifest at `path`, checked. UserError, which names path, line and key, if it is wrong."""
     try:
         raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
@@ -265,6 +271,10 @@ def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
         raise UserError(f"{path}:{number}: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}:{number}: a line is a JSON object with the key 'segments', got {line.strip()[:60]!r}")
+    flat = [key for key in raw if key in KEYS]
+    if "segments" not in raw and flat:
+        example = '{"segments": [{"text": "a cat", "condition": true}, {"image": "cat.png"}]}'
+        raise UserError(f"{path}:{number}: {flat[0]!r} is not inside 'segments'; a line is like {example}")
     try:
         return ManifestLine(number, ManifestDocument.model_validate(raw))
     except ValidationError as error:

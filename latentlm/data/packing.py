@@ -1,11 +1,12 @@
-"""Documents ──▶ token and latent sequences ──▶ packed rows (PAPER §1.1, §1.4; DESIGN §2).
+"""Documents ──▶ token and latent sequences ──▶ packed rows (PAPER §1.1, §1.4).
 
-Place in the flow: 2, between documents whose media are already latents and the model's `PackedBatch`.
+Place in the flow: 2, between documents whose media are latents and the model's `PackedBatch`.
     <BOS> text… <BOD_image> latents… <EOD> text… <EOS>
-Targets: text predicts what follows it, <BOD> included. In a variable-length span every position says whether the span
-goes on or <EOD> follows; an image ends at its grid, so there <EOD> is written but not learnt.
-Where texts are classes, the class takes the place of <BOS> and <BOD>, and <BOD> alone is its null (PAPER §1.5):
+Targets: each text position predicts the next token, <BOD> included. In a span of variable length each position predicts
+whether the span continues or <EOD> follows. An image ends when its grid is full: its <EOD> is an input, not a target.
+With a tokenizer of classes, the class replaces <BOS> and <BOD>, and <BOD> alone is the null condition (PAPER §1.5):
     class latents… <EOD> <EOS>
+A document that is longer than a row is an error here; `long_texts.py` splits plain texts before.
 Legend: `L` positions of a document, `B` rows, `T` positions of a row, `N` latents, `C` latent channels.
 """
 
@@ -26,14 +27,14 @@ from ..tokenizers.text import TextTokenizer
 from ..types import IGNORE, Document, Latents, LatentSpans, PackedBatch, Text, draw
 
 _KNOWN_TEXTS = 4096
-"""Texts whose tokens are kept: prompts recur, and looking one up takes a fraction of encoding it."""
+"""Texts whose tokens are kept: prompts recur."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Latents of one segment: the first sits at position `start` of its document as an input.
+    """Latents of one segment; the first is the input at position `start` of its document.
 
-    Features go with targets alone: what a model is given comes without, what it says comes with them (PAPER §6).
+    Only targets have features (of a second tokenizer, PAPER §6): given media enter the model without them.
     """
 
     modality: str
@@ -44,7 +45,7 @@ class Span:
 
 @dataclass
 class EncodedDocument:
-    """One document as the model sees it: ids, text_targets, end_targets (L,) int64, and the spans of latents."""
+    """A document as a sequence: ids, text_targets and end_targets (L,), and the spans of latents."""
 
     ids: list[int] = field(default_factory=list)
     text_targets: list[int] = field(default_factory=list)
@@ -57,7 +58,7 @@ class EncodedDocument:
 
 
 class DocumentEncoder:
-    """Turns documents into sequences. `unconditional` drops the condition segments and starts at <BOD> (PAPER §1.5).
+    """Turns documents into sequences.
 
     lowercase: given texts of documents that hold media are lower-cased (`model.lowercase` of the recipe).
     """
@@ -69,9 +70,11 @@ class DocumentEncoder:
         self._encode = lru_cache(_KNOWN_TEXTS)(tokenizer.encode)
 
     def __call__(self, document: Document, *, unconditional: bool = False, closed: bool = True) -> EncodedDocument:
-        """The sequence of `document`; `closed` ends it with <EOS>, a prompt stays open.
+        """The sequence of `document`.
 
-        Raises UserError for a document without segments, empty text, or media that are not yet latents.
+        unconditional: without the condition segments, beginning at <BOD> (PAPER §1.5).
+        closed: whether the last position predicts <EOS>; a prompt stays open.
+        Raises UserError for a document without segments, empty text, or media that are not latents yet.
         """
         if self.lowercase and not all(isinstance(s, Text) for s in document.segments):
             document = with_lowercase_conditions(document)
@@ -92,7 +95,7 @@ class DocumentEncoder:
         return out
 
     def open_span(self, prompt: EncodedDocument, modality: str) -> None:
-        """Let an open prompt go on in `modality`: its last position becomes <BOD>, unless a class stands there."""
+        """Continue an open prompt with a span of `modality`: appends <BOD>, unless the prompt ends with a class."""
         if not self._ends_with_class(prompt):
             self._token(prompt, self.special.bod[modality])
         prompt.opens = modality
@@ -106,7 +109,7 @@ class DocumentEncoder:
         out.end_targets += [IGNORE] * len(tokens)
 
     def _next(self, out: EncodedDocument, token: int, loss: bool) -> None:
-        """Let the last position predict `token`, if it is text that does so and it counts."""
+        """Make `token` the target of the last position, if that is no latent and `loss` is set."""
         if loss and out.ids and out.ids[-1] != self.special.latent:
             out.text_targets[-1] = token
 
@@ -146,7 +149,7 @@ def with_lowercase_conditions(document: Document) -> Document:
 
 
 class Packer:
-    """Fills the rows of one micro-batch, first fit, until a document fits no more."""
+    """Places documents in the rows of one micro-batch, each in the first row with room (first fit)."""
 
     def __init__(self, rows: int, length: int, latent_dims: dict[str, int], fill: int = 0):
         self.length = length
@@ -156,7 +159,7 @@ class Packer:
         self.placed: list[tuple[EncodedDocument, int, int]] = []  # document, row, start
 
     def add(self, document: EncodedDocument) -> bool:
-        """Place `document`; False when no row has room. UserError when it is longer than a row."""
+        """Place `document`; returns False if no row has room. UserError if it is longer than a row."""
         needed = len(document)
         if needed > self.length:
             raise UserError(f"a document of {needed} positions exceeds the row length of {self.length}")
@@ -168,14 +171,14 @@ class Packer:
         return True
 
     def batch(self, generator: torch.Generator | None = None, seed: int = 0) -> PackedBatch:
-        """The packed batch; latents are drawn from their posteriors with `generator`."""
+        """The packed batch, with latents drawn from their posteriors by `generator`. seed: of the diffusion noise."""
         documents = [document for document, _, _ in self.placed]
         starts = [row * self.length + start for _, row, start in self.placed]
         lengths = np.array([len(document) for document in documents], np.int64)
         where = _ranges(starts, lengths)
 
         def rows(values: np.ndarray | Iterable[int], fill: int) -> Tensor:
-            """(B, T): `values` of all documents in their places, `fill` between."""
+            """(B, T): the values of all documents at their positions, `fill` elsewhere."""
             flat = np.full(len(self.free) * self.length, fill, np.int64)
             flat[where] = values if isinstance(values, np.ndarray) else np.fromiter(values, np.int64, len(where))
             return torch.from_numpy(flat.reshape(len(self.free), self.length))
@@ -196,7 +199,7 @@ class Packer:
         )
 
     def _span_ids(self, documents: list[EncodedDocument], starts: list[int]) -> Tensor:
-        """(B, T): spans numbered through the batch, -1 outside of them."""
+        """(B, T): number of the span in the batch, -1 outside of spans."""
         spans = [
             (start + span.start, len(span.latents))
             for document, start in zip(documents, starts, strict=True)
@@ -211,7 +214,7 @@ class Packer:
 def pack(
     documents: Sequence[EncodedDocument], latent_dims: dict[str, int], generator: torch.Generator | None = None
 ) -> PackedBatch:
-    """All `documents` in one row, as long as they need. Used for scoring and in tests."""
+    """All `documents` in one row of the needed length. Used for scoring and in tests."""
     packer = Packer(1, sum(map(len, documents)), latent_dims)
     for document in documents:
         packer.add(document)
@@ -239,6 +242,6 @@ def _gather(spans: list[tuple[int, Span]], latent_dim: int, generator: torch.Gen
 
 
 def _ranges(starts: Sequence[int] | np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1, … for so many numbers, of each range, one after the other: (sum of lengths,) int64."""
+    """The concatenated ranges [start, start + length): (sum of lengths,) int64."""
     ends = lengths.cumsum()
     return np.arange(lengths.sum()) + np.repeat(np.asarray(starts, np.int64) - ends + lengths, lengths)

@@ -1,6 +1,6 @@
-"""Sequences of documents that know where each of theirs stands, and views of them: the first ones, some, all others.
+"""Sequences of documents from files, which can name the place of each document, and views of a part of them.
 
-Place in the flow: 2, between readers or shards and what reads their documents. A view keeps nothing but numbers.
+Place in the flow: 2, between readers or shards and the users of their documents. A view stores only numbers.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ from ..errors import UserError
 from ..types import Document, Text
 
 
-class PlacedDocuments(Sequence[Document]):
-    """Documents of files. `place` says where one stands, for people: file and row."""
+class DocumentsWithPlaces(Sequence[Document]):
+    """Documents that come from files."""
 
     @abstractmethod
-    def place(self, index: int) -> str: ...
+    def place(self, index: int) -> str:
+        """Where a document stands, for messages: file and line, row or member."""
 
     def texts(self, index: int) -> list[str]:
-        """The texts of a document; readers give them without decoding its media."""
+        """The texts of a document; subclasses give them without decoding its media."""
         return [segment.text for segment in self[index].segments if isinstance(segment, Text)]
 
+
+class PlacedDocuments(DocumentsWithPlaces):
+    """Documents that are read from disk when they are asked for."""
+
     def most_positions(self) -> np.ndarray | None:
-        """What the sequence of each document takes at most, (number of documents,); None where nothing says that."""
+        """An upper bound of the positions of each document, (number of documents,); None where it is not known."""
         return None
 
 
 def place_of(documents: Sequence[Document], index: int, label: str) -> str:
-    """Where a document of the source called `label` stands, for people."""
-    return documents.place(index) if isinstance(documents, PlacedDocuments) else f"{label}: document {index}"
+    """Where a document of the source called `label` stands, for messages."""
+    return documents.place(index) if isinstance(documents, DocumentsWithPlaces) else f"{label}: document {index}"
 
 
 class View(PlacedDocuments):
-    """The documents of these numbers. `numbers` is a range or an array."""
+    """The documents with the given numbers, a range or an array."""
 
     def __init__(self, documents: PlacedDocuments, numbers: range | np.ndarray):
         self.documents, self.numbers = documents, numbers
@@ -58,17 +63,17 @@ class View(PlacedDocuments):
 
 
 class Without(PlacedDocuments):
-    """All documents but those of the sorted `numbers`, in order."""
+    """All documents except those with the given numbers, which are sorted."""
 
     def __init__(self, documents: PlacedDocuments, numbers: np.ndarray):
         self.documents = documents
-        self.before = numbers - np.arange(len(numbers))  # of the others, how many stand before each
+        self.before = numbers - np.arange(len(numbers))  # for each left-out document, the number of kept ones before it
 
     def __len__(self) -> int:
         return len(self.documents) - len(self.before)
 
     def number(self, index: int) -> int:
-        """The number that document `index` has among all."""
+        """The number of document `index` among all documents."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)}")
         return index + int(np.searchsorted(self.before, index, side="right"))
@@ -88,7 +93,7 @@ class Without(PlacedDocuments):
 
 
 def held_out_numbers(num_documents: int, held_out: int | float, label: str) -> np.ndarray:
-    """Which documents are held out: so many, or that share, evenly spread. UserError where none would be left."""
+    """Numbers of the documents to hold out, a count or a share below 1, evenly spread. UserError if none is left."""
     num = held_out if isinstance(held_out, int) else max(1, round(held_out * num_documents))
     if num >= num_documents:
         raise UserError(f"{label}: held_out {held_out} of {num_documents} documents leaves none to learn")
@@ -96,16 +101,18 @@ def held_out_numbers(num_documents: int, held_out: int | float, label: str) -> n
 
 
 TEXT_SAMPLE = 50_000
-"""Documents of a source on disk whose texts a text tokenizer is trained on, evenly spread."""
+"""Documents per source on disk that a text tokenizer is trained on, evenly spread."""
 
 
 def texts_of(documents: Sequence[Document], most: int = TEXT_SAMPLE) -> Iterator[str]:
-    """The texts of all documents of a source in memory; of one on disk, those of at most `most` documents.
+    """The texts of a source: of all documents in memory, or of at most `most` documents on disk.
 
-    Those on disk are all read before the first is given: the trainer of a tokenizer asks for texts from threads of its
-    own, and a reader that lets go of the interpreter there would leave both waiting for each other.
+    Those on disk are read before the first is returned. The trainer of a tokenizer iterates in threads of its own, and
+    a reader that released the interpreter lock there would deadlock.
     """
-    if not isinstance(documents, PlacedDocuments):
+    if not isinstance(documents, DocumentsWithPlaces):
         return (s.text for document in documents for s in document.segments if isinstance(s, Text))
+    if not isinstance(documents, PlacedDocuments):
+        return (text for index in range(len(documents)) for text in documents.texts(index))
     num = min(most, len(documents))
     return iter([text for place in range(num) for text in documents.texts(place * len(documents) // num)])

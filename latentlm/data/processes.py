@@ -1,7 +1,7 @@
-"""Worker processes of this package's own: one target and its arguments in, messages over a pipe.
+"""Worker processes that run one function and exchange messages over a pipe.
 
-Place in the flow: 2, below the workers that encode and those that decode media. A worker is a fresh interpreter, so the
-caller's main module is not run again and needs no guard; it ends when the process that started it is gone.
+Place in the flow: 2, below the workers that encode and those that decode media. A worker is a new interpreter, so the
+caller's main module is not imported again and needs no guard. It ends when the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ..errors import UserError, notices_as_lines
 
 
 class Worker:
-    """A process that runs `module.function(connection, *arguments)`; everything that is sent is pickled."""
+    """A process that runs `module.function(connection, *arguments)`. Messages are pickled."""
 
     def __init__(self, target: str, *arguments: Any):
-        """target: "latentlm.data.encoding.workers:work"."""
+        """target: "module:function", such as "latentlm.data.encoding.workers:work"."""
         self.connection, theirs = Pipe()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-m", "latentlm.data.processes", str(theirs.fileno())]
@@ -33,21 +33,21 @@ class Worker:
         self.send((target, arguments))
 
     def send(self, message: Any) -> None:
-        """WorkerEnded where the process is gone."""
+        """Send a message. Raises WorkerEnded if the process is gone."""
         try:
             self.connection.send(message)
         except BrokenPipeError:
             raise self.ended() from None
 
     def receive(self) -> Any:
-        """The next message. WorkerEnded where the process is gone."""
+        """The next message. Raises WorkerEnded if the process is gone."""
         try:
             return self.connection.recv()
         except (EOFError, ConnectionResetError):
             raise self.ended() from None
 
     def ended(self) -> WorkerEnded:
-        """What its end is called."""
+        """The error that says how the process ended; waits for the end."""
         code = self.process.wait()
         how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
         return WorkerEnded(f"a worker process was ended by {how}")
@@ -59,12 +59,12 @@ class Worker:
 
 
 class WorkerEnded(UserError):
-    """A worker process is gone: it was killed, or what it said before on stderr ended it."""
+    """A worker process was killed, or ended by an error that it has printed to stderr."""
 
 
 def main(descriptor: int) -> None:
-    """One worker: the first message says what to run. A caller that is gone ends it without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller has it, and ends this process
+    """Run one worker: the first message is (target, arguments). Ends silently when the caller is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller, which ends this process
     connection = Connection(descriptor)
     try:
         target, arguments = connection.recv()

@@ -1,8 +1,8 @@
 """Shards: documents whose media are latents, in files that are read by index (format: docs/data_format.md).
 
 Place in the flow: 2, written by `encoding/`, read by training. A folder holds ArrayRecord files of a few thousand
-documents each, `index.json`, and `lengths.npy`; of all that only which file holds which document stays in memory.
-Files behind a URL are copied whole into the cache folder as they are needed, and stay there.
+documents each, `index.json`, and `lengths.npy`. Only the document ranges of the files stay in memory.
+Files behind a URL are copied to the cache folder when they are first read, and stay there.
 Legend: `N` latents, `C` channels, `F` features.
 """
 
@@ -31,6 +31,7 @@ from ..config.modalities import modality
 from ..errors import UserError
 from ..types import Document, Latents, Segment, Text
 from ..weights import replacing, write_text
+from .cache_dir import default_cache_dir
 from .placed import PlacedDocuments
 from .readers.files import Location
 
@@ -47,9 +48,9 @@ DType = Literal["float32", "float16"]
 
 
 def pack_record(document: Document, dtype: DType = "float32", keys: Sequence[str | None] = ()) -> bytes:
-    """A document whose media are latents as bytes: the length of a JSON header, the header, then the numbers.
+    """A document whose media are latents, as bytes: the length of a JSON header, the header, then the numbers.
 
-    keys: content hash of each segment's medium, None for text. UserError for latents that are not finite numbers.
+    keys: content hash of each segment's medium, None for text. UserError for latents that are not finite.
     """
     segments: list[dict[str, Any]] = []
     numbers: list[np.ndarray] = []
@@ -75,7 +76,7 @@ def pack_record(document: Document, dtype: DType = "float32", keys: Sequence[str
 
 
 def unpack_record(record: bytes, dtype: DType = "float32") -> Document:
-    """The document that `pack_record` wrote; its latents are fp32."""
+    """The document in a record of `pack_record`, with latents in fp32."""
     (length,) = _HEADER.unpack_from(record)
     start = _HEADER.size + length
     numbers = np.frombuffer(record, np.dtype(dtype).newbyteorder("<"), offset=start).astype(np.float32)
@@ -106,7 +107,7 @@ def unpack_record(record: bytes, dtype: DType = "float32") -> Document:
 
 
 def most_positions(document: Document) -> int:
-    """What the sequence of a document takes at most, under any byte-level text tokenizer: a byte is a token."""
+    """An upper bound of the positions of a document, for byte-level text tokenizers: one token per byte."""
     return 1 + sum(len(s.text.encode()) if isinstance(s, Text) else len(s.content) + 2 for s in document.segments)
 
 
@@ -122,7 +123,7 @@ def _as_numbers(values: Tensor, dtype: DType) -> np.ndarray:
 
 
 class TokenizerRecord(BaseModel):
-    """What made the latents of a modality: a model that learns them must have the same tokenizer."""
+    """The tokenizer that made the latents of a modality; a model that learns them must have the same one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -132,7 +133,7 @@ class TokenizerRecord(BaseModel):
 
 
 class ShardIndex(BaseModel):
-    """index.json: what the shards hold, and which file holds how many documents, in order."""
+    """index.json: what the shards hold, and the files with their numbers of documents, in order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -141,15 +142,15 @@ class ShardIndex(BaseModel):
     num_segments: dict[str, int]  # by modality, text too
     num_latents: dict[str, int]  # by modality
     num_skipped: int = 0
-    longest: int  # the most positions that a document may take
+    longest: int  # the largest upper bound of the positions of a document
     dtype: DType
     tokenizers: dict[str, TokenizerRecord]
-    plan: dict[str, Any]  # what they were made from
+    plan: dict[str, Any]  # what they were made from: `encoding.plan.make_plan`
     parts: list[tuple[str, int]]
 
 
 def array_record() -> Any:
-    """The library's module. UserError, one line, where it is not installed."""
+    """The module of the ArrayRecord library. UserError if it is not installed."""
     try:
         from array_record.python import array_record_module
     except ImportError:
@@ -158,7 +159,7 @@ def array_record() -> Any:
 
 
 def write_records(path: Location, records: Iterable[bytes]) -> None:
-    """One ArrayRecord file, whole or not at all. OSError names it where it cannot be written."""
+    """Write one ArrayRecord file atomically. OSError, which names it, if it cannot be written."""
     if path.scheme == "file":
         with replacing(path.path) as temporary:
             _write_local(temporary, records)
@@ -179,7 +180,7 @@ def _write_local(path: Path, records: Iterable[bytes]) -> None:
 
 
 def write_file(path: Location, text: str) -> None:
-    """A UTF-8 file, whole or not at all."""
+    """Write a UTF-8 file; atomically on this machine."""
     if path.scheme == "file":
         write_text(path.path, text)
     else:
@@ -187,7 +188,7 @@ def write_file(path: Location, text: str) -> None:
 
 
 def write_index(folder: Location, index: ShardIndex, lengths: np.ndarray) -> None:
-    """lengths (num_documents,) int32, then index.json, which says that the shards are complete."""
+    """Write lengths (num_documents,) int32, then index.json, whose presence means that the shards are complete."""
     if folder.scheme == "file":
         with replacing(inside(folder, LENGTHS).path) as temporary, open(temporary, "wb") as file:
             np.save(file, lengths)
@@ -198,7 +199,7 @@ def write_index(folder: Location, index: ShardIndex, lengths: np.ndarray) -> Non
 
 
 def read_index(folder: Location) -> ShardIndex:
-    """UserError, one line, where `folder` holds no finished shards, or those of another format."""
+    """The index of a folder of shards. UserError if the shards are not finished or of another format."""
     path = inside(folder, INDEX)
     if not folder.system.exists(path.path):
         raise UserError(f"{folder}: no finished shards, it has no {INDEX}; `latentlm encode` makes them")
@@ -218,10 +219,10 @@ def inside(folder: Location, name: str) -> Location:
 
 
 class ShardDocuments(PlacedDocuments):
-    """The documents of a folder of shards, each read from disk when it is asked for. Read from any thread."""
+    """The documents of a folder of shards, each read from disk on demand, from any thread."""
 
     def __init__(self, path: str):
-        """Reads index.json alone. UserError as `read_index`, and where array_record is not installed."""
+        """Reads only index.json. UserError as `read_index`, and if array_record is not installed."""
         array_record()
         self.path = path
         self.folder = Location.of(path)
@@ -235,7 +236,7 @@ class ShardDocuments(PlacedDocuments):
         return self.index.num_documents
 
     def __getitem__(self, index: int) -> Document:
-        """UserError names the file where it is missing or broken."""
+        """Document `index`. UserError, which names the file, if that is missing or broken."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)}")
         part = bisect_right(self._ends, index)
@@ -248,7 +249,7 @@ class ShardDocuments(PlacedDocuments):
         return f"{self.path}: document {index}"
 
     def most_positions(self) -> np.ndarray:
-        """(num_documents,) int32; on this machine's disk, not in memory."""
+        """(num_documents,) int32, mapped from a file on this machine."""
         path = _local(inside(self.folder, LENGTHS), self._stamp)
         return np.load(path, mmap_mode="r")
 
@@ -273,8 +274,7 @@ class ShardDocuments(PlacedDocuments):
 
 
 def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
-    """UserError where latents of these shards, or features, were made by other tokenizers than those of their modality
-    here."""
+    """UserError if latents or features of these shards were made by other tokenizers than `tokenizers`."""
     for name in shards.index.num_latents:
         second = modality(name).second
         for reader in (name, second) if second else (name,):
@@ -291,11 +291,9 @@ def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None
 
 
 def _local(path: Location, stamp: str) -> str:
-    """A file on this machine with the content of `path`: itself, or a copy that is made once for shards of `stamp`."""
+    """`path` if it is on this machine, else the name of a copy, made once per `stamp` of the shards."""
     if path.scheme == "file":
         return path.path
-    from .embedded.speech import default_cache_dir
-
     copy = default_cache_dir() / "shards" / stamp / path.path.rpartition("/")[2]
     if not copy.is_file():
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """The registry: where documents and media come from, by name (embedded sets), manifest, path or shards.
 
-Place in the flow: 2, `SourceConfig` ──▶ sequences of documents (for the model) or media (for a tokenizer). All are
-lazy, with `len` and random access. Of embedded sets and manifests, which stay in memory, asking again gives documents
-that refer to the same media objects; paths and shards are read anew from disk (`readers/`, `shards.py`).
+Place in the flow: 2, `SourceConfig` ──▶ sequences of documents (for the model) or media (for a tokenizer), lazy, with
+`len` and random access. Embedded sets and manifests stay in memory: their documents always refer to the same media
+objects. Paths and shards are read from disk each time (`readers/`, `shards.py`).
 """
 
 from __future__ import annotations
@@ -28,25 +28,27 @@ from .task_source import ALL, SPLITS, Lazy, Source, SourceInfo, check_split
 from .warp import with_augmented_copies
 
 __all__ = ["ALL", "SPLITS", "ManifestSource", "Source", "SourceInfo", "documents", "get_source", "list_sources"]
-__all__ += ["StreamedSource", "media", "open_source"]
+__all__ += ["DiskSource", "media", "open_source"]
 
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """A JSONL manifest (`data.manifest`): documents as its lines say, in "train"; those of another are "held_out"."""
+    """A JSONL manifest (`data.manifest`): its documents are the split "train", those of `held_out` the other."""
 
     path: str
     held_out: str | None = None
     tasks: tuple[str, ...] = (ALL,)
 
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
-        """Documents of the first `limit` lines (`held_out`: of all).
+        """The documents of the first `limit` lines; held-out ones are never limited.
 
         Raises UserError for a task other than "all", and for wrong lines.
         """
         check_split(split)
         if task != ALL:
-            raise UserError(f"manifest {self.path}: its lines say what is the task, use task 'all' instead of {task!r}")
+            raise UserError(
+                f"manifest {self.path}: its lines say what each document is; use task 'all' instead of {task!r}"
+            )
         if split == "train":
             return _open_manifest(self.path, limit)
         return _open_manifest(self.held_out, None) if self.held_out else ()
@@ -63,14 +65,14 @@ class ManifestSource:
 
 
 @dataclass(frozen=True)
-class StreamedSource:
-    """A path or shards: documents are read when they are asked for. Held out: another path, or some of its own."""
+class DiskSource:
+    """A path or shards, read from disk on demand. Held out is another path, or a part of its own documents."""
 
     config: SourceConfig
     tasks: tuple[str, ...] = (ALL,)
 
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
-        """Documents of the first `limit` rows (`held_out`: of all that are held out). UserError as the readers'."""
+        """The documents of the first `limit` rows; held-out ones are never limited. Raises UserError as the readers."""
         check_split(split)
         held_out = self.config.held_out
         if isinstance(held_out, str):
@@ -81,7 +83,7 @@ class StreamedSource:
         return View(found, range(min(limit, len(found)))) if split == "train" and limit is not None else found
 
     def holds(self, modality: str) -> bool:
-        """Whether its rows or lines have media of this modality; of shards False, their media are latents already."""
+        """Whether its rows or lines have media of this modality. False for shards, whose media are latents already."""
         if self.config.path is None:
             return False
         opened = open_path(self.config.path, self.config.columns)
@@ -90,7 +92,7 @@ class StreamedSource:
         return self.config.task in TASKS and modality in TASKS[self.config.task][0]
 
     def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence:
-        """Media of a path, decoded anew each time: in "train" those of documents that are not held out."""
+        """The media of a path, decoded each time they are asked for, without those of held-out documents."""
         check_split(split)
         held_out, numbers = self.config.held_out, None
         if self.config.path is None or (split != "train" and held_out is None):
@@ -109,7 +111,7 @@ class StreamedSource:
         if not isinstance(opened, JsonLines):
             return RowDocuments(opened, task, path)
         if task != ALL:
-            raise UserError(f"{path}: its lines say what is the task, use task 'all' instead of {task!r}")
+            raise UserError(f"{path}: its lines say what each document is; use task 'all' instead of {task!r}")
         return opened
 
     def _part(self, documents: PlacedDocuments, split: str) -> Sequence[Document]:
@@ -136,34 +138,34 @@ def _path(config: SourceConfig) -> str:
     return config.path if config.path is not None else config.shards
 
 
-def open_source(config: SourceConfig) -> Source | ManifestSource | StreamedSource:
-    """The source a recipe names. Raises UserError for an unknown name, with the nearest known one."""
-    if config.is_streamed:
-        return StreamedSource(config)
+def open_source(config: SourceConfig) -> Source | ManifestSource | DiskSource:
+    """The source that a recipe names. UserError for an unknown name, with the nearest known one."""
+    if config.is_on_disk:
+        return DiskSource(config)
     return ManifestSource(config.manifest, config.held_out) if config.manifest is not None else get_source(config.name)
 
 
 def get_source(name: str) -> Source:
-    """An embedded source by name. Raises UserError, with the nearest known name."""
+    """An embedded source by name. UserError for an unknown name, with the nearest known one."""
     if name not in EMBEDDED:
         raise UserError(f"no data source {name!r}{did_you_mean(name, EMBEDDED)}")
     return EMBEDDED[name]
 
 
 def documents(config: SourceConfig, split: str = "train") -> Sequence[Document]:
-    """The documents a recipe asks for: source, task and limit, and in "train" the warped copies."""
+    """The documents of a source as the recipe selects them: task and limit, and in "train" the augmented copies."""
     if split == "train" and config.augmented_copies:
         return _warped(config.name, config.manifest, config.task, config.limit, config.augmented_copies)
     return open_source(config).document_source(config.task, split, config.limit)
 
 
 def holds(config: SourceConfig, modality: str) -> bool:
-    """Whether a source has media of this modality; none is decoded for it."""
+    """Whether a source has media of this modality. Decodes none of them."""
     return open_source(config).holds(modality)
 
 
 def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence:
-    """The media a tokenizer recipe asks for. Raises UserError if the source has none of this modality in "train"."""
+    """The media of a source that a tokenizer learns from. UserError if "train" has none of this modality."""
     found = open_source(config).media(modality, split, config.limit)
     if split == "train" and not len(found):
         raise UserError(f"data source {config.label!r} holds no {modality}")
@@ -171,7 +173,7 @@ def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence
 
 
 def list_sources() -> list[SourceInfo]:
-    """What `latentlm data list` shows; nothing is loaded or spoken for it."""
+    """The lines of `latentlm data list`. Loads no data and speaks nothing."""
     return [source.info() for source in EMBEDDED.values()]
 
 

@@ -1,4 +1,4 @@
-"""What a source is: items, the tasks they can serve, and lazy sequences of documents and media over them.
+"""Embedded sources: items, tasks that make documents of them, and lazy sequences of documents and media.
 
 Place in the flow: 2, filled in by `embedded.tasks`, reached through `sources`.
 """
@@ -25,7 +25,12 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Items:
-    """One kind of item in a source: how many a split has, and how to get the first `limit` of them (all if None)."""
+    """One kind of item in a source.
+
+    count   (split) -> number of items
+    load    (split, limit) -> the first `limit` items, all if None
+    media   modality -> function that takes an item and returns its medium
+    """
 
     count: Callable[[str], int]
     load: Callable[[str, int | None], Sequence[Any]]
@@ -34,7 +39,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Task:
-    """How an item becomes a document: `document(items, index)` may look at other items (a voice clip)."""
+    """How an item becomes a document. `document(items, index)` may use other items, such as a voice clip."""
 
     items: Items
     document: Callable[[Sequence[Any], int], Document]
@@ -42,7 +47,7 @@ class Task:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """A line of `latentlm data list`: `sizes` is the number of items of each split."""
+    """One entry of `latentlm data list`. sizes: number of items by split."""
 
     name: str
     description: str
@@ -53,7 +58,7 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class Source:
-    """An embedded set with the tasks it can serve."""
+    """An embedded data set and its tasks."""
 
     name: str
     description: str
@@ -65,9 +70,9 @@ class Source:
         return tuple(self.table)
 
     def document_source(self, task: str = ALL, split: str = "train", limit: int | None = None) -> Sequence[Document]:
-        """Documents of one task, or of "all" one after the other; `limit` counts items, so each task has that many.
+        """The documents of one task, or of all tasks one after the other; `limit` is the number of items per task.
 
-        Raises UserError naming a task or split that the source does not have.
+        Raises UserError for a task or split that the source does not have.
         """
         check_split(split)
         if task != ALL and task not in self.table:
@@ -80,7 +85,7 @@ class Source:
         return parts[0] if len(parts) == 1 else Concatenated(parts)
 
     def media(self, modality: str, split: str = "train", limit: int | None = None) -> Sequence[PILImage | Audio]:
-        """All media of one modality, the very objects that the documents refer to; empty if the source has none."""
+        """All media of one modality: the objects that the documents refer to. Empty if the source has none."""
         check_split(split)
         parts = []
         for items in self._kinds:
@@ -99,12 +104,12 @@ class Source:
 
     @property
     def _kinds(self) -> list[Items]:
-        """Each kind of item once: tasks that share items share the object."""
+        """The different kinds of items; several tasks may use the same one."""
         return list({id(task.items): task.items for task in self.table.values()}.values())
 
 
 class Lazy(Sequence):
-    """`length` elements, each made by `get(index)` when it is asked for."""
+    """A sequence of `length` elements; each access calls `get(index)`."""
 
     def __init__(self, length: int, get: Callable[[int], Any]):
         self._length, self._get = length, get
@@ -119,7 +124,7 @@ class Lazy(Sequence):
 
 
 class Concatenated(Sequence):
-    """Sequences one after the other."""
+    """Several sequences as one."""
 
     def __init__(self, parts: Sequence[Sequence]):
         self._parts = parts

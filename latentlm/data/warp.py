@@ -1,7 +1,7 @@
-"""Warped copies of training pictures: each a little turned, sheared, shifted and scaled, the same on every machine.
+"""Augmented copies of training pictures: slightly turned, sheared, shifted and scaled, the same on every machine.
 
-Place in the flow: 2, between a source's training documents and the latent cache, where a recipe asks for
-`augmented_copies`. For reading pictures from few examples; what is drawn should be learnt from the pictures themselves.
+Place in the flow: 2, between a source's training documents and the latent cache, if a recipe has `augmented_copies`.
+Meant for reading pictures (image to text) from few examples; a model that draws would learn the distortions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 ANGLE, SHIFT, SCALE = 0.2, 0.1, 0.12
-"""The most that a copy is turned and sheared (radians), shifted (of its side) and scaled (relative)."""
+"""Largest turn and shear (radians), shift (relative to the side) and change of scale (relative) of a copy."""
 
 
 def with_augmented_copies(documents: Sequence[Document], copies: int) -> list[Document]:
-    """`documents`, then `copies` times all of them with their pictures warped, each in its own way.
+    """`documents`, followed by `copies` copies of all of them, each with pictures warped differently.
 
-    Raises UserError where there is no picture to warp.
+    Raises UserError if there is no picture.
     """
     found = list(documents)
     result = list(found)
@@ -48,9 +48,9 @@ def _warped(segment, rng: np.random.Generator):
 
 
 def warp(picture: PILImage, rng: np.random.Generator) -> PILImage:
-    """One warped copy of the same size and mode; what comes in from outside repeats the edge.
+    """One warped copy of the same size and mode; pixels from outside repeat the edge.
 
-    Bicubic: bilinear interpolation blurs a small picture, and what is read later is sharp (docs/log.md, 2026-11-26).
+    Interpolation is bicubic: bilinear blurs small pictures, unlike those to be read later (docs/log.md, 2026-11-26).
     """
     from PIL import Image as Pillow
 

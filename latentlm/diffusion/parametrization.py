@@ -1,4 +1,4 @@
-"""What the head predicts (v, ε, x0 or velocity), and conversions between these predictions (PAPER §1.2).
+"""The predictions that a head may make (v, ε, x0, velocity) and conversions between them (PAPER §1.2).
 
 Place in the flow: between the schedule and its two users, the training loss and the solvers.
 Every prediction is a linear combination o = u·x0 + w·ε:

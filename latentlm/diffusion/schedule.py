@@ -42,7 +42,7 @@ CLEAN = Level(time=0.0, alpha=1.0, sigma=0.0)
 
 @dataclass(frozen=True)
 class DiffusionProcess:
-    """A noising process and what the network predicts. Hashable, so that solver plans can be cached by it.
+    """A noising process and the kind of prediction. Hashable, so that solver plans can be cached by it.
 
     kind         "ddpm" or "flow"
     schedule     "cosine" or "linear"; ddpm only

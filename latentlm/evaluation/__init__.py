@@ -1,1 +1,1 @@
-"""Measuring a model: every figure beside its reference value, its threshold and its protocol."""
+"""Evaluation of models and tokenizers: figures with their protocol and a reference, and pages that show them."""

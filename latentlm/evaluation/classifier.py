@@ -24,7 +24,7 @@ NUM_FEATURES = 64
 BATCH_SIZE, PEAK_RATE = 64, 4e-3
 NUM_EXAMPLES = 40_000
 """Examples seen in training, repeats included."""
-MAX_EPOCHS = 60
+MAX_EPOCHS = 40
 SHIFT = 2
 """Pixels by which each copy is shifted at most, up or down and left or right. Copies are not mirrored: letters and
 digits would change their class."""

@@ -1,7 +1,7 @@
-"""Drawings for the page as inline SVG, without a plotting library: loss curves and waveforms.
+"""Loss curves and waveforms as inline SVG.
 
-Place in the flow: train.jsonl or samples ──▶ SVG text ──▶ `page.py`. Colours come from the page's CSS variables, so
-that they follow light and dark.
+Place in the flow: train.jsonl or samples ──▶ SVG text ──▶ `page.py`. Colours come from the page's CSS variables, which
+differ in light and dark mode.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NUM_BARS = 64
 
 
 def read_losses(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Steps and values of every named loss in a train.jsonl and, where the run sampled, of what is beside it.
+    """Steps and values of every named loss in a train.jsonl and in a held_out.jsonl beside it.
 
-    A last line that a kill left incomplete is not read.
+    An incomplete last line, as a killed run leaves it, is skipped.
     """
     curves: dict[str, tuple[list[float], list[float]]] = {}
     held_out = Path(path).parent / "held_out.jsonl"
@@ -42,8 +42,10 @@ def read_losses(path: str | Path) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def loss_curve(name: str, steps: Sequence[float], values: Sequence[float]) -> str:
-    """One loss over steps on a logarithmic scale where it spans more than a factor of 10: faint as logged, bold
-    averaged over neighbours."""
+    """A plot of one loss over steps: a faint line of the logged values, a bold line of their moving average.
+
+    The scale is logarithmic where the values span more than a factor of 10.
+    """
     x, y = np.asarray(steps), np.asarray(values)
     window = max(1, len(y) // 40)
     smooth = np.convolve(
@@ -79,7 +81,7 @@ def loss_curve(name: str, steps: Sequence[float], values: Sequence[float]) -> st
 
 
 def waveform(audio: Audio) -> str:
-    """The envelope of a clip as bars."""
+    """A plot of the envelope of a clip, as bars."""
     samples = np.abs(audio.samples.detach().float().cpu().numpy())
     pieces = np.array_split(samples, NUM_BARS) if len(samples) else []
     peaks = np.array([piece.max(initial=0.0) for piece in pieces])

@@ -24,7 +24,7 @@ from .exhibits import exhibit_of, given_words
 from .losses import score_others, score_texts
 from .protocol import Protocol, answer_text, ask, before_answer
 from .recogniser import num_word_errors
-from .reconstruction import lacking, reconstruct_images, reconstruct_speech
+from .reconstruction import missing_packages, reconstruct_images, reconstruct_speech
 from .report import Exhibit, Gallery, Report, interval
 from .spoken import evaluate_spoken
 from .statistics import mean_per_element
@@ -152,7 +152,7 @@ def _write(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[D
 
 
 def _add_word_errors(report: Report, answers: list[str], wanted: list[str], how: str) -> None:
-    missing = lacking(("jiwer",))
+    missing = missing_packages(("jiwer",))
     if missing:
         report.leave_out("documents.wer", missing)
         return

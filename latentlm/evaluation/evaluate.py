@@ -27,7 +27,7 @@ from .documents import NO_TRAINING, evaluate_documents, reconstruct_documents
 from .image import evaluate_digits, evaluate_emoji
 from .multimodal import evaluate_shapes
 from .protocol import GUIDANCE, QUICK, TASKS, Counts, Protocol, check_tasks
-from .reconstruction import EMBEDDED_SETS, RECONSTRUCTED, evaluate_reconstruction, lack
+from .reconstruction import EMBEDDED_SETS, RECONSTRUCTED, evaluate_reconstruction, missing_requirement
 from .report import Report
 from .seen import Seen
 from .speech import evaluate_speech
@@ -179,4 +179,6 @@ def _obstacle(task: str, pipeline: Pipeline, documents: Mapping[str, Sequence[Do
     if task == "documents":
         return None if documents else "no held-out documents: name a manifest of them with --manifest"
     modality = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)
-    return lack(pipeline.tokenizers, modality, ("espeakng_loader", "pocketsphinx", "jiwer") if task == "speech" else ())
+    return missing_requirement(
+        pipeline.tokenizers, modality, ("espeakng_loader", "pocketsphinx", "jiwer") if task == "speech" else ()
+    )

@@ -1,6 +1,6 @@
 """Evaluation of a folder, as `latentlm evaluate` does it: one function per kind, looked up by `config/kinds.py`.
 
-Place in the flow: commands ──▶ `Wish` ──▶ the evaluator of the folder's kind ──▶ `Report`.
+Place in the flow: commands ──▶ `EvaluationRequest` ──▶ the evaluator of the folder's kind ──▶ `Report`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .seen import Seen
 
 
 @dataclass(frozen=True)
-class Wish:
+class EvaluationRequest:
     """The arguments of `latentlm evaluate`: `name` as the user wrote it, the `folder` that it means, the options."""
 
     name: str
@@ -45,40 +45,42 @@ class Wish:
     say: Callable[[str], None] = print
 
 
-def evaluate_model(wish: Wish) -> Report:
+def evaluate_model(request: EvaluationRequest) -> Report:
     """A LatentLM: on the sources of its recipe, or the manifests."""
-    weights = "raw" if wish.raw else "ema"
-    dtype = choose_dtype(wish.dtype, wish.device)
-    pipeline = load(wish.name, weights=weights, device=wish.device, dtype=dtype)
-    trained = read_metadata(wish.name).get("recipe")
-    seen = Seen.of(parse_recipe(trained, f"{wish.name}: recipe")) if trained else Seen.nothing()
-    if not trained and not wish.manifests and not wish.only:
-        wish.say(f"{wish.name} has no recipe that names its sources; name held-out documents of them with --manifest")
+    weights = "raw" if request.raw else "ema"
+    dtype = choose_dtype(request.dtype, request.device)
+    pipeline = load(request.name, weights=weights, device=request.device, dtype=dtype)
+    trained = read_metadata(request.name).get("recipe")
+    seen = Seen.of(parse_recipe(trained, f"{request.name}: recipe")) if trained else Seen.nothing()
+    if not trained and not request.manifests and not request.only:
+        request.say(
+            f"{request.name} has no recipe that names its sources; name held-out documents of them with --manifest"
+        )
     return evaluate(
         pipeline,
-        tasks=wish.only or (("documents",) if wish.manifests else None),
-        manifests=wish.manifests or _there(seen.held_out, wish.say),
-        held_out=None if wish.manifests else _streamed(seen.streamed, pipeline.tokenizers, wish.say),
-        training=_training(seen.own, wish.say),
-        guidance=wish.guidance,
-        steps=wish.steps,
-        solver=wish.solver,
-        seed=wish.seed,
+        tasks=request.only or (("documents",) if request.manifests else None),
+        manifests=request.manifests or _there(seen.held_out, request.say),
+        held_out=None if request.manifests else _streamed(seen.streamed, pipeline.tokenizers, request.say),
+        training=_training(seen.own, request.say),
+        guidance=request.guidance,
+        steps=request.steps,
+        solver=request.solver,
+        seed=request.seed,
         weights=weights,
         seen=seen,
-        title=wish.name,
-        quick=wish.quick,
-        progress=wish.say,
+        title=request.name,
+        quick=request.quick,
+        progress=request.say,
     )
 
 
-def evaluate_tokenizer_folder(wish: Wish) -> Report:
+def evaluate_tokenizer_folder(request: EvaluationRequest) -> Report:
     """A tokenizer: the reconstruction of media."""
-    if wish.only or wish.guidance or wish.steps or wish.solver or wish.raw or wish.dtype != "auto":
+    if request.only or request.guidance or request.steps or request.solver or request.raw or request.dtype != "auto":
         given = "--only, --guidance, --steps, --solver, --raw and --dtype"
-        raise UserError(f"{given} are for models, and {wish.name} is a tokenizer")
-    tokenizer = load_tokenizer(wish.folder).to(wish.device)
-    return evaluate_tokenizer(tokenizer, manifests=wish.manifests, quick=wish.quick, title=wish.name)
+        raise UserError(f"{given} are for models, and {request.name} is a tokenizer")
+    tokenizer = load_tokenizer(request.folder).to(request.device)
+    return evaluate_tokenizer(tokenizer, manifests=request.manifests, quick=request.quick, title=request.name)
 
 
 def _streamed(

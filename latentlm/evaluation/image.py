@@ -1,8 +1,8 @@
-"""Digits and emoji: what is drawn for a word, and which word is read from a picture.
+"""Digits and emoji: pictures drawn for a word, and words read from a picture.
 
 Place in the flow: pipeline ──▶ drawings and words ──▶ figures and galleries of the report.
-A digit's prompt is its bare word; the judge says which digit was drawn, the Fréchet distance how alike the whole set is
-to real ones. An emoji's prompt is its name: it has one picture only, so the figure measures memory, and says so.
+The prompt of a digit is its word. A judge classifies each drawing, and the Fréchet distance compares the whole set with
+real digits. The prompt of an emoji is its name; each has one picture, so the figure measures memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHOWN_DIGITS, SHOWN_CAPTIONS, SHOWN_EMOJI = 10, 24, 48
 
 
 def evaluate_digits(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    """Draw every class, judge it, compare the set with real ones; read the held-out digits."""
+    """Draw digits of every class and compare them with real ones; write the words of the held-out digits."""
     drawn, labels = _draw_digits(pipeline, protocol)
     _score_drawn_digits(drawn, labels, protocol, report)
     _read_digits(pipeline, protocol, report)
@@ -105,7 +105,7 @@ def _read_digits(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
     exhibits = (
         Exhibit(f"is {items[i].word}", answers[i], right[i], picture=items[i].image) for i in order[:SHOWN_CAPTIONS]
     )
-    note = "Held-out scans and the word the model wrote; its mistakes come first."
+    note = "Held-out scans and the words that the model wrote; mistakes first."
     report.galleries.append(Gallery("captions", "Digits read", note, tuple(exhibits)))
 
 
@@ -115,7 +115,7 @@ def _read_digits(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
 def evaluate_emoji(
     pipeline: Pipeline, protocol: Protocol, report: Report, emoji_names: Sequence[str] | None = None
 ) -> None:
-    """Draw names of those trained on (`emoji_names`, None: all) and look for the nearest picture."""
+    """Draw emoji by name and find the nearest picture of the atlas. emoji_names: those trained on; None: all."""
     everything = emoji.load("train")
     trained = _named(everything, emoji_names)
     order = np.random.default_rng(0).permutation(len(trained))[: protocol.counts.emoji]
@@ -129,7 +129,7 @@ def evaluate_emoji(
     right = among[nearest(pixels, atlas[among])] == wanted
     right_all = nearest(pixels, atlas) == wanted
     rate, rate_all = float(right.float().mean()), float(right_all.float().mean())
-    how = protocol.describe(f"{len(asked)} names in lower case, all trained on: this measures memory", "emoji")
+    how = protocol.describe(f"{len(asked)} names in lower case, all trained on, so this measures memory", "emoji")
     metric = "least mean square distance of pixels"
     report.add(
         "emoji.top1",
@@ -153,8 +153,8 @@ def evaluate_emoji(
         for item, image, ok in zip(asked, drawn, right, strict=True)
     )[:SHOWN_EMOJI]
     note = (
-        "Left the named picture, right what the model drew for its name. It was trained on exactly these "
-        f"{len(trained)} pictures, one a name: this shows memory, not imagination."
+        "Left the real picture, right the drawing for its name. The model was trained on these "
+        f"{len(trained)} pictures, one per name: this shows memory."
     )
     report.galleries.append(Gallery("emoji", "Emoji drawn from memory", note, exhibits))
 
@@ -182,6 +182,6 @@ def to_pixels(images: Sequence[PILImage], size: int = emoji.SIZE) -> Tensor:
 
 
 def nearest(pixels: Tensor, candidates: Tensor) -> Tensor:
-    """The index of the candidate (K, P) at the least square distance from each of `pixels` (B, P): (B,)."""
+    """For each of `pixels` (B, P), the index of the candidate (K, P) at the least square distance, (B,)."""
     # ‖x − c‖² = ‖x‖² − 2 x·c + ‖c‖², and ‖x‖² is the same for all candidates
     return (candidates.double().square().sum(1) - 2 * pixels.double() @ candidates.double().T).argmin(1)

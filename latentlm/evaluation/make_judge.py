@@ -1,8 +1,8 @@
-"""Makes judge.safetensors, the weights of the digit judge, and prints its accuracy on the held-out digits.
+"""Train the digit judge, write judge.safetensors and print the accuracy on the held-out digits.
 
     python -m latentlm.evaluation.make_judge [OUTPUT] [--seeds N]
 
-The packaged weights are those of seed 0; more seeds only show that the accuracy does not hang on it.
+The packaged weights are those of seed 0; more seeds show how much the accuracy varies.
 """
 
 from __future__ import annotations

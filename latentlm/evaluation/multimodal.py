@@ -1,4 +1,4 @@
-"""The shapes world: drawing, describing and answering about combinations that were never shown in training.
+"""The shapes world: drawings, descriptions and answers for combinations that were not in training.
 
 Place in the flow: pipeline ──▶ drawings and sentences ──▶ exact checks of `data.embedded.shapes` ──▶ the report.
 """
@@ -19,7 +19,7 @@ NAMES = {"held_out": "held_out", "train": "seen"}
 
 
 def evaluate_shapes(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    """Draw and describe held-out and seen combinations; answer questions about the held-out pictures."""
+    """Draw and describe held-out and seen combinations; answer questions about held-out pictures."""
     for split in ("held_out", "train"):
         scenes = [shapes.scene(split, index, 1) for index in range(protocol.counts.shapes)]
         _draw(pipeline, protocol, report, scenes, split)
@@ -47,7 +47,7 @@ def _draw(pipeline: Pipeline, protocol: Protocol, report: Report, scenes: list[s
             )
             for scene, image, thing, ok in zip(scenes, drawn, seen, right, strict=True)
         )
-        note = "Left one real picture of the caption, right the drawing. No training picture showed these combinations."
+        note = "Left a real picture of the caption, right the drawing. No training picture shows these combinations."
         report.galleries.append(Gallery("shapes", "Shapes drawn, never seen", note, exhibits[:SHOWN_DRAWN]))
 
 
@@ -63,7 +63,7 @@ def _describe(pipeline: Pipeline, protocol: Protocol, report: Report, scenes: li
             Exhibit(f"is {scene.caption}", answer, ok, scene.image)
             for scene, answer, ok in zip(scenes, answers, right, strict=True)
         )
-        note = "Pictures of combinations never shown in training, and what the model wrote."
+        note = "Pictures of combinations that were not in training, and the captions that the model wrote."
         report.galleries.append(Gallery("shapes-read", "Shapes described", note, exhibits[:SHOWN_READ]))
 
 
@@ -83,7 +83,7 @@ def _answer(pipeline: Pipeline, protocol: Protocol, report: Report, scenes: list
 
 
 def _reader(scenes: list[shapes.Scene]) -> float:
-    """How often the template matching reads the real pictures right."""
+    """The share of real pictures that the template matching recognises."""
     return float(np.mean([shapes.recognise(scene.image) == scene.things[0] for scene in scenes]))
 
 

@@ -37,17 +37,17 @@ CARDS = {
     "shapes.held_out_draw_accuracy": "unseen shapes drawn",
     "shapes.held_out_caption_accuracy": "unseen shapes described",
     "text.bits_per_byte": "bits per byte of text",
-    "documents.bits_per_byte": "bits per byte, your texts",
-    "documents.exact_match": "your texts written exactly",
-    "documents.image_class_accuracy": "your classes drawn right",
+    "documents.bits_per_byte": "bits per byte, your own texts",
+    "documents.exact_match": "your own texts written exactly",
+    "documents.image_class_accuracy": "your own classes drawn right",
     "documents.image_frechet_ratio": "Fréchet distance ÷ real",
-    "documents.image_loss": "loss of your pictures",
-    "documents.speech_wer": "word errors in your speech",
+    "documents.image_loss": "loss of your own pictures",
+    "documents.speech_wer": "word errors in your own speech",
     "documents.speaker_similarity": "speaker similarity",
-    "documents.speech_loss": "loss of your speech",
-    "documents.stop_rate": "your speech ended by the model",
-    "documents.image_psnr": "your pictures reconstructed",
-    "documents.speech_stoi": "your speech reconstructed, STOI",
+    "documents.speech_loss": "loss of your own speech",
+    "documents.stop_rate": "your own speech ended by the model",
+    "documents.image_psnr": "your own pictures reconstructed",
+    "documents.speech_stoi": "your own speech reconstructed, STOI",
     "seconds.train": "training time",
     "seconds.total": "total time",
 }
@@ -67,7 +67,7 @@ def render_page(report: Report, train_log: str | Path | None = None) -> str:
     from markupsafe import Markup
 
     losses = read_losses(train_log) if train_log is not None else {}
-    return _template().render(
+    page = _template().render(
         report=report,
         cards=[(report.figures[name], title) for name, title in CARDS.items() if name in report.figures],
         requirements=[figure for figure in report.figures.values() if figure.passed is not None],
@@ -75,6 +75,7 @@ def render_page(report: Report, train_log: str | Path | None = None) -> str:
         style=Markup(_read("page.css")),
         script=Markup(_read("page.js")),
     )
+    return page.lstrip() + "\n"
 
 
 @cache

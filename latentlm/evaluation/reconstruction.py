@@ -20,7 +20,7 @@ from ..tokenizers.base import Tokenizer
 from .protocol import Protocol
 from .recogniser import available as recogniser_available
 from .report import Report
-from .speech import judge_of, real_said
+from .speech import real_utterances, recogniser_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -47,27 +47,29 @@ def evaluate_reconstruction(
     """
     pictures = [name for name in EMBEDDED_SETS if name in sets and name != "speech"]
     if pictures:
-        reason = lack(tokenizers, "image", ())
+        reason = missing_requirement(tokenizers, "image", ())
         if reason:
             report.leave_out("reconstruction.image", reason)
         else:
             _embedded_images(tokenizers["image"], protocol, report, pictures)
     if "speech" in sets:
-        reason = lack(tokenizers, "speech", ("espeakng_loader",))
+        reason = missing_requirement(tokenizers, "speech", ("espeakng_loader",))
         if reason:
             report.leave_out("reconstruction.speech", reason)
         else:
             _embedded_speech(tokenizers["speech"], protocol, report)
 
 
-def lack(tokenizers: Mapping[str, Tokenizer], modality: str | None, packages: Sequence[str]) -> str | None:
+def missing_requirement(
+    tokenizers: Mapping[str, Tokenizer], modality: str | None, packages: Sequence[str]
+) -> str | None:
     """Why a part cannot be measured: the model lacks the modality, or packages are not installed; None: it can."""
     if modality is not None and modality not in tokenizers:
         return f"the model has no {modality}"
-    return lacking(packages)
+    return missing_packages(packages)
 
 
-def lacking(packages: Sequence[str]) -> str | None:
+def missing_packages(packages: Sequence[str]) -> str | None:
     """Which of `packages`, all of the extra demo, are not installed, in words; None where all are."""
     missing = [name for name in packages if find_spec(name) is None]
     return f"{' and '.join(missing)} not installed (extra demo)" if missing else None
@@ -93,7 +95,7 @@ def _embedded_speech(tokenizer: Tokenizer, protocol: Protocol, report: Report) -
     spoken = [item.audio for item in real if item.kind == "phrase"][: protocol.counts.reconstructions // 3]
     reconstruct_speech(tokenizer, report, "reconstruction.speech", spoken, "phrases of held-out voices")
     if recogniser_available():
-        judge, words = judge_of("digit"), real_said("digit")
+        judge, words = recogniser_of("digit"), real_utterances("digit")
         heard = [judge.hear(audio) for audio in through(tokenizer, [item.audio for item in words])]
         report.add(
             "reconstruction.speech_word_accuracy",

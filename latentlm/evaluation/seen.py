@@ -52,7 +52,7 @@ class Seen:
             phrases=bool(known & {"spoken_phrases", "speech"}),
             own=tuple(source for source in sources if source.name is None),
             held_out=tuple(dict.fromkeys(source.held_out for source in kept if source.manifest is not None)),
-            streamed=tuple(source for source in kept if source.is_streamed),
+            streamed=tuple(source for source in kept if source.is_on_disk),
         )
 
     @classmethod

@@ -1,8 +1,8 @@
-"""Speech: are the words said the words asked for, does an utterance end by itself, are real clips written down right.
+"""Embedded speech: the words heard in generated utterances, their lengths, and transcriptions of real clips.
 
 Place in the flow: pipeline ──▶ utterances and words ──▶ figures and players of the report.
-Digit words are scored with a digit grammar beside the real clips of the held-out voices; phrases that were never spoken
-in training with a grammar of their whole closed language.
+Digit words are recognised with a grammar of the ten words, phrases that no training clip contains with a grammar of all
+phrases; each figure stands beside that of real clips of the held-out voices.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .report import Exhibit, Gallery, Report, interval
 
 SHOWN_WORDS, SHOWN_PHRASES, SHOWN_READ = 20, 12, 12
 LENGTHS = (0.5, 2.0)
-"""An utterance ends well when its length is within these multiples of the real mean."""
+"""Bounds of the length of an utterance that ended well, as multiples of the mean real length."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """A text, the utterance generated for it, whether the model ended it, and what the recogniser heard."""
+class Utterance:
+    """A text, its generated clip, whether the model ended that, and the words that the recogniser heard."""
 
     text: str
     audio: Audio
@@ -55,28 +55,30 @@ def evaluate_speech(pipeline: Pipeline, protocol: Protocol, report: Report) -> N
     _write_down(pipeline, protocol, report)
 
 
-def _say(pipeline: Pipeline, protocol: Protocol, texts: list[str], judge: Recogniser, seconds: float) -> list[Said]:
+def _say(
+    pipeline: Pipeline, protocol: Protocol, texts: list[str], judge: Recogniser, seconds: float
+) -> list[Utterance]:
     nothing = Audio(torch.zeros(0), speech.SAMPLE_RATE)  # the place of the answer, which is cut off
     prompts = [before_answer(documents.text_to_speech(text, nothing)) for text in texts]
     outputs = ask(pipeline, prompts, "speech", protocol, "speech", seconds)
     audios = [answer_media(output) for output in outputs]
     return [
-        Said(text, audio, output.finish_reason == "stop", judge.hear(audio))
+        Utterance(text, audio, output.finish_reason == "stop", judge.hear(audio))
         for text, audio, output in zip(texts, audios, outputs, strict=True)
     ]
 
 
 @cache
-def real_said(kind: str, num: int | None = None) -> tuple[Said, ...]:
-    """The first `num` held-out clips of a kind, "digit" or "phrase", and what the recogniser hears in them."""
-    judge = judge_of(kind)
+def real_utterances(kind: str, num: int | None = None) -> tuple[Utterance, ...]:
+    """The first `num` held-out clips of a kind, "digit" or "phrase", with the words that the recogniser hears."""
+    judge = recogniser_of(kind)
     items = [item for item in speech.load("held_out") if item.kind == kind][:num]
-    return tuple(Said(item.text, item.audio, True, judge.hear(item.audio)) for item in items)
+    return tuple(Utterance(item.text, item.audio, True, judge.hear(item.audio)) for item in items)
 
 
 @cache
-def judge_of(kind: str) -> Recogniser:
-    """The recogniser of the digit words, or of the whole closed language."""
+def recogniser_of(kind: str) -> Recogniser:
+    """The recogniser of the digit words, or of all phrases."""
     return Recogniser.of_words(phrases.DIGITS) if kind == "digit" else Recogniser.of_phrases()
 
 
@@ -84,7 +86,7 @@ def judge_of(kind: str) -> Recogniser:
 
 
 def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
-    judge, real = judge_of("digit"), real_said("digit")
+    judge, real = recogniser_of("digit"), real_utterances("digit")
     num = protocol.counts.words
     texts = [phrases.DIGITS[index % len(phrases.DIGITS)] for index in range(num)]
     said = _say(pipeline, protocol, texts, judge, WORD_SECONDS)
@@ -114,13 +116,13 @@ def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
         _players(
             "words",
             "Digit words said",
-            "The first ones, not chosen; each seed finds its own voice.",
+            "The first ones. No voice is given: each seed finds its own.",
             said[:SHOWN_WORDS],
         )
     )
 
 
-def _score_lengths(report: Report, said: Sequence[Said], real: Sequence[Said], how: str) -> None:
+def _score_lengths(report: Report, said: Sequence[Utterance], real: Sequence[Utterance], how: str) -> None:
     ratios = length_ratios(said, real)
     good = [item.ended and LENGTHS[0] <= ratio <= LENGTHS[1] for item, ratio in zip(said, ratios, strict=True)]
     real_good = float(np.mean([LENGTHS[0] <= ratio <= LENGTHS[1] for ratio in length_ratios(real, real)]))
@@ -143,7 +145,7 @@ def _score_lengths(report: Report, said: Sequence[Said], real: Sequence[Said], h
     )
 
 
-def length_ratios(said: Sequence[Said], real: Sequence[Said]) -> list[float]:
+def length_ratios(said: Sequence[Utterance], real: Sequence[Utterance]) -> list[float]:
     """Length of each utterance over the mean real length of its text."""
     lengths: dict[str, list[float]] = {}
     for item in real:
@@ -156,10 +158,10 @@ def length_ratios(said: Sequence[Said], real: Sequence[Said]) -> list[float]:
 
 def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     texts = list(phrases.phrases("held_out"))[: protocol.counts.phrases]
-    said = _say(pipeline, protocol, texts, judge_of("phrase"), PHRASE_SECONDS)
-    real = real_said("phrase", 3 * protocol.counts.phrases)
+    said = _say(pipeline, protocol, texts, recogniser_of("phrase"), PHRASE_SECONDS)
+    real = real_utterances("phrase", 3 * protocol.counts.phrases)
     how = protocol.describe(f"{len(texts)} phrases never spoken in training", "speech")
-    scored = "pocketsphinx with a grammar of the whole closed language"
+    scored = "pocketsphinx with a grammar of all phrases"
     beside = {"reference_name": f"{len(real)} real clips"}
     report.add(
         "speech.phrase_wer", word_error_rate(said), f"{how}; word error rate, {scored}",
@@ -173,17 +175,17 @@ def _say_phrases(pipeline: Pipeline, protocol: Protocol, report: Report) -> None
     report.add(
         "speech.phrase_stop_rate", stops, f"{how}; ended by the model itself", interval=interval(stops, len(said))
     )
-    note = "Phrases whose combination of words no training clip contains."
-    report.galleries.append(_players("phrases", "Phrases said, never heard", note, said[:SHOWN_PHRASES]))
+    note = "Phrases that no training clip contains."
+    report.galleries.append(_players("phrases", "New phrases said", note, said[:SHOWN_PHRASES]))
 
 
-def word_error_rate(said: Sequence[Said]) -> float:
+def word_error_rate(said: Sequence[Utterance]) -> float:
     """Word errors of all utterances over their words."""
     errors = sum(num_word_errors(item.heard, item.text) for item in said)
     return errors / sum(len(item.text.split()) for item in said)
 
 
-def _rate(said: Sequence[Said]) -> float:
+def _rate(said: Sequence[Utterance]) -> float:
     return float(np.mean([item.right for item in said]))
 
 
@@ -217,12 +219,12 @@ def _write_down(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
         Exhibit(f"is “{items[i].text}” ({items[i].voice.name})", answers[i], right[i], sound=items[i].audio)
         for i in shown
     )
-    note = "Real clips of voices that were never in training, and what the model wrote."
+    note = "Real clips of voices that were not in training, and the words that the model wrote."
     report.galleries.append(Gallery("transcribed", "Speech read", note, exhibits))
 
 
-def _players(name: str, title: str, note: str, said: list[Said]) -> Gallery:
+def _players(name: str, title: str, note: str, said: list[Utterance]) -> Gallery:
     exhibits = tuple(
         Exhibit(item.text, "" if item.right else f"heard “{item.heard}”", item.right, sound=item.audio) for item in said
     )
-    return Gallery(name, title, f"{note} Marks are the recogniser's.", exhibits)
+    return Gallery(name, title, f"{note} Right or wrong according to the recogniser.", exhibits)

@@ -24,12 +24,12 @@ from .classes import spread
 from .exhibits import exhibit_of
 from .protocol import Protocol, answer_media, ask, before_answer
 from .recogniser import normalise, num_word_errors
-from .reconstruction import lacking
+from .reconstruction import missing_packages
 from .report import Gallery, Report, interval
 from .speaker import available as speaker_encoder_available
 from .speaker import speaker_similarity
+from .speech_judge import speech_judge_for
 from .statistics import mean_per_element
-from .vocabulary import ear_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -123,18 +123,21 @@ def _add_lengths(report: Report, name: str, spoken: Sequence[Spoken], how: str) 
 
 def _add_words(report: Report, spoken: Sequence[Spoken], training: Sequence[Sequence[Document]], how: str) -> list[str]:
     """Figures of the words heard; returns them for each answer, empty where nothing can be heard."""
-    missing = lacking(("pocketsphinx", "jiwer"))
+    missing = missing_packages(("pocketsphinx", "jiwer"))
     texts = [normalise(spoken_words(item.document)) for item in spoken]
     others = [spoken_words(document) for document in spread(training, NUM_TRAINING_TEXTS) if _is_spoken(document)]
-    ear = missing or ear_for([*texts, *others])
-    if isinstance(ear, str):
-        report.leave_out("documents.speech_wer", ear)
+    judge = missing or speech_judge_for([*texts, *others])
+    if isinstance(judge, str):
+        report.leave_out("documents.speech_wer", judge)
         return [""] * len(spoken)
     judged = [index for index, text in enumerate(texts) if text]
+    if not judged:
+        report.leave_out("documents.speech_wer", "its texts have no words")
+        return [""] * len(spoken)
     heard, real = ["" for _ in spoken], ["" for _ in spoken]
     for index in judged:
-        heard[index] = ear.recogniser.hear(spoken[index].made)
-        real[index] = ear.recogniser.hear(spoken[index].real)
+        heard[index] = judge.recogniser.hear(spoken[index].made)
+        real[index] = judge.recogniser.hear(spoken[index].real)
     words = [len(texts[index].split()) for index in judged]
     errors, real_errors = (
         mean_per_element([num_word_errors(found[index], texts[index]) for index in judged], words)
@@ -143,17 +146,17 @@ def _add_words(report: Report, spoken: Sequence[Spoken], training: Sequence[Sequ
     report.add(
         "documents.speech_wer",
         errors.value,
-        f"{how}; word error rate, {ear.description}",
+        f"{how}; word error rate, {judge.description}",
         reference=real_errors.value,
         reference_name="real clips",
         standard_error=errors.standard_error,
     )
-    if ear.closed:
+    if judge.closed:
         rate, real_rate = (float(np.mean([found[i] == texts[i] for i in judged])) for found in (heard, real))
         report.add(
             "documents.speech_accuracy",
             rate,
-            f"{how}; every word right, {ear.description}",
+            f"{how}; every word right, {judge.description}",
             reference=real_rate,
             reference_name="real clips",
             interval=interval(rate, len(judged)),

@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean per element and its standard error, None for fewer than two documents."""
+    """A mean per element and its standard error; None for fewer than two documents, and where all have one value."""
 
     value: float
     standard_error: float | None
@@ -29,5 +29,7 @@ def mean_per_element(sums: Sequence[float], counts: Sequence[float]) -> Mean:
     value = total.sum() / number.sum()
     if len(total) < 2:
         return Mean(float(value), None)
+    if np.all(total == value * number):
+        return Mean(float(value), None)  # no spread was seen, which does not mean that there is none
     squares = np.square(total - value * number).sum() * len(total) / (len(total) - 1)
     return Mean(float(value), float(np.sqrt(squares) / number.sum()))

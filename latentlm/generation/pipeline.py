@@ -181,12 +181,12 @@ class Pipeline:
         return active.finish_reason
 
     def _active_requests(self, requests: Sequence[Request]) -> list[ActiveRequest]:
-        """Requests as the engine wants them; their media are encoded together."""
+        """The requests in the form that the engine takes; their media are encoded together."""
         requests = [with_defaults(self._with_document(request), self.model.config.sampling) for request in requests]
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
-        cache.prepare(request.prompt for request in requests)
+        cache.prepare([request.prompt for request in requests])
         return [self._active_request(request, cache.resolve(request.prompt)) for request in requests]
 
     def _with_document(self, request: Request) -> Request:

@@ -1,6 +1,6 @@
 """Requests: what a user asks of a model, with defaults filled in and wrong values refused.
 
-Place in the flow: 4, in front of `pipeline.py`, which makes it an `ActiveRequest` of the engine.
+Place in the flow: 4, in front of `pipeline.py`, which makes each an `ActiveRequest` of the engine.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def _name(audio: Audio) -> str:
 
 
 def _without_object(error: Exception) -> str:
-    """What soundfile says of bytes, without the object's name: `Error opening <_io.BytesIO object at …>: …`."""
+    """The message of `error` without the object's name: `Error opening <_io.BytesIO object at …>: …`."""
     return one_line(error).rpartition(">: ")[2]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,13 +19,13 @@ import numpy as np
 import safetensors.torch
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import PosteriorConfig
 from ..config.base import Config, Count
 from ..errors import UserError
 from ..media.files import existing, target
-from ..tokenizers.base import Tokenizer
+from ..tokenizers.base import Tokenizer, collate_media
 from ..types import Latents, MediaBatch, MediaSegment, Modality
 from ..weights import save_weights
 
@@ -132,9 +132,8 @@ class VectorTokenizer(Tokenizer):
         for array in media:
             if array.shape[1] != self.latent_dim:
                 raise UserError(f"vectors of width {array.shape[1]}; this model reads width {self.latent_dim}")
-        lengths = torch.tensor([len(array) for array in media])
-        padded = nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in media], batch_first=True)
-        return MediaBatch(padded, lengths).to(self.latent_mean.device)
+        batch = collate_media([torch.from_numpy(array).T for array in media])  # (B, C, N)
+        return replace(batch, media=batch.media.mT.contiguous()).to(self.latent_mean.device)
 
     def encode_batch(self, media: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (B, N, C) unchanged, and their validity (B, N)."""

@@ -11,7 +11,7 @@ Legend: `B` examples, `N` latents, `C` latent channels, `P` posterior parameters
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -48,6 +48,14 @@ class TokenizerConfig(Protocol):
     latent_dim: int
     per_channel: bool
     posterior: PosteriorConfig
+
+
+def collate_media(examples: Sequence[Tensor], seed: int = 0) -> MediaBatch:
+    """Tensors (..., S) that differ at most in their last dimension as one batch, zero-padded to the longest."""
+    lengths = torch.tensor([example.shape[-1] for example in examples])
+    longest = int(lengths.max())
+    media = torch.stack([nn.functional.pad(example, (0, longest - example.shape[-1])) for example in examples])
+    return MediaBatch(media, lengths, seed)
 
 
 @dataclass(frozen=True)

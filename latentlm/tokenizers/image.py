@@ -23,7 +23,7 @@ from ..config import ConvImageTokenizerConfig, ImageReconstructionConfig, ImageT
 from ..errors import UserError
 from ..media.picture import image_to_tensor, tensor_to_image
 from ..types import MediaBatch
-from .base import Tokenizer
+from .base import Tokenizer, collate_media
 from .losses import image_reconstruction
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ class PictureTokenizer(Tokenizer):
     def batch(self, media: list[PILImage]) -> MediaBatch:
         """PIL images of any size and mode -> (B, 3, H, W), made square by the config's `fit` (`image_to_tensor`)."""
         size, fit = self.config.image_size, self.config.fit
-        pixels = torch.stack([image_to_tensor(image, size, fit) for image in media])
-        lengths = torch.full((len(media),), size * size)
-        return MediaBatch(pixels, lengths).to(self.latent_mean.device)
+        return collate_media([image_to_tensor(image, size, fit) for image in media]).to(self.latent_mean.device)
 
     def unbatch(self, media: Tensor, counts: list[int]) -> list[PILImage]:
         return [tensor_to_image(pixels) for pixels in media]

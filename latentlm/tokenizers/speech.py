@@ -22,7 +22,7 @@ from ..config import SpeechReconstructionConfig, SpeechTokenizerConfig
 from ..errors import UserError
 from ..media.sound import LOUDEST, Audio, at_rate, normalise_loudness, remark_on_silence
 from ..types import MediaBatch
-from .base import Tokenizer
+from .base import Tokenizer, collate_media
 from .causal import CausalConv, CausalState, ConvNeXtBlock, DownConv, UpConv
 from .losses import speech_reconstruction
 from .spectral import InverseSTFT, SpectralFeatures
@@ -145,10 +145,7 @@ class SpeechTokenizer(Tokenizer):
 
     def batch(self, media: list[Audio]) -> MediaBatch:
         """Clips of any rate and length -> (B, 1, S). Raises UserError as `waveform`."""
-        samples = [self.waveform(audio) for audio in media]
-        lengths = torch.tensor([len(x) for x in samples])
-        waveforms = nn.utils.rnn.pad_sequence(samples, batch_first=True)[:, None]
-        return MediaBatch(waveforms, lengths).to(self.latent_mean.device)
+        return collate_media([self.waveform(audio)[None] for audio in media]).to(self.latent_mean.device)
 
     def unbatch(self, media: Tensor, counts: list[int]) -> list[Audio]:
         """(B, N·hop) -> clips of counts·hop samples, within ±LOUDEST as `Audio` demands."""

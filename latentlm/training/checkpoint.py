@@ -1,14 +1,14 @@
-"""Training checkpoints: the tensors of a run, to disk and back, and the whole weights that leave it.
+"""Training checkpoints: writes and reads the tensors of a run, and gathers its whole weights for the export.
 
-Place in the flow: written and read by the trainer, with what `state.py` says of the run beside the tensors. Not the
-directory that `latentlm.load` reads: that one comes from `Trainer.export`.
+Place in the flow: 5, written and read by the trainer, with the `TrainerState` of `state.py` beside the tensors. Not the
+folder that `latentlm.load` reads, which is written by `Trainer.export`.
 
     <folder>/checkpoints/step-00001234/
         state/*.safetensors   weights, optimiser, EMA; each rank writes its part, any number of processes reads it
-        trainer.json          step, clock, data positions, random states, what the run must agree on, metadata
+        trainer.json          step, clock, data positions, random states, identity of the run, metadata
 
-A checkpoint is written to a `.tmp` sibling, synced to disk and renamed: a directory that bears its final name is
-complete. `state/` goes through torch.distributed.checkpoint in its safetensors storage; nothing here is a pickle.
+A checkpoint is written to a `.tmp` sibling, synced to disk and renamed, so a folder with the final name is complete.
+`state/` is written by torch.distributed.checkpoint (DCP) as safetensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Checkpoints:
     def latest(self) -> Path | None:
         return self.world.on_main(lambda: next(reversed(self.complete()), None))
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> Path:
-        """Write `tensors` (plain or sharded) and `record` (JSON, rank 0's counts) as the checkpoint of `step`.
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+        """Write `tensors` (plain or sharded) and `state` (JSON, of rank 0) as the checkpoint of `step`.
 
-        Raises CheckpointError where the disk refuses; what was written of it is removed.
+        Raises CheckpointError if it cannot be written; a partial checkpoint is removed.
         """
         final = self.folder / f"step-{step:08d}"
         if self.world.on_main(final.is_dir):
@@ -66,7 +66,7 @@ class Checkpoints:
             with single_process():
                 writer = dcp.HuggingFaceStorageWriter(str(temporary / "state"), save_distributed=True)
                 dcp.save(dict(tensors), storage_writer=writer, no_dist=self.world.size == 1)
-            self.world.on_main(lambda: self._complete(temporary, final, record))
+            self.world.on_main(lambda: self._complete(temporary, final, state))
         except (OSError, dcp.CheckpointException) as error:
             self.world.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))
             last = self.latest()
@@ -79,8 +79,8 @@ class Checkpoints:
             shutil.rmtree(stale)
         (temporary / "state").mkdir(parents=True)
 
-    def _complete(self, temporary: Path, final: Path, record: Mapping[str, Any]) -> None:
-        (temporary / "trainer.json").write_text(json.dumps(record), encoding="utf-8")
+    def _complete(self, temporary: Path, final: Path, state: Mapping[str, Any]) -> None:
+        (temporary / "trainer.json").write_text(json.dumps(state), encoding="utf-8")
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         os.replace(temporary, final)
@@ -88,15 +88,14 @@ class Checkpoints:
         for old in self.complete()[: -self.keep]:
             shutil.rmtree(old)
 
-    def record(self, path: Path) -> dict[str, Any]:
-        """The trainer.json of a checkpoint. UserError, one line, names it where it is missing or broken."""
+    def read_state(self, path: Path) -> dict[str, Any]:
+        """The content of a checkpoint's trainer.json. Raises UserError, which names it, if it is missing or broken."""
         return self.world.on_main(lambda: read_json(path / "trainer.json"))
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the state of `path` into `tensors`, in place.
+        """Copy the tensors of the checkpoint `path` into `tensors`, in place.
 
-        Raises UserError, one line, that names a file which is not whole; or where the names or shapes differ the first
-        ten of each kind and their count.
+        Raises UserError, naming a file that is incomplete, or the first ten names and shapes that differ.
         """
         self.world.on_main(lambda: _check_fit(path, tensors))
         read_state(path, tensors, alone=self.world.size == 1)
@@ -110,7 +109,7 @@ def _check_fit(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _reason(error: OSError | dcp.CheckpointException) -> str:
-    """The operating system's words, dug out of what DCP gathered from the ranks; other failures are bugs and rise."""
+    """The message of the OSError that DCP gathered from some rank; raises `error` again if there is none."""
     if isinstance(error, OSError):
         return str(error)
     causes = [cause for cause, _ in error.failures.values()]
@@ -132,9 +131,9 @@ def _sync(path: Path) -> None:
 
 
 def run_tensors(model: nn.Module, phases: Sequence[PhaseTraining], ema: EMA | None) -> dict[str, Tensor]:
-    """All tensors of a run that change, by unique name; tied weights once, frozen ones not at all.
+    """All tensors that training changes, by unique name; tied weights once, frozen ones not at all.
 
-    model.*, optimizer.*, ema.* of the model that is exported; phases.NAME.* of what else a phase trains.
+    model.*, optimizer.* and ema.* belong to the exported model, phases.NAME.* to other modules that a phase trains.
     """
     seen: set[int] = set()
     tensors = {f"model.{name}": value for name, value in _changing(model, seen)}
@@ -146,7 +145,7 @@ def run_tensors(model: nn.Module, phases: Sequence[PhaseTraining], ema: EMA | No
 
 
 def _changing(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """The state of `module` by clean name, without frozen parameters and what is in `seen`, which grows by it."""
+    """The state of `module` by clean name, without frozen parameters and tensors in `seen`; extends `seen`."""
     for name, value in module.state_dict(keep_vars=True).items():
         frozen = isinstance(value, nn.Parameter) and not value.requires_grad
         if id(value) not in seen and not frozen:
@@ -155,8 +154,8 @@ def _changing(module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]
 
 
 def whole_weights(model: nn.Module, replaced: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """The weights of `model` by clean name, unsharded, on the CPU, in the model's dtypes; those in `replaced` (by
-    parameter) instead of its own. Collective; ranks that do not `keep` them get none."""
+    """The weights of `model` by clean name, unsharded, on the CPU, in the model's dtypes; weights in `replaced` (by
+    name) take precedence. Collective; ranks with `keep` False get an empty dict."""
     by_id = {id(value): clean_name(name) for name, value in model.named_parameters()}
     weights: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():

@@ -1,7 +1,7 @@
-"""Processes: who am I, sum over everybody, start many, end cleanly.
+"""Processes: rank and world size, sums over ranks, starting and ending several processes.
 
-Place in the flow: below the trainer; one process needs nothing from here but `World()`. Under torchrun every process
-calls `start()` first and `finish()` last; `launch` runs a command under torchrun on this machine.
+Place in the flow: 5, below the trainer; one process needs nothing from here but `World()`. Under torchrun every process
+calls `start()` first and `finish()` last; `launch` starts several processes on this machine in the same way.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class World:
         return values
 
     def on_main(self, action: Callable[[], Result]) -> Result:
-        """Run `action` on rank 0 and give its result to all; its OSError or UserError is raised on every rank."""
+        """Run `action` on rank 0 and return its result on all ranks; its OSError or ValueError is raised on all."""
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]
@@ -83,10 +83,10 @@ class World:
 
 
 def start(device: str | None = None) -> World:
-    """Join the process group that torchrun describes in the environment, or be the only process.
+    """Join the process group that torchrun describes in the environment, or return the World of a single process.
 
-    `device`: "cpu", "cuda" (each process takes the GPU of its local rank) or None, which picks CUDA where it is.
-    Raises UserError where CUDA is asked for and this process has no GPU.
+    device: "cpu", "cuda" (each process takes the GPU of its local rank) or None, which is CUDA if available. Raises
+    UserError if there is no GPU for this process.
     """
     environment = {name: int(os.environ.get(name, fallback)) for name, fallback in _TORCHRUN}
     kind = choose_device(device or "auto").type
@@ -115,10 +115,10 @@ _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WO
 
 
 def finish(world: World, code: int = 0) -> None:
-    """Leave the process group. Among several processes this ends the process: call it last.
+    """Leave the process group. With several processes this ends the process, so call it last.
 
-    gloo's threads can abort the interpreter's own exit after a distributed checkpoint, which would turn a finished
-    training into a failed one; so after the barrier everything is flushed and the process leaves at once.
+    After a distributed checkpoint, gloo's threads can abort the exit of the interpreter, which would make a finished
+    training look failed. So the process flushes its output and exits at once.
     """
     if world.size == 1:
         return
@@ -132,25 +132,25 @@ def finish(world: World, code: int = 0) -> None:
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
 
 
 def default_processes(most: int = 2) -> int:
-    """Processes for a run where nobody says how many: one a core, and no more than GPUs where there are any."""
+    """Default number of processes: one per core, at most `most`, and with GPUs at most their number."""
     places = min(num_cores(), torch.cuda.device_count()) if torch.cuda.is_available() else num_cores()
     return max(1, min(most, places))
 
 
 def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
-    """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` on this machine; the exit code.
+    """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` on this machine; return the exit code.
 
-    Every process gets the environment that torchrun would give it. The first one to fail ends the others, and its code
-    is returned; where a signal ended it (out of memory: SIGKILL) a line says so and the code is 128 and its number.
-    Only rank 0 writes to the terminal; what another rank had to say is shown when it was the one to fail. Ctrl-C or
-    SIGTERM reaches each process once, as SIGTERM: it saves and leaves; a second one leaves none of them behind. The
-    cores are shared out between the processes unless OMP_NUM_THREADS says otherwise. Raises UserError for no
-    processes. Example: `launch(2, ["-m", "latentlm", "train", "demo"])`.
+    Every process gets the environment that torchrun would give it, and its share of the free cores unless
+    OMP_NUM_THREADS is set. When a process fails, the others are ended and its exit code is returned; if a signal ended
+    it (out of memory: SIGKILL), a line says so and the code is 128 + its number. Only rank 0 writes to the terminal;
+    the output of another rank is shown if that rank fails first. The first Ctrl-C or SIGTERM is passed to each process
+    as SIGTERM, on which it saves and exits; the second one kills them. Raises UserError for fewer than one process.
+    Example: `launch(2, ["-m", "latentlm", "train", "demo"])`.
     """
     if num_processes < 1:
         raise UserError(f"processes must be at least 1, got {num_processes}")
@@ -160,7 +160,7 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     size = str(num_processes)
     with ExitStack() as stack:
         processes, outputs = [], []
-        alive, mine_alone = os.pipe()  # the end that is kept closes with this process, see `follow_launcher`
+        alive, mine_alone = os.pipe()  # mine_alone closes when this process ends, see `follow_launcher`
         stack.callback(os.close, alive)
         stack.callback(os.close, mine_alone)
         stack.callback(_kill, processes)
@@ -186,18 +186,17 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
 
 
 def follow_launcher() -> None:
-    """From now on this process, which `launch` started, ends when that one is gone, even by SIGKILL: the folder it
-    held for both is then anybody's."""
+    """End this process when its launcher ends, even by SIGKILL, which releases the lock on the run folder."""
 
     def watch() -> None:
-        os.read(0, 1)  # nothing is ever sent: it returns when the other end is closed
+        os.read(0, 1)  # returns when the other end is closed; nothing is sent
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _wait(processes: list[subprocess.Popen]) -> int | None:
-    """Until all have ended; the rank of the first that failed, which ends the others, or None."""
+    """Wait until all have ended, and end them if one fails; return the rank of the first that failed, or None."""
     failed = None
     while any(process.poll() is None for process in processes):
         if failed is None:
@@ -209,7 +208,7 @@ def _wait(processes: list[subprocess.Popen]) -> int | None:
 
 
 def _failed(processes: list[subprocess.Popen]) -> int | None:
-    """A rank that failed; one that a signal ended before others, who may only have missed it."""
+    """A rank that failed, or None; one ended by a signal is preferred, since others may have failed because of it."""
     ranks = [rank for rank, process in enumerate(processes) if process.poll()]
     return min(ranks, key=lambda rank: processes[rank].returncode, default=None)
 
@@ -235,9 +234,9 @@ def _free_port() -> int:
 
 @contextmanager
 def on_signals(numbers: Sequence[int], react: Callable[[int], None]) -> Iterator[None]:
-    """Within, the first of each of these signals calls `react`; a second one does what it did before.
+    """Context manager: the first of each of these signals calls `react`; a second one is handled as before.
 
-    Only the main thread may handle signals: elsewhere nothing changes.
+    Does nothing outside the main thread, which alone may handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -258,10 +257,10 @@ def on_signals(numbers: Sequence[int], react: Callable[[int], None]) -> Iterator
 
 
 class NamedSum:
-    """Sums of named numbers over the ranks, which need not have the same names: one all-reduce a call.
+    """Sums named numbers over the ranks, which need not have the same names, with one all-reduce per call.
 
-    All ranks keep the same list of names seen so far; a rank with a new one says so within the sum, and then they
-    exchange names once.
+    All ranks keep the same list of known names. A rank with a new name sets a flag in the sum, and then all ranks
+    exchange their names once.
     """
 
     def __init__(self, world: World):

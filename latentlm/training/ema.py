@@ -1,10 +1,10 @@
 """Exponential moving average of the weights, kept in fp32 beside the model.
 
-Place in the flow: updated by the trainer after each optimiser step, saved with it, swapped in for sampling.
-The decay is warmed up as min(decay, (1 + k) / (10 + k)) over steps k: a constant 0.9999 would still be mostly the
-initialisation after ten thousand steps. One fused lerp over clones, which works on sharded (FSDP2) weights, too.
-Weights of neighbouring steps hardly differ, and a pass over all of them is a few percent of a small model's step: once
-the run is under way, every fourth step's weights enter, by the decay of four.
+Place in the flow: 5, updated by the trainer after each optimiser step, saved with it, swapped in for sampling.
+The decay is warmed up as min(decay, (1 + k) / (10 + k)) over steps k: with a constant 0.9999 the average would still be
+mostly the initialisation after ten thousand steps. The update is one fused lerp, which works on sharded (FSDP2) weights
+too. An update takes a few percent of a small model's step, and weights of neighbouring steps hardly differ: after the
+first EVERY_STEP steps, only every PERIOD-th step updates the average, with the decay of PERIOD steps.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 EVERY_STEP = 16
-"""The weights of so many first steps enter the average one by one."""
+"""The first so many steps update the average one by one."""
 PERIOD = 4
-"""Afterwards those of every so many."""
+"""After that, one step in so many updates it."""
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name without the prefix that torch.compile puts into it."""
+    """A parameter's name without the prefix of torch.compile."""
     return name.replace("_orig_mod.", "")
 
 
@@ -41,7 +41,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """After a step: average ← d·average + (1 - d)·weights, d = decay^period, when the period is over."""
+        """Call after each step: at the end of a period, average ← d·average + (1 - d)·weights with d = decay^period."""
         k = self.num_updates
         self.num_updates += 1
         period = 1 if k < EVERY_STEP else PERIOD
@@ -56,7 +56,7 @@ class EMA:
     @contextmanager
     @torch.no_grad()
     def applied(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Within, `module` has the averaged weights; after, its own again, to the bit."""
+        """Context manager: swaps the averaged weights in, and restores the originals on exit, bit for bit."""
         weights = [value for value in module.parameters() if value.requires_grad]
         backup = [value.detach().clone() for value in weights]
         torch._foreach_copy_(weights, self.average)

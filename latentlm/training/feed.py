@@ -1,14 +1,15 @@
-"""The sources of a recipe ──▶ documents whose media are latents, and the loader of their batches.
+"""The documents of a recipe's sources with latents for media, and the loaders of batches.
 
 Place in the flow: 5, below the files of the kinds. Embedded sources and manifests are encoded into memory
-(`data/cache.py`), paths into shards in the run's folder, once; shards are read as they are.
+(`data/cache.py`), paths into shards, once for all runs; shards are read as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,19 @@ import numpy as np
 from ..config import DataConfig, MediaConfig, SourceConfig, TrainingConfig
 from ..data.ahead import DocumentsAhead, MediaAhead
 from ..data.cache import LatentCache, ResolvedDocuments
-from ..data.encoding.plan import Job
+from ..data.cache_dir import default_cache_dir
+from ..data.encoding.plan import Job, shared_folder
 from ..data.encoding.workers import encode
 from ..data.examples import TokenizerConfig, open_media_loader
 from ..data.loader import DocumentLoader
+from ..data.long_texts import SMALLEST, SplitTexts, cuts, is_plain_text
 from ..data.packing import DocumentEncoder
-from ..data.placed import PlacedDocuments
+from ..data.placed import PlacedDocuments, place_of
+from ..data.progress import Progress
 from ..data.script import apply_prompt_format
 from ..data.shards import ShardDocuments, check_tokenizers
 from ..data.sources import documents
-from ..errors import UserError
+from ..errors import UserError, notice
 from ..types import Document, Text
 from .distributed import World
 from .protocols import Loader
@@ -37,7 +41,7 @@ NUM_FINGERPRINTED = 64
 
 
 def open_documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
-    """The documents of a source, laid out as the model learns them, media as they lie there."""
+    """The documents of a source in the model's prompt layout, with media as their source has them."""
     return apply_prompt_format(documents(config, split), layout, config.label)
 
 
@@ -49,36 +53,51 @@ def with_latents(
     layout: str,
     world: World,
 ) -> list[ResolvedDocuments]:
-    """The sources with media as latents; what has none yet is encoded by the main process, the others read its files.
+    """The sources with latents for media. The main process encodes what is not cached yet, the others read its files.
+
+    folder: of this run, where earlier releases kept its latents.
 
     Collective. Raises UserError for shards of other tokenizers than those of `cache`.
     """
 
     def prepare() -> None:
         for config, source in zip(configs, sources, strict=True):
-            if not config.is_streamed:
-                cache.prepare((source[i] for i in range(len(source))), source_slug(config))
+            if not config.is_on_disk:
+                cache.prepare(source, source_slug(config), quiet=not world.is_main)
 
-    def encode_paths() -> None:
+    def encode_paths() -> dict[str, str]:
+        places = {}
         for config in configs:
             if config.path is not None:
                 job = Job((config,), {}, str(folder / source_slug(config)), layout=layout)
-                encode(job, tokenizers=cache.tokenizers)
+                job = job.into(shared_folder(job, cache.tokenizers, cache.store.folder))
+                encode(job, tokenizers=cache.tokenizers, wait=True)
+                places[source_slug(config)] = job.out
+        return places
 
+    if world.is_main and cache.tokenizers and any(config.shards is None for config in configs):
+        said = f"encoded media are kept in {cache.store.folder} (LATENTLM_CACHE chooses another folder)"
+        print(said, file=sys.stderr, flush=True)
     world.on_main(prepare)
     if not world.is_main:
         prepare()
-    world.on_main(encode_paths)
+    places = world.on_main(encode_paths)
     found: list[ResolvedDocuments] = []
     for config, source in zip(configs, sources, strict=True):
         if config.path is not None:
-            source = ShardDocuments(str(folder / source_slug(config)))
+            source = ShardDocuments(places[source_slug(config)])
         if config.shards is not None:
             for path in (config.shards, config.held_out):
                 if isinstance(path, str):
                     check_tokenizers(ShardDocuments(path), cache.tokenizers)
         found.append(ResolvedDocuments(source, cache, config.noise))
     return found
+
+
+def latents_folder(run_folder: Path, world: World) -> Path:
+    """Where encoded media are kept: the cache of this machine, which its runs share; of a run on several machines its
+    own folder, which all of them see."""
+    return default_cache_dir() / "latents" if world.size == world.local_size else run_folder / "latents"
 
 
 def packed_batches(
@@ -89,18 +108,18 @@ def packed_batches(
     training: TrainingConfig,
     world: World,
 ) -> Loader:
-    """Batches of the recipe's documents; made ahead by threads where it says so, or where a source is on disk."""
+    """The loader of the recipe's documents; threads prepare batches if the recipe says so or a source is on disk."""
     loader = DocumentLoader(
         sources,
         config,
         encoder,
         latent_dims,
         seed=training.seed,
-        num_streams=training.global_micro_batches,
+        num_lanes=training.global_micro_batches,
         rank=world.rank,
         world=world.size,
     )
-    workers = config.workers if config.workers is not None else int(any(c.is_streamed for c in config.sources))
+    workers = config.workers if config.workers is not None else int(any(c.is_on_disk for c in config.sources))
     return DocumentsAhead(loader, workers, pin=world.device.type == "cuda") if workers else loader
 
 
@@ -111,11 +130,10 @@ def media_batches(
     training: TrainingConfig,
     world: World,
 ) -> Loader:
-    """Batches of examples for a tokenizer; worker processes decode media where the recipe says so, or where a source is
-    a path."""
+    """The loader of a tokenizer's examples; processes decode media if the recipe says so or a source is a path."""
     arguments = (config, tokenizer, training.seed, training.global_micro_batches, world.rank, world.size)
     loader = open_media_loader(*arguments, sources=sources)
-    default = MEDIA_WORKERS if any(source.is_streamed for source in config.sources) else 0
+    default = MEDIA_WORKERS if any(source.is_on_disk for source in config.sources) else 0
     workers = config.workers if config.workers is not None else default
     if not workers:
         return loader
@@ -123,25 +141,61 @@ def media_batches(
     return MediaAhead(loader, workers, opened, *arguments, pin=world.device.type == "cuda")
 
 
-def check_lengths(config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int) -> None:
-    """UserError naming the first source and document that do not fit a row, or `context`, before anything is trained.
+def fit_rows(
+    config: DataConfig, sources: list[ResolvedDocuments], encoder: DocumentEncoder, context: int, world: World
+) -> list[ResolvedDocuments]:
+    """The sources with documents that fit a row and `context`: longer plain texts are split (`data/long_texts.py`).
 
-    Positions begin anew with each document, so rows may be longer than the model's context, documents not. Of shards
-    only those documents are read whose bytes and latents might be too many.
+    Collective. UserError naming the first other document that is too long. Positions begin anew with each document, so
+    rows may be longer than the model's context, documents not. Of shards only those documents are read whose bytes and
+    latents might be too many.
     """
     limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
-    for source, documents_ in zip(config.sources, sources, strict=True):
-        for number in _perhaps_longer(documents_.documents, limit):
-            length = len(encoder(documents_[number]))
-            if length > limit:
-                found = documents_.documents
-                where = found.place(number) if isinstance(found, PlacedDocuments) else f"document {number}"
-                raise UserError(
-                    f"data source {source.label!r} ({source.task}): {where} has {length} positions, {what} is {limit}"
-                )
+    pairs = list(zip(config.sources, sources, strict=True))
+    cut = world.on_main(lambda: [_cuts(each, source, encoder, limit, what) for each, source in pairs])
+    return [
+        ResolvedDocuments(SplitTexts(source.documents, found, each.label), source.cache, source.noise)
+        if found
+        else source
+        for (each, source), found in zip(pairs, cut, strict=True)
+    ]
 
 
-def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Iterable[int]:
+def _cuts(
+    config: SourceConfig, source: ResolvedDocuments, encoder: DocumentEncoder, limit: int, what: str
+) -> dict[int, list[int]]:
+    """Number -> where the document is cut, of the plain texts of more than `limit` positions."""
+    found: dict[int, list[int]] = {}
+    numbers = _perhaps_longer(source.documents, limit)
+    with Progress("measuring", "documents", len(numbers)) as progress:
+        for number in numbers:
+            try:
+                document = source[number]
+                length = len(encoder(document))
+            except UserError as error:
+                raise UserError(_at(source, config, number, str(error))) from None
+            progress.add(1)
+            if length <= limit:
+                continue
+            (first, *_) = document.segments
+            if is_plain_text(document) and limit > SMALLEST and not encoder.tokenizer.is_classes:
+                found[number] = cuts(first.text, encoder.tokenizer.encode, limit - 1)
+                continue
+            said = f"has {length} positions, {what} is {limit}; only plain text is split"
+            raise UserError(_at(source, config, number, said, ""))
+    if found:
+        pieces = len(found) + sum(map(len, found.values()))
+        notice(f"{config.label}: {len(found)} texts of more than {limit} positions are learnt as {pieces} documents")
+    return found
+
+
+def _at(source: ResolvedDocuments, config: SourceConfig, number: int, said: str, colon: str = ":") -> str:
+    """`said` with the place of a document in front, unless it begins with that."""
+    where = place_of(source.documents, number, config.label)
+    return said if said.startswith(where) else f"{where}{colon} {said}"
+
+
+def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Sequence[int]:
     """The numbers of the documents that may take more than `limit` positions."""
     most = documents_.most_positions() if isinstance(documents_, PlacedDocuments) else None
     return range(len(documents_)) if most is None else np.flatnonzero(most > limit).tolist()
@@ -157,7 +211,7 @@ def fingerprint_sources(configs: Sequence[SourceConfig], sources: Sequence[Seque
 
 
 def _fingerprint(config: SourceConfig, source: Sequence[Document]) -> str | None:
-    if not config.is_streamed:
+    if not config.is_on_disk:
         return _digest("\n".join(map(_written, source)))
     if not isinstance(source, PlacedDocuments):
         return None
@@ -172,7 +226,7 @@ def _written(document: Document) -> str:
 
 
 def source_slug(config: SourceConfig) -> str:
-    """A file name for the latents of one source of a recipe."""
+    """The file name for the latents of a source."""
     name = config.name or f"{Path(config.label).stem}-{_digest(config.label)}"
     copies = f"warped{config.augmented_copies}" if config.augmented_copies else None
     held_out = f"without{config.held_out}" if isinstance(config.held_out, int | float) else None

@@ -73,8 +73,8 @@ def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
     checkpoints = Checkpoints(folder, keep=1, world=World())
     path = checkpoints.latest()
     if path is not None:
-        record = TrainerState.parse(path, checkpoints.record(path))
-        replace(record, identity={key: record.identity.get(key) for key in identity}).check(path, identity)
+        state = TrainerState.parse(path, checkpoints.read_state(path))
+        replace(state, identity={key: state.identity.get(key) for key in identity}).check(path, identity)
 
 
 def check_sources(folder: Path, fingerprints: Sequence[str | None], sources: Sequence[SourceConfig]) -> None:
@@ -84,7 +84,7 @@ def check_sources(folder: Path, fingerprints: Sequence[str | None], sources: Seq
     """
     checkpoints = Checkpoints(folder, keep=1, world=World())
     path = checkpoints.latest()
-    then = checkpoints.record(path)["identity"].get("data.sources") if path else None
+    then = checkpoints.read_state(path)["identity"].get("data.sources") if path else None
     if then is None:
         return
     if len(then) != len(sources):

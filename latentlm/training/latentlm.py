@@ -1,4 +1,4 @@
-"""Kind "latentlm": a recipe ──▶ tokenizers, documents, model; the loader of their packed batches; what is exported.
+"""Kind "latentlm": build the run of a recipe (tokenizers, documents, model), its loader, and export the model.
 
 Place in the flow: 5, looked up by `run.py` through the registry of kinds, in every process with equal results.
 """
@@ -32,7 +32,7 @@ from ..tokenizers.text import TextTokenizer
 from ..types import Document
 from ..weights import save_weights
 from .distributed import World
-from .feed import check_lengths, fingerprint_sources, open_documents, packed_batches, with_latents
+from .feed import fingerprint_sources, fit_rows, latents_folder, open_documents, packed_batches, with_latents
 from .folder import check_resumed, check_sources
 from .held_out import HeldOut, choose
 from .objective import Run
@@ -43,10 +43,10 @@ from .trainer import Trainer
 
 @dataclass(kw_only=True)
 class LatentLMRun(Run):
-    """What training a language model needs, built from its recipe.
+    """The run of a LatentLM recipe.
 
-    documents  by source, media as latents
-    held_out   to score while it trains, media as latents; in the main process alone
+    documents  training documents by source, with latents for media
+    held_out   documents that are scored during training, with latents for media; in the main process only
     """
 
     model: LatentLM
@@ -63,13 +63,13 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
     and text head. Documents are laid out as the model's `prompt` says. Raises UserError where the folder holds a run of
     other tokenizers or documents.
     """
-    parts = _open(recipe, world.device)
+    parts = open_parts(recipe, world.device)
     tokenizers, sources, layout = parts.tokenizers, parts.sources, parts.layout
     fingerprints: dict = {"fingerprints": {name: tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}}
     check_resumed(folder, fingerprints)  # before the cached latents of other tokenizers are refused
     fingerprints["data.sources"] = fingerprint_sources(recipe.data.sources, sources)
     check_sources(folder, fingerprints["data.sources"], recipe.data.sources)
-    cache = LatentCache(without_text(tokenizers), folder / "latents")
+    cache = LatentCache(without_text(tokenizers), latents_folder(folder, world), run_folder=folder / "latents")
     resolved = with_latents(recipe.data.sources, sources, cache, folder / "latents", layout, world)
     torch.manual_seed(recipe.training.seed)
     model = parts.start.model if parts.start else _new_model(recipe, tokenizers, parts.backbone)
@@ -77,7 +77,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
         parts.backbone.fill(model)
     encoder = DocumentEncoder(tokenizers["text"], model.config.lowercase)
     context = model.config.transformer.context_length
-    world.on_main(lambda: check_lengths(recipe.data, resolved, encoder, context))
+    resolved = fit_rows(recipe.data, resolved, encoder, context, world)
     identity = fingerprints | _choose_weights(model, recipe)
     held_out: list[Document] = []
     if recipe.training.sample_every:
@@ -93,7 +93,7 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
 def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
     """The run of `build_latentlm` for --dry-run: writes nothing, encodes a medium only when its document is read, and a
     new model has shapes but no weights (torch's meta device)."""
-    parts = _open(recipe, world.device)
+    parts = open_parts(recipe, world.device)
     cache = LatentCache(without_text(parts.tokenizers))
     documents = [
         ResolvedDocuments(source, cache, config.noise)
@@ -106,7 +106,7 @@ def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class RecipeParts:
     """What a recipe names, opened: the model to start from, the backbone, the tokenizers, the documents by source."""
 
     start: Pipeline | None
@@ -116,16 +116,16 @@ class _Parts:
     layout: str
 
 
-def _open(recipe: LatentLMRecipe, device: torch.device) -> _Parts:
+def open_parts(recipe: LatentLMRecipe, device: torch.device) -> RecipeParts:
     """Open all that the recipe names. Raises UserError if something is missing, peft included."""
     if recipe.training.adapter:
         adapter.require_peft()
-    start = load(recipe.model.start, device=device) if recipe.model.start else None
+    start = load(recipe.model.start, device=device, dtype=torch.float32) if recipe.model.start else None
     backbone = Backbone.open(recipe.model.backbone) if recipe.model.backbone else None
     layout = (start.model.config if start else recipe.model).prompt
     sources = recipe_documents(recipe, layout)
     tokenizers = start.tokenizers if start else build_tokenizers(recipe, sources, device, backbone)
-    return _Parts(start, backbone, tokenizers, sources, layout)
+    return RecipeParts(start, backbone, tokenizers, sources, layout)
 
 
 def without_text(tokenizers: dict) -> dict:
@@ -139,7 +139,7 @@ def recipe_documents(recipe: LatentLMRecipe, layout: str) -> list[Sequence[Docum
 
 
 def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Loader:
-    """Packed batches of the documents of `run`: this process's streams of them."""
+    """The loader of this process: packed batches of the documents of `run`."""
     latent_dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
     encoder = DocumentEncoder(run.tokenizers["text"], run.model.config.lowercase)
     return packed_batches(recipe.data, run.documents, encoder, latent_dims, recipe.training, world)
@@ -157,7 +157,8 @@ def write_setup(recipe: LatentLMRecipe, run: LatentLMRun, folder: Path) -> None:
 
 
 def write_adapted(run: LatentLMRun, path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Beside the model with the adapter merged the adapter alone; the averaged weights come last and stay."""
+    """Write the model with the adapter merged to `path`, and the adapter to adapter/ of the run. Averaged weights are
+    written last, so that adapter/ has them."""
     save_weights(path, adapter.merge(run.model, weights))
     adapter.save(run.model, weights, path.parent.parent / "adapter", run.identity["model.start"])
 
@@ -169,7 +170,7 @@ def _sampler(run: LatentLMRun, folder: Path) -> Callable[[nn.Module, int], dict[
 
 
 def _held_out_kinds(configs: Sequence[SourceConfig], layout: str) -> list[list[Sequence[Document]]]:
-    """The held-out documents of sources of plain text, and those of all other sources that have any."""
+    """Held-out documents by source, of sources of plain text and of all others; sources without any are left out."""
     kinds: list[list[Sequence[Document]]] = [[], []]
     for config in configs:
         found = open_documents(config, "held_out", layout)
@@ -212,10 +213,10 @@ def _choose_trained(model: LatentLM, recipe: LatentLMRecipe) -> None:
 def build_tokenizers(
     recipe: LatentLMRecipe, sources: list, device: torch.device, backbone: Backbone | None = None
 ) -> dict:
-    """The text tokenizer of the backbone or from the recipe's own text; the others from the folders that it names.
+    """The tokenizers by name: text from the backbone or trained on the recipe's text, the others from their folders.
 
-    Of a source on disk a sample of the documents is read for it (`data.placed.TEXT_SAMPLE`), of classes all, and none
-    for bytes.
+    Text for training is read from all documents in memory, and of a source on disk from `data.placed.TEXT_SAMPLE`
+    documents; for classes from all documents; for bytes none is needed.
     """
     found: dict = {}
     for name in tokenizer_names():
@@ -234,7 +235,7 @@ def build_tokenizers(
 
 
 def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dict:
-    """Those of modalities that occur in the data, have no tokenizer yet, and need no training."""
+    """Tokenizers that need no training, for modalities that occur in the data and have no tokenizer in `known`."""
     made = {}
     for each in modalities():
         if each.from_data is None or each.name in known:
@@ -253,7 +254,7 @@ def _text_tokenizer(config: TextTokenizerConfig, sources: list[Sequence[Document
 
 
 def tokenizer_folder(name: str, modality: str) -> Path:
-    """A tokenizer's own folder, the run that trained it, or a model that contains one ("tiny")."""
+    """The folder of a tokenizer: `name` may be that folder, the run that trained it, or a model that contains it."""
     folder = Path(name)
     for candidate in (folder / "model", folder):
         if (candidate / "model.safetensors").is_file() and not (candidate / "tokenizers").is_dir():

@@ -131,7 +131,7 @@ class TrainLog:
 
 
 def log_record(
-    state: RunProgress, window: LogWindow, weights: Mapping[str, float], rates: Mapping[str, float], unit: str
+    progress: RunProgress, window: LogWindow, weights: Mapping[str, float], rates: Mapping[str, float], unit: str
 ) -> dict[str, Any]:
     """A record of the log: progress of the run, and means over `window`.
 
@@ -142,14 +142,14 @@ def log_record(
     main, *others = rates
     norms = {f"gradient_norm/{name}": value / window.norm_counts[name] for name, value in window.norms.items()}
     return {
-        "step": state.step,
+        "step": progress.step,
         "loss": sum(weights.get(name, 1.0) * value for name, value in losses.items()),
         "losses": losses,
         "learning_rate": rates[main],
         "gradient_norm": window.gradient_norm / window.num_steps,
-        unit: int(state.tokens),
+        unit: int(progress.tokens),
         f"{unit}_per_second": round(window.tokens / max(window.seconds, 1e-9), 1),
-        "seconds": round(state.seconds, 3),
+        "seconds": round(progress.seconds, 3),
         **{f"learning_rate/{name}": rates[name] for name in others},
         **norms,
     }

@@ -1,14 +1,14 @@
-"""What a run trains, and what a step of it optimises: one phase, or several that train against each other.
+"""The objective of a run: one phase, or several that train against each other.
 
-Place in the flow: between the trainer's loop and the modules. A `Phase` is a module, a loss and an optimiser; the plain
-case, `plain(model, …)`, is one phase with the model's own losses. A tokenizer with a discriminator is two:
+Place in the flow: 5, between the trainer's loop and the modules. A `Phase` is a module, a loss and an optimiser; the
+plain case, `plain(model, …)`, is one phase with the model's own losses. A tokenizer with a discriminator has two:
 
     step:  phase "tokenizer"      forward, backward into its own parameters, sum over ranks, clip, optimiser
-           phase "discriminator"  the same, on what the first phase kept of each micro-batch
+           phase "discriminator"  the same, on the tensors that the first phase kept of each micro-batch
 
-A phase's gradients reach its own parameters alone, however many networks its loss runs through. Losses are sums, which
-are divided by the global count of their targets, as in the plain case: several processes take the steps of one.
-Networks that only measure (perceptual losses) are `Objective.frozen`: neither trained nor saved.
+Only the phase's own parameters get gradients, however many networks its loss runs through. Losses are sums that are
+divided by the global count of their targets, so that several processes take the same steps as one. Networks that are
+only evaluated (perceptual losses) are `Objective.frozen`: neither trained nor saved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .protocols import Batch
 from .state import count_of
 
 _DROPOUT_SEED = 0x5EED
-"""Added to a micro-batch's seed for torch's global generator (dropout), which must not repeat the noise's numbers."""
+"""Added to a micro-batch's seed for torch's global generator (dropout), so that it differs from the diffusion noise."""
 
 ADAPTIVE_EPSILON = 1e-4
 ADAPTIVE_MOST = 1e4
@@ -39,10 +39,10 @@ ADAPTIVE_MOST = 1e4
 
 @dataclass
 class Pass:
-    """One micro-batch on its way through the phases of step `step` (0-based).
+    """The state of one micro-batch while it passes through the phases of step `step` (0-based).
 
-    kept  what a phase leaves for the phases after it, by name. A tensor that is kept with its graph can still be
-          differentiated by the phase that owns its parameters; a detached one costs its own memory alone.
+    kept  values that a phase leaves for later phases, by name. A tensor that is kept with its graph can still be
+          differentiated by the phase that owns its parameters; a detached one only takes its own memory.
     """
 
     step: int
@@ -55,14 +55,14 @@ Loss = Callable[[Any, torch.Generator, Pass], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Phase:
-    """Parameters, and the loss and optimiser that train them.
+    """Parameters, with the loss and the optimiser that train them.
 
-    name          of its state in checkpoints, and of its learning rate and gradient norm in the log
-    module        all its trainable parameters, and no others, are trained
-    loss          what is computed from each micro-batch
+    name          name in checkpoints, and of its learning rate and gradient norm in the log
+    module        all its trainable parameters are trained, and no others
+    loss          the loss of a micro-batch
     optimizer     optimiser, learning rate and its schedule, clip
-    loss_weights  by name of the loss, over `training.loss_weights`; 1 where neither has it
-    start         the first step (0-based) that it takes part in; its warm-up begins there
+    loss_weights  weights by name of the loss, before those of `training.loss_weights`; default 1
+    start         the first step (0-based) of this phase; its warm-up begins there
     """
 
     name: str
@@ -81,7 +81,7 @@ class Objective:
     frozen: tuple[nn.Module, ...] = ()
 
     def check(self, model: nn.Module) -> None:
-        """UserError for no phase, a name that is none or comes twice, and parameters that two phases would train."""
+        """Raise UserError for no phases, invalid or equal names, and parameters that two phases would train."""
         names = [phase.name for phase in self.phases]
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise UserError(f"phases need distinct names, each an identifier; got {names}")
@@ -96,20 +96,19 @@ class Objective:
 
 @dataclass(kw_only=True)
 class Run:
-    """What is trained, and what is done around it. A kind of recipe may add fields for itself.
+    """A model to train, with callbacks. A kind of recipe may add fields in a subclass.
 
-    model         what is averaged, sampled and exported
-    objective     how it is trained; by default by its own losses alone
-    identity      JSON values a resumed run must agree on (a recipe's model, the tokenizers' fingerprints)
-    metadata      JSON values kept in every checkpoint, for people
-    unit          what a batch's `num_tokens` counts, for the log
-    tensorboard   whether to log there, too
-    on_start      called on rank 0 before the first step, once a checkpoint is accepted or there is none; not at all
-                  where nothing is left to train
-    write         called on rank 0 with a path and the whole weights by name, to keep them there; None: `on_export` does
-    on_export     called on rank 0 with the folder after the weights are there: config.json, tokenizers
-    on_sample     called on rank 0 with (model in eval mode with EMA weights, step) every `training.sample_every` steps;
-                  the figures that it returns by name, if any, are logged
+    model         the model that is averaged, sampled and exported
+    objective     how it is trained; default: by its own losses
+    identity      JSON values that a resumed run must have too (the model's config, fingerprints of tokenizers and data)
+    metadata      JSON values for people, kept in every checkpoint
+    unit          unit of a batch's `num_tokens`: tokens or examples
+    tensorboard   whether to log to TensorBoard
+    on_start      called on rank 0 before the first step, after a checkpoint is accepted, if anything is left to train
+    write         called on rank 0 with a path and the whole weights by name, to save them; None: `on_export` saves them
+    on_export     called on rank 0 with the folder, after the weights are saved there: config.json, tokenizers
+    on_sample     called on rank 0 every `training.sample_every` steps with (model in eval mode with averaged weights,
+                  step); figures that it returns by name are logged
     """
 
     model: nn.Module

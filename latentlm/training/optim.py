@@ -1,6 +1,6 @@
 """Optimisers and the learning-rate schedule.
 
-Place in the flow: built by the trainer from the model's named parameters, stepped once per optimiser step.
+Place in the flow: 5, built by the trainer from the model's named parameters.
 AdamW decays weights of two or more dimensions, but no embedding (its rows are looked up, not multiplied), norm or
 bias. Muon takes the matrices inside the stacks of blocks, AdamW the rest.
 Legend: `L` matrices of one shape, `M` ≤ `N` their sides (a tall matrix is handled as its transpose).
@@ -26,11 +26,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton–Schulz iteration (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-    The update of torch.optim.Muon with its default arguments, with two differences:
-      cost  matrices of one shape go through the iteration as one stack, in bf16 on CUDA and in fp32 on CPU, where
-            torch's is in bf16 always, which is several times slower on CPUs without native bf16;
-      zero  a matrix whose whole gradient is zero is left alone (a head whose modality is absent from this step):
-            the update has unit scale whatever the gradient, and would go on at full speed along old momentum.
+    The update is that of torch.optim.Muon with its default arguments, with two differences:
+      cost  matrices of one shape go through the iteration as one stack, in bf16 on CUDA and in fp32 on CPU; torch's is
+            always in bf16, which is several times slower on CPUs without native bf16;
+      zero  a matrix whose gradient is all zero (a head whose modality is absent from this step) is not updated: the
+            update has unit scale whatever the gradient, and would continue at full speed along the old momentum.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ def _same_shape(params: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class Optimizers:
-    """The optimisers of one model, stepped together, all following one schedule; state exists from the start."""
+    """The optimisers of one model, which step together and follow one schedule. Their state exists from the start."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
         named = {clean_name(name): value for name, value in model.named_parameters() if value.requires_grad}
@@ -110,7 +110,7 @@ class Optimizers:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def _initialise(self) -> None:
-        """Create the state before the first step, so that a fresh process has tensors to load a checkpoint into."""
+        """Create the state before the first step, so that a checkpoint can be loaded into its tensors."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for param in group["params"]:
@@ -128,7 +128,7 @@ class Optimizers:
 
     @property
     def learning_rate(self) -> float:
-        """The current rate of the first group, for the log."""
+        """The current learning rate of the first group, for the log."""
         return self._groups()[0]["lr"]
 
     def step(self) -> None:
@@ -136,7 +136,7 @@ class Optimizers:
             optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state as `<parameter>.<state>` → tensor; loading copies into these."""
+        """All state tensors by `<parameter>.<state>`; loading a checkpoint copies into these."""
         owner = {param: optimizer for optimizer in self.optimizers for param in optimizer.state}
         return {
             f"{name}.{key}": value
@@ -154,7 +154,7 @@ def _muon(params: list[Tensor], config: OptimizerConfig) -> Muon:
 
 
 def is_block_matrix(name: str, value: Tensor) -> bool:
-    """A matrix inside a stack of blocks: what Muon is for. Embeddings and projections in and out are not."""
+    """Whether a parameter is a matrix inside a stack of blocks, which Muon trains; embeddings, projections: False."""
     return value.ndim == 2 and (".blocks." in f".{name}" or ".layers." in f".{name}")
 
 
@@ -165,7 +165,7 @@ def embedding_names(model: nn.Module) -> set[str]:
 
 
 def learning_rate_factor(step: int, progress: float, config: OptimizerConfig) -> float:
-    """Learning rate over its peak at 0-based `step`: linear warm-up times the decay at `progress` in [0, 1]."""
+    """Learning rate relative to its peak at 0-based `step`: linear warm-up times the decay at `progress` in [0, 1]."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     decay = {
         "cosine": 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))),

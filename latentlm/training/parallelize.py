@@ -1,7 +1,7 @@
 """Parallelism applied to a single-device model from outside: replicated or sharded (FSDP2), and its precision.
 
-Place in the flow: the trainer hands in the model and gets one object that owns the gradients: zero, reduce, clip.
-Both kinds *sum* gradients over the ranks: the trainer divides every loss by its global count beforehand.
+Place in the flow: 5, the trainer passes the model and gets one object that owns the gradients: zero, reduce, clip.
+Both kinds *sum* gradients over the ranks: the trainer has already divided every loss by its global count.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .distributed import World
 
 
 def resolve_precision(device: torch.device, wish: str) -> str:
-    """ "auto" → "bf16" where the hardware multiplies bf16 natively, else "fp32". Other wishes stand as they are."""
+    """Returns `wish`, with "auto" replaced by "bf16" if the hardware multiplies bf16 natively, else by "fp32"."""
     if wish != "auto":
         return wish
     return "bf16" if multiplies_bf16(device) else "fp32"
 
 
 class Replicated:
-    """Every rank holds all weights. All gradients of one dtype live in one flat buffer: zeroing, the sum over ranks,
-    the norm and the clip are one operation each. A parameter without a gradient in this step has a zero one."""
+    """Every rank holds all weights. All gradients of one dtype are in one flat buffer, so that zeroing, the sum over
+    ranks, the norm and the clip are one operation each. A parameter that a step does not use has a zero gradient."""
 
     def __init__(self, model: nn.Module, world: World):
         self.world = world
@@ -44,7 +44,7 @@ class Replicated:
             self.world.sum(buffer)
 
     def clip(self, limit: float) -> Tensor:
-        """Scale the gradients to a global norm of at most `limit`; the norm before, a scalar."""
+        """Scale the gradients to a global norm of at most `limit`; returns the norm before, a scalar."""
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(b).float() for b in self.buffers]))
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         for buffer in self.buffers:
@@ -53,10 +53,10 @@ class Replicated:
 
 
 class Sharded:
-    """FSDP2: each block of the backbone is a unit, everything else the root unit. Parameters become DTensors.
+    """FSDP2: each block of the Transformer is a unit, everything else is the root unit. Parameters become DTensors.
 
-    The heads of the modalities stay in the root unit: a rank whose micro-batch lacks a modality would never enter the
-    head's own unit, and the others would wait for it forever.
+    The heads stay in the root unit: a rank whose micro-batch lacks a modality would never enter a unit of its head, and
+    the other ranks would wait for it forever.
     """
 
     def __init__(self, model: nn.Module, world: World):
@@ -88,13 +88,13 @@ class Sharded:
 
 
 def parallelize(model: nn.Module, kind: str, world: World) -> Replicated | Sharded:
-    """`kind` of TrainingConfig.parallel. One process has nothing to shard and is replicated."""
+    """Apply `kind` (TrainingConfig.parallel) to `model`. A single process is always replicated."""
     return Sharded(model, world) if kind == "shard" and world.size > 1 else Replicated(model, world)
 
 
 @torch.no_grad()
 def broadcast(model: nn.Module, world: World) -> None:
-    """Parameters and buffers of rank 0 to all ranks."""
+    """Copy parameters and buffers of rank 0 to all ranks."""
     if world.size == 1:
         return
     for value in [*model.parameters(), *model.buffers()]:
@@ -102,7 +102,7 @@ def broadcast(model: nn.Module, world: World) -> None:
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor whole: gathered from its shards where it has some (a collective), detached."""
+    """The whole tensor, detached; gathered from its shards if it is a DTensor (collective)."""
     return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
 
 
@@ -114,7 +114,7 @@ def _by_dtype(params: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def _flat_gradients(params: list[Tensor]) -> Tensor:
-    """One zeroed buffer with every `param.grad` a view into it; backward accumulates into these views."""
+    """One zeroed buffer; every `param.grad` becomes a view into it, into which backward accumulates."""
     flat = torch.zeros(sum(value.numel() for value in params), dtype=params[0].dtype, device=params[0].device)
     pieces = flat.split([value.numel() for value in params])
     for value, piece in zip(params, pieces, strict=True):
@@ -123,7 +123,7 @@ def _flat_gradients(params: list[Tensor]) -> Tensor:
 
 
 def _is_unit(name: str) -> bool:
-    """`transformer.blocks.3`, `layers.0`; nothing under `heads.`, no module inside a block."""
+    """Whether a module is a unit: `transformer.blocks.3`, `layers.0`; not under `heads.`, not inside a block."""
     parts = name.split(".")
     return (
         len(parts) >= 2
@@ -137,8 +137,8 @@ def _is_unit(name: str) -> bool:
 def _touch(model: nn.Module, in_units: set[int]):
     """A hook that adds zero times every parameter of the root unit to the losses.
 
-    FSDP2 reduces only the parameters that got a gradient, which must be the same on all ranks; a head that is idle
-    on one rank would break that. Registered before `fully_shard`, so that it runs while the parameters are whole.
+    FSDP2 reduces only the parameters that got a gradient, which must be the same on all ranks; a head that one rank
+    does not use would break that. Registered before `fully_shard`, so that it runs while the parameters are whole.
     """
     names = [name for name, value in model.named_parameters() if value.requires_grad and id(value) not in in_units]
 

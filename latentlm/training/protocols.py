@@ -1,6 +1,6 @@
-"""What the trainer asks of whoever feeds it: micro-batches, and a loader of them.
+"""Protocols of the trainer's input: micro-batches, and the loader that yields them.
 
-Place in the flow: met by `PackedBatch` and `MediaBatch`, and by the loaders of `data/`.
+Place in the flow: 5, implemented by `PackedBatch`, `MediaBatch` and the loaders of `data/`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Batch(Protocol):
 
 
 class Loader(Protocol):
-    """`num_streams` deterministic streams of micro-batches; rank r serves the streams m ≡ r modulo the world's size.
+    """Yields the micro-batches of each step: one from each of `num_lanes` deterministic lanes.
 
-    A step takes one micro-batch of every stream. `state_dict` is JSON: {"streams": {"0": position, ...}} for this
-    rank's streams; `load_state_dict` gets the union over the ranks, from any earlier number of processes.
-    `close` ends its workers, where it has any; whoever made the loader calls it.
+    Rank r serves the lanes m ≡ r modulo the world's size. `state_dict` is JSON, {"lanes": {"0": position, …}} for
+    the lanes of this rank; `load_state_dict` gets the union over all ranks, from any earlier number of processes.
+    `close` ends the workers; the caller that made the loader calls it.
     """
 
-    num_streams: int
+    num_lanes: int
 
     def next_step(self) -> list[Batch]: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -42,10 +42,10 @@ class Loader(Protocol):
 
 
 def check(config: TrainingConfig, loader: Loader, world: World, samples: bool) -> None:
-    """UserError for a configuration that this loader and these processes cannot run."""
+    """Raise UserError for a configuration that cannot run with this loader and these processes."""
     num = config.global_micro_batches
     check_divisible(num, world.size)
-    if loader.num_streams != num:
-        raise UserError(f"the loader has {loader.num_streams} streams, training.global_micro_batches is {num}")
+    if loader.num_lanes != num:
+        raise UserError(f"the loader has {loader.num_lanes} lanes, training.global_micro_batches is {num}")
     if samples and config.sample_every and config.parallel == "shard" and world.size > 1:
         raise UserError("training.sample_every does not work with training.parallel shard: sample from an export")

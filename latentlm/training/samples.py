@@ -1,9 +1,9 @@
-"""Samples during training: what a model draws, says and reads at this step, as files in `folder`.
+"""Samples during training, as files in `folder`.
 
-Place in the flow: 5, the trainer's `on_sample`; the loss alone does not tell when samples are good.
-`SampleWriter` is for language models: each source gives its first documents as prompts; written are step-…-image.png
-(a grid, prompts in the JSON), step-…-speech-….wav, a grid of plots of any other modality, and step-….json.
-`ReconstructionWriter` is for tokenizers: what they make of their own training media.
+Place in the flow: 5, the trainer's `on_sample`; a loss does not tell whether samples are good.
+`SampleWriter` is for language models: documents of each source are the prompts. It writes step-…-image.png (a grid),
+step-…-speech-….wav, a grid of plots of any other modality, and step-….json with prompts and answers.
+`ReconstructionWriter` is for tokenizers: it writes training media and their reconstructions.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ..weights import write_text
 
 NUM_IMAGES, NUM_UTTERANCES, NUM_TEXTS = 16, 2, 8
 COLUMNS = 8
-"""Pictures beside each other, each over its reconstruction."""
+"""Pictures per row; their reconstructions are the row below."""
 SECONDS = 10
-"""The most of a clip that a tokenizer is heard with."""
+"""Longest part of a clip that is reconstructed, in seconds."""
 
 
 class SampleWriter:
-    """Prompts are the condition segments of the sources' documents, taken in turn."""
+    """Generates from prompts, which are the condition segments of documents of all sources in turn."""
 
     def __init__(
         self, pipeline: Pipeline, documents: Sequence[Sequence[Document]], folder: Path, guidance: float = 2.0
@@ -46,7 +46,7 @@ class SampleWriter:
         self._choose(documents, guidance)
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Write the samples of `step`; returns the share of texts that are the real ones, and of speech that ended."""
+        """Write the samples of `step`; return the shares of texts that equal the real ones and of speech that ended."""
         self.folder.mkdir(parents=True, exist_ok=True)
         outputs = self.pipeline.generate_batch(self.requests)
         record, right = [], []
@@ -93,8 +93,9 @@ class SampleWriter:
 
 
 class ReconstructionWriter:
-    """step-…-image.png, rows of training pictures over their reconstructions; or speech-….wav, the training clips as
-    the tokenizer is given them, and step-…-speech-….wav. The latents are the posterior means, without noise."""
+    """Writes step-…-image.png, rows of training pictures over rows of their reconstructions; or speech-….wav, the
+    training clips as prepared for the tokenizer, and step-…-speech-….wav, their reconstructions. Latents are the
+    posterior means, without noise."""
 
     def __init__(self, sources: Sequence[Sequence], folder: Path):
         self.sources = sources
@@ -137,7 +138,7 @@ def _prompt_text(document: Document) -> str:
 
 
 def contact_sheet(images: Sequence, columns: int | None = None, pad: int = 2):
-    """PIL images of one size in a grid, as one PIL image."""
+    """A grid of PIL images of equal size, as one PIL image."""
     from PIL import Image as PILImage
 
     columns = columns or math.ceil(math.sqrt(len(images)))

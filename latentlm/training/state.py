@@ -1,6 +1,6 @@
-"""What a run is at a step, and whether another run may go on from it: `trainer.json` of a checkpoint.
+"""The state of a run besides its tensors, and whether a run may resume from it: `trainer.json` of a checkpoint.
 
-Place in the flow: made and read by the trainer; `checkpoint.py` keeps it beside the tensors.
+Place in the flow: 5, made and read by the trainer; `checkpoint.py` keeps it beside the tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..config.renamed import with_current_names
 from ..errors import UserError
 
 FORMAT_VERSION = 1
-"""Of the record; one without a version, as the first were written, is read as this."""
+"""Version of trainer.json; a file without a version, as the first ones, is read as this version."""
 
 FINGERPRINT_OPTIONAL = ("data.sources",)
 """Keys of the identity that checkpoints of older releases lack, and that are then not compared."""
@@ -33,9 +33,9 @@ MAX_CHARACTERS = 120
 
 @dataclass
 class LogWindow:
-    """Sums since the last log line: a logged loss is the mean over all targets of these steps.
+    """Sums since the last log record: a logged loss is the mean over all targets of these steps.
 
-    norms, norm_counts  of the gradients of further phases, by phase, and the steps that each took
+    norms, norm_counts  summed gradient norms of further phases, by phase, and the number of steps of each
     """
 
     sums: dict[str, float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class LogWindow:
     norm_counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, sums: Mapping[str, float], counts: Mapping[str, float], tokens: float) -> None:
-        """A step."""
+        """Add the sums, target counts and tokens of a step."""
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0.0) + count_of(name, counts)
@@ -56,7 +56,7 @@ class LogWindow:
         self.num_steps += 1
 
     def add_norm(self, phase: str, norm: float) -> None:
-        """The norm of a further phase in a step."""
+        """Add the gradient norm of a further phase in a step."""
         self.norms[phase] = self.norms.get(phase, 0.0) + norm
         self.norm_counts[phase] = self.norm_counts.get(phase, 0) + 1
 
@@ -71,7 +71,7 @@ class LogWindow:
 
 @dataclass
 class RunProgress:
-    """Where the run is. `seconds` of wall clock over all its sessions, as rank 0 counts them; `tokens` seen."""
+    """Progress of a run: steps, seconds of wall clock over all its sessions (rank 0's clock), tokens or examples."""
 
     step: int = 0
     seconds: float = 0.0
@@ -93,38 +93,44 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """identity: what a resumed run must agree on; loader: data positions; random: by rank; metadata: for people."""
+    """The content of trainer.json.
+
+    identity  values that a resumed run must have too
+    loader    positions in the data
+    random    states of the random generators, by rank
+    metadata  values for people
+    """
 
     identity: dict[str, Any]
-    state: RunProgress
+    progress: RunProgress
     ema_updates: int
     loader: dict[str, Any]
     random: list[dict[str, Any]]
     metadata: dict[str, Any]
 
     def dump(self) -> dict[str, Any]:
-        """As JSON."""
+        """This state as JSON values."""
         fields = {"format_version": FORMAT_VERSION} | asdict(self)
-        fields["state"]["window"] = self.state.window.dump()
+        fields["state"] = fields.pop("progress") | {"window": self.progress.window.dump()}
         return fields
 
     @classmethod
     def parse(cls, path: Path, fields: Mapping[str, Any]) -> TrainerState:
-        """What `dump` gave, of the checkpoint `path`. UserError, one line, where another release wrote it."""
+        """The inverse of `dump`, for the checkpoint `path`. Raises UserError if another release wrote it."""
         fields = dict(fields)
         version = fields.pop("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise UserError(f"{path}: format_version is {version!r}, this release reads {FORMAT_VERSION}")
         try:
-            state = dict(fields.pop("state"))
-            window = LogWindow(**state.pop("window"))
+            progress = dict(fields.pop("state"))
+            window = LogWindow(**progress.pop("window"))
             fields["identity"] = with_current_names(fields["identity"])
-            return cls(**fields, state=RunProgress(**state, window=window))
+            return cls(**fields, progress=RunProgress(**progress, window=window))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: trainer.json was written by another release ({error})") from None
 
     def check(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """UserError, one line, that names the first keys in which the run of checkpoint `path` was another."""
+        """Raise UserError, naming the first keys that differ, unless a run of `identity` may resume from `path`."""
         then = {key: identity[key] for key in FINGERPRINT_OPTIONAL if key in identity} | dict(self.identity)
         found = differences(then, identity)
         if found:
@@ -134,7 +140,7 @@ class TrainerState:
 
 
 def differences(then: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, then, now) wherever the two differ; a key that is missing is None."""
+    """(dotted key, value then, value now) for all values that differ; a missing key counts as None."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         names = sorted(then.keys() | now.keys())
         parts = [differences(then.get(name), now.get(name), f"{key}.{name}" if key else name) for name in names]
@@ -184,7 +190,7 @@ def _decode(text: str) -> Tensor:
 
 
 def count_of(name: str, counts: Mapping[str, float]) -> float:
-    """The number of targets that divides loss `name`: its own, or the examples."""
+    """The number of targets that loss `name` is divided by: its own count, or else the number of examples."""
     if name in counts:
         return counts[name]
     if "examples" in counts:

@@ -101,7 +101,7 @@ def export_tokenizer(recipe: Recipe, run: TokenizerRun, trainer: Trainer, folder
     Calibration reads all training media in memory, and up to CALIBRATION_MEDIA of each source on disk.
     """
     configs = recipe.data.sources
-    items = Concatenated([_some(m) if c.is_streamed else m for c, m in zip(configs, run.media, strict=True)])
+    items = Concatenated([_some(m) if c.is_on_disk else m for c, m in zip(configs, run.media, strict=True)])
     with trainer.averaged():
         found = run.model.calibrate(_batches(run.model, items))
         run.model.save(folder)

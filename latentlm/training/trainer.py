@@ -1,10 +1,10 @@
 """The training loop: one for the LatentLM, the baselines and the tokenizers.
 
-Place in the flow: gives batches to any module with `module(batch, generator) -> {name: sum of that loss}`, or to the
-phases of an `Objective`. Read `fit`, then `_step`, then `objective.py`. The total is Σ_k weight_k · sum_k / count_k,
-where count_k runs over the targets of all micro-batches of the step on all ranks, known before the first forward pass:
-so gradients are only ever added, and one process, many processes and accumulation give the same step (PAPER §1.5:
-L = L_text + α·L_diffusion, weighted once, here).
+Place in the flow: 5, passes batches to any module with `module(batch, generator) -> {name: sum of that loss}`, or to
+the phases of an `Objective`. Read `fit`, then `_step`, then `objective.py`. The total loss is Σ_k weight_k · sum_k /
+count_k (PAPER §1.4: L = L_text + α·L_diffusion). count_k is the number of targets in all micro-batches of the step on
+all ranks, known before the first forward pass. So gradients are simply added, and one process, several processes and
+gradient accumulation give the same step.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from .state import LogWindow, RunProgress, TrainerState, TrainingResult, random_
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or a gradient is NaN or infinite. The message names step, stream and loss; checkpoints are as before."""
+    """A loss or gradient is NaN or infinite. The message names step, lane and loss; checkpoints are kept."""
 
 
 class Trainer:
-    """Trains `run` on `loader` into `folder`: train.jsonl, checkpoints/, and at the end weights in model/.
+    """Trains `run` on `loader` and writes train.jsonl, checkpoints/ and, at the end, model/ into `folder`.
 
-    Raises UserError for a configuration that cannot run. Collective: every rank builds and fits one.
+    Collective: every rank builds one and calls `fit`. Raises UserError for a configuration that cannot run.
     """
 
     def __init__(
@@ -64,66 +64,65 @@ class Trainer:
         }
         if len(self.phases) > 1:
             self.identity["phases"] = {phase.name: phase.phase.optimizer.kind for phase in self.phases}
-        self.state = RunProgress()
+        self.progress = RunProgress()
         self.last_losses: dict[str, float] = {}
         self._sum_counts, self._sum_losses = NamedSum(self.world), NamedSum(self.world)
-        self._asked = False  # this process has had a signal
-        self._stop = False  # one of the processes has: known by all, at the end of a step
+        self._asked = False  # this process has received a signal
+        self._stop = False  # some process has, which all know at the end of a step
 
     # ------------------------------------------------------------------ the loop
 
     def fit(self, resume: bool = True) -> TrainingResult:
         """Train to the end of the schedule, from the latest checkpoint in `folder` if there is one.
 
-        Raises NonFiniteLoss, CheckpointError, OSError where the disk refuses something else, and UserError where the
-        checkpoint does not belong to this run or `resume` is False and the folder already has one. The first SIGINT or
-        SIGTERM, in whichever process, ends the run with a checkpoint: after its step, or after the next one where it
-        comes while a step is logged or sampled.
+        The first SIGINT or SIGTERM in any process ends the run with a checkpoint, after the current step, or after the
+        next one if it arrives during logging or sampling. Raises NonFiniteLoss; CheckpointError or OSError if something
+        cannot be written; UserError if the checkpoint is of another run, or `resume` is False and there is one.
         """
         self._resume(resume)
-        first_step = self.state.step
-        if self.run.on_start and self.progress < 1:
+        first_step = self.progress.step
+        if self.run.on_start and self.completed < 1:
             self.world.on_main(self.run.on_start)
-        started = time.monotonic() - self.state.seconds
+        started = time.monotonic() - self.progress.seconds
         with self._log() as log, on_signals((signal.SIGINT, signal.SIGTERM), self._request_stop):
-            if self.progress >= 1:
-                log.say(f"nothing left to train: step {self.state.step} is the end of the schedule")
-            while self.progress < 1 and not self._stop:
+            if self.completed >= 1:
+                log.say(f"nothing left to train: step {self.progress.step} is the end of the schedule")
+            while self.completed < 1 and not self._stop:
                 self._step(lambda: time.monotonic() - started)
-                step, done = self.state.step, self.progress >= 1 or self._stop
+                step, done = self.progress.step, self.completed >= 1 or self._stop
                 if step % self.config.log_every == 0 or done:
                     log.write(self._log_record(), last=done)
                 if step % self.config.save_every == 0 or done:
                     self.save()
                 if self.config.sample_every and step % self.config.sample_every == 0:
                     self._sample(log)
-            finished = self.progress >= 1
+            finished = self.completed >= 1
             if not finished:
-                log.say(f"stopped at step {self.state.step}; checkpoint saved in {self.checkpoints.folder}")
-        if self.state.step:
+                log.say(f"stopped at step {self.progress.step}; checkpoint saved in {self.checkpoints.folder}")
+        if self.progress.step:
             self.export(self.folder / "model")
-        num_trained = self.state.step - first_step
-        return TrainingResult(self.state.step, num_trained, self.state.seconds, finished, self.last_losses)
+        num_trained = self.progress.step - first_step
+        return TrainingResult(self.progress.step, num_trained, self.progress.seconds, finished, self.last_losses)
 
     @property
-    def progress(self) -> float:
-        """Share of the schedule that is done: by steps or by the clock, whichever is further. Equal on all ranks."""
-        by_step = self.state.step / self.config.steps
+    def completed(self) -> float:
+        """Completed share of the schedule, by steps or by the clock, whichever is further. Equal on all ranks."""
+        by_step = self.progress.step / self.config.steps
         minutes = self.config.max_minutes
-        return max(by_step, self.state.seconds / (60 * minutes)) if minutes else by_step
+        return max(by_step, self.progress.seconds / (60 * minutes)) if minutes else by_step
 
     def _step(self, clock: Callable[[], float]) -> None:
-        """One step of every phase; one all-reduce for counts, one for gradients, one for what is logged."""
+        """One step of every phase, with one all-reduce for counts, one for gradients and one for logged values."""
         batches = self.loader.next_step()
         counts = self._counts(batches)
         tokens = counts.pop("tokens")
         self._train_mode()
-        passes = [Pass(self.state.step) for _ in batches]
+        passes = [Pass(self.progress.step) for _ in batches]
         sums: list[dict[str, Tensor]] = [{} for _ in batches]
         norms: dict[str, Tensor] = {}
         for phase in self.phases:
-            if self.state.step >= phase.phase.start:
-                found, norms[phase.name] = phase.step(batches, passes, counts, self.progress)
+            if self.progress.step >= phase.phase.start:
+                found, norms[phase.name] = phase.step(batches, passes, counts, self.completed)
                 _add(sums, found, phase.name)
         if self.ema:
             self.ema.update(self.model)
@@ -136,7 +135,7 @@ class Trainer:
             network.eval()
 
     def _counts(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Targets by loss name, and tokens, over all micro-batches of all ranks."""
+        """Number of targets by loss name, and of tokens, in all micro-batches of all ranks."""
         local: dict[str, float] = {"tokens": sum(batch.num_tokens for batch in batches)}
         for batch in batches:
             for name, count in batch.target_counts().items():
@@ -151,7 +150,7 @@ class Trainer:
         tokens: float,
         clock: Callable[[], float],
     ) -> None:
-        """Read the step's numbers (the one wait for the device), check them, agree on them across ranks."""
+        """Read losses and norms of a step (the only wait for the device), sum them over ranks, check and log them."""
         flat = [value.float() for micro in sums for value in micro.values()]
         values = iter(torch.stack([*flat, *(norm.float() for norm in norms.values())]).tolist())
         local = [{name: next(values) for name in micro} for micro in sums]
@@ -164,24 +163,24 @@ class Trainer:
         seconds, self._stop = totals.pop("_seconds"), totals.pop("_asked") > 0
         if not all(map(math.isfinite, [*totals.values(), *norm_values.values()])):
             raise NonFiniteLoss(self._blame(local, norm_values))
-        window = self.state.window
-        window.seconds += seconds - self.state.seconds
+        window = self.progress.window
+        window.seconds += seconds - self.progress.seconds
         window.add(totals, counts, tokens)
         for name, norm in norm_values.items():
             if name == self.main.name:
                 window.gradient_norm += norm
             else:
                 window.add_norm(name, norm)
-        self.state.step += 1
-        self.state.seconds = seconds
-        self.state.tokens += tokens
+        self.progress.step += 1
+        self.progress.seconds = seconds
+        self.progress.tokens += tokens
 
     def _blame(self, local: list[dict[str, float]], norms: Mapping[str, float]) -> str:
-        """Which stream and loss went wrong, from the ranks that know."""
-        streams = range(self.world.rank, self.config.global_micro_batches, self.world.size)
+        """The message of NonFiniteLoss: which lane and loss is not finite, gathered from all ranks."""
+        lanes = range(self.world.rank, self.config.global_micro_batches, self.world.size)
         mine = [
-            f"loss {name!r} is {value} in micro-batch stream {stream}"
-            for stream, micro in zip(streams, local, strict=True)
+            f"loss {name!r} is {value} in micro-batch lane {lane}"
+            for lane, micro in zip(lanes, local, strict=True)
             for name, value in micro.items()
             if not math.isfinite(value)
         ]
@@ -194,13 +193,13 @@ class Trainer:
             what = f"all losses are finite but the gradient norm{of} is {norm}"
         latest = self.checkpoints.latest()
         left = f"the last checkpoint is {latest}" if latest else "there is no checkpoint yet"
-        return f"step {self.state.step + 1}: {what}; training stopped, {left}"
+        return f"step {self.progress.step + 1}: {what}; training stopped, {left}"
 
     def _log(self) -> TrainLog:
         return TrainLog(
             self.folder,
-            first_step=self.state.step,
-            first_seconds=self.state.seconds,
+            first_step=self.progress.step,
+            first_seconds=self.progress.seconds,
             steps=self.config.steps,
             minutes=self.config.max_minutes,
             unit=self.run.unit,
@@ -209,26 +208,26 @@ class Trainer:
         )
 
     def _log_record(self) -> dict[str, Any]:
-        """The record of the window since the last line, which ends here."""
-        window, self.state.window = self.state.window, LogWindow()
+        """The log record of the steps since the last one; starts a new window."""
+        window, self.progress.window = self.progress.window, LogWindow()
         self.last_losses = window.losses()
         under_way = [phase for phase in self.phases if phase is not self.main and phase.name in window.norms]
         rates = {phase.name: phase.optimizers.learning_rate for phase in (self.main, *under_way)}
-        return log_record(self.state, window, self.loss_weights, rates, self.run.unit)
+        return log_record(self.progress, window, self.loss_weights, rates, self.run.unit)
 
     def _sample(self, log: TrainLog) -> None:
-        """Rank 0 samples with the averaged weights; the run's randomness is as if it had not."""
+        """Sample on rank 0 with the averaged weights; the global random states are restored afterwards."""
         if self.world.is_main and self.run.on_sample:
             kept = random_state()
             with self.averaged(), attach_path_to_oserror(self.folder):
-                figures = self.run.on_sample(self.model, self.state.step)
-            log.write_figures(self.state.step, figures or {})
+                figures = self.run.on_sample(self.model, self.progress.step)
+            log.write_figures(self.progress.step, figures or {})
             set_random_state(kept)
         self.world.barrier()
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
-        """Context manager: the model in eval mode, without gradients, with the averaged weights where there are any."""
+        """Context manager: the model in eval mode, without gradients, with the averaged weights if there are any."""
         self.model.eval()
         with torch.no_grad(), self.ema.applied(self.model) if self.ema else nullcontext():
             yield self.model
@@ -240,20 +239,20 @@ class Trainer:
     # -------------------------------------------------------------- state in and out
 
     def save(self) -> Path:
-        """Write a checkpoint of this step; CheckpointError where the disk refuses."""
+        """Write a checkpoint of this step. Raises CheckpointError if it cannot be written."""
         parts = self.world.gather({"loader": self.loader.state_dict(), "random": random_state()})
         loader = dict(parts[0]["loader"])
-        loader["streams"] = {name: value for part in parts for name, value in part["loader"]["streams"].items()}
-        record = TrainerState(
+        loader["lanes"] = {name: value for part in parts for name, value in part["loader"]["lanes"].items()}
+        state = TrainerState(
             identity=self.identity,
-            state=self.state,
+            progress=self.progress,
             ema_updates=self.ema.num_updates if self.ema else 0,
             loader=loader,
             random=[part["random"] for part in parts],
             metadata=dict(self.run.metadata),
         )
         tensors = run_tensors(self.model, self.phases, self.ema)
-        return self.checkpoints.save(self.state.step, tensors, record.dump())
+        return self.checkpoints.save(self.progress.step, tensors, state.dump())
 
     def _resume(self, wanted: bool) -> None:
         path = self.checkpoints.latest()
@@ -261,15 +260,15 @@ class Trainer:
             return
         if not wanted:
             raise UserError(f"{self.folder}: already has checkpoints; resume, or choose another folder")
-        record = TrainerState.parse(path, self.checkpoints.record(path))
-        record.check(path, self.identity)
+        state = TrainerState.parse(path, self.checkpoints.read_state(path))
+        state.check(path, self.identity)
         self.checkpoints.load(path, run_tensors(self.model, self.phases, self.ema))
-        self.state = record.state
+        self.progress = state.progress
         if self.ema:
-            self.ema.num_updates = record.ema_updates
-        self.loader.load_state_dict(record.loader)
-        if self.world.rank < len(record.random):
-            set_random_state(record.random[self.world.rank])
+            self.ema.num_updates = state.ema_updates
+        self.loader.load_state_dict(state.loader)
+        if self.world.rank < len(state.random):
+            set_random_state(state.random[self.world.rank])
 
     def export(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `ema.safetensors` (full tensors, EMA in the model's dtypes), then call
@@ -290,7 +289,7 @@ class Trainer:
 
 
 def _add(sums: list[dict[str, Tensor]], found: list[dict[str, Tensor]], phase: str) -> None:
-    """Put what `phase` found of each micro-batch beside what earlier phases did. UserError for a name they had."""
+    """Add the losses of `phase`, by micro-batch, to those of earlier phases. UserError for a name that occurs twice."""
     for known, new in zip(sums, found, strict=True):
         if twice := known.keys() & new.keys():
             raise UserError(f"phase {phase!r} gives a loss {min(twice)!r}, as an earlier phase does: name it otherwise")

@@ -132,3 +132,10 @@ def test_a_random_seed_is_printed_and_repeats_the_answer(tmp_path, monkeypatch, 
     cli.main([*command, "b.png", *said])
     cli.main([*command, "c.png", "--seed", "random"])
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+
+
+def test_examples_fit_a_terminal_of_80_columns():
+    apps = [cli.app, *cli.app.subapps, *cli.app["data"].subapps]
+    lines = [line for app in apps for line in (app.help_epilogue or "").splitlines()]
+    assert len(lines) > 20
+    assert [line for line in lines if len(line) > 78] == []

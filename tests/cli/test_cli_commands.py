@@ -214,6 +214,15 @@ def test_evaluate_hands_on_how_to_sample(checkpoint, monkeypatch, given, expecte
     assert (asked["guidance"], asked["steps"], asked["solver"], asked["tasks"]) == (expected, 7, "ddim", None)
 
 
+def test_evaluate_sets_the_threads(checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr("latentlm.hardware.set_threads", asked.append)
+    monkeypatch.setattr(evaluation, "evaluate", lambda pipeline, **options: Report("x"))
+    cli.main(["evaluate", "small", "--out", "x.json", "--threads", "3"])
+    cli.main(["evaluate", "small", "--out", "x.json"])
+    assert asked == [3, None]
+
+
 def test_evaluate_says_what_was_left_out(checkpoint, monkeypatch, capsys):
     report = Report("x")
     report.leave_out("speech", "the model has no speech")

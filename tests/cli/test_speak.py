@@ -59,7 +59,8 @@ def test_a_script_with_voices_is_what_the_pipeline_says(folder, capsys, notices)
     cli.main([*SPEAK, "--voice", "1=a.wav", "--voice", "2=b.flac", "--seed", "4"])
     out, err = capsys.readouterr()
     assert out == "talk.wav\n"
-    assert notices() == ["b.flac: 2 channels mixed down to one", "b.flac: 16,000 Hz resampled to 24,000 Hz"]
+    said = ["b.flac: 2 channels mixed down to one", "b.flac: 16,000 Hz resampled to 24,000 Hz"]
+    assert [line for line in err.splitlines() if "b.flac" in line] == [f"latentlm: {line}" for line in said]
     assert "latentlm: the script has 2 speakers: 1 (1 turn), 2 (1 turn)\n" in err
     assert "talk.wav: cut after 1.1 s by --max-seconds" in err
     voices = {1: load_audio("a.wav"), "2": load_audio("b.flac")}

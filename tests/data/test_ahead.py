@@ -38,11 +38,11 @@ def folder(tmp_path_factory) -> str:
     return path
 
 
-def loader(tokenizers, folder, *, rank=0, world=1, num_streams=4, seed=3, dropout=0.3) -> DocumentLoader:
+def loader(tokenizers, folder, *, rank=0, world=1, num_lanes=4, seed=3, dropout=0.3) -> DocumentLoader:
     config = DataConfig(sources=(SourceConfig(shards=folder),), sequence_length=40, rows=2, condition_dropout=dropout)
     encoder = DocumentEncoder(tokenizers["text"])
-    streams = {"seed": seed, "num_streams": num_streams, "rank": rank, "world": world}
-    return DocumentLoader([ShardDocuments(folder)], config, encoder, {"image": 6}, **streams)
+    lanes = {"seed": seed, "num_lanes": num_lanes, "rank": rank, "world": world}
+    return DocumentLoader([ShardDocuments(folder)], config, encoder, {"image": 6}, **lanes)
 
 
 def several_steps(made, num: int = ahead.DEPTH + 3) -> None:
@@ -91,9 +91,9 @@ def test_two_processes_share_the_batches_of_one_and_one_goes_on_for_both(tokeniz
     halves = [DocumentsAhead(loader(tokenizers, folder, rank=rank, world=2)) for rank in range(2)]
     for _ in range(5):
         batches, parts = whole.next_step(), [half.next_step() for half in halves]
-        assert flat(batches) == flat([parts[stream % 2][stream // 2] for stream in range(4)])
+        assert flat(batches) == flat([parts[lane % 2][lane // 2] for lane in range(4)])
     states = [half.state_dict() for half in halves]
-    union = {"step": 5, "streams": {k: v for state in states for k, v in state["streams"].items()}}
+    union = {"step": 5, "lanes": {k: v for state in states for k, v in state["lanes"].items()}}
     for half in halves:
         half.close()
     alone = DocumentsAhead(loader(tokenizers, folder))
@@ -104,7 +104,7 @@ def test_two_processes_share_the_batches_of_one_and_one_goes_on_for_both(tokeniz
 
 
 def test_no_document_comes_twice_in_an_epoch(tokenizers, folder):
-    made = DocumentsAhead(loader(tokenizers, folder, num_streams=1, dropout=0.0))
+    made = DocumentsAhead(loader(tokenizers, folder, num_lanes=1, dropout=0.0))
     taken: list[int] = []
     while len(taken) < 2 * NUM:
         for batch in made.next_step():
@@ -132,7 +132,7 @@ def test_an_error_in_a_thread_is_raised_by_the_step_that_needed_it(tokenizers, f
 def test_pinned_batches_are_asked_for_where_a_gpu_is(tokenizers, folder, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
-    made = DocumentsAhead(loader(tokenizers, folder, num_streams=1), pin=True)
+    made = DocumentsAhead(loader(tokenizers, folder, num_lanes=1), pin=True)
     (batch,) = made.next_step()
     made.close()
     assert batch.ids.shape in pinned

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,10 @@ import torch
 from sets import picture, picture_folder, picture_parquet, png, word, write_lines, write_parquet
 
 from latentlm.config import SourceConfig
-from latentlm.data.cache import media_hash
 from latentlm.data.encoding import parts as module
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
+from latentlm.data.latent_files import media_hash
 from latentlm.data.readers.files import Location
 from latentlm.data.shards import ShardDocuments, array_record
 from latentlm.errors import UserError
@@ -180,7 +182,7 @@ def test_a_killed_worker_is_said_and_the_rest_is_kept(pictures, saved, tmp_path,
 
     monkeypatch.setattr(encode_workers, "_listen", kill_after_the_first_part)
     with pytest.raises(
-        ValueError, match=r"a worker process was ended by signal 9 \(SIGKILL\); the same command goes on"
+        ValueError, match=r"a worker process was ended by signal 9 \(SIGKILL\); the same command continues"
     ):
         encode(job(pictures, tmp_path / "out", saved), processes=2)
     assert list((tmp_path / "out").glob("part-*.json"))
@@ -312,3 +314,15 @@ def test_two_encodings_do_not_write_into_one_folder(pictures, saved, tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_encoding_may_wait_for_another_into_the_same_folder(pictures, saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    with open(out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process
+        release = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
+        release.start()
+        assert encode(job(pictures, out, saved), wait=True).index.num_documents == NUM
+        release.join()
+    assert "another run encodes the same data; waiting for it" in capsys.readouterr().err

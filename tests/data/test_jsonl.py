@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+import threading
 import weakref
 import zipfile
 
@@ -15,6 +16,7 @@ from sets import flac, pixels, png, shown, write_lines
 from latentlm.config import SourceConfig
 from latentlm.data import sources
 from latentlm.data.manifest import Manifest
+from latentlm.data.readers.files import Location
 from latentlm.types import Text
 
 LINES = [
@@ -86,6 +88,23 @@ def test_a_url_keeps_what_it_says_of_its_file_system(tmp_path):
     assert pixels(found[0]) == shown(0)
 
 
+def test_the_file_systems_of_a_thread_go_with_it(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "abc")
+    location = Location.of(f"zip://a.txt::{tmp_path}/a.zip")
+    seen = []
+
+    def look() -> None:
+        seen.append(weakref.ref(location.system))
+        assert location.system is seen[0]()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert seen[0]() is None
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -105,7 +124,7 @@ def test_a_wrong_line_is_named_when_it_is_read(tmp_path, line, said):
 
 
 def test_a_manifest_has_no_task_and_no_columns(manifest):
-    with pytest.raises(ValueError, match="its lines say what is the task"):
+    with pytest.raises(ValueError, match="its lines say what each document is"):
         sources.documents(SourceConfig(path=str(manifest), task="text_to_image"))
-    with pytest.raises(ValueError, match="leave out columns"):
+    with pytest.raises(ValueError, match="a manifest has no columns"):
         sources.documents(SourceConfig(path=str(manifest), columns={"image": "png"}))

@@ -1,4 +1,4 @@
-"""Streams: exact weights, every item once an epoch, resumable, and the same batches for any number of processes."""
+"""Lanes: exact weights, every item once an epoch, resumable, and the same batches for any number of processes."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def documents(kind: str, num: int) -> list[Document]:
     return [Document((Speech(random_latents(3 + i % 5, 5, i), **given_), Text(f"word {i}"))) for i in range(num)]
 
 
-def loader(tokenizers, *, rank=0, world=1, num_streams=4, dropout=0.5) -> DocumentLoader:
+def loader(tokenizers, *, rank=0, world=1, num_lanes=4, dropout=0.5) -> DocumentLoader:
     sources = (SourceConfig(name="a", weight=3), SourceConfig(name="b", weight=1))
     config = DataConfig(sources=sources, sequence_length=48, rows=3, condition_dropout=dropout)
     return DocumentLoader(
@@ -31,7 +31,7 @@ def loader(tokenizers, *, rank=0, world=1, num_streams=4, dropout=0.5) -> Docume
         DocumentEncoder(tokenizers["text"]),
         {"image": 6, "speech": 5},
         seed=3,
-        num_streams=num_streams,
+        num_lanes=num_lanes,
         rank=rank,
         world=world,
     )
@@ -47,36 +47,36 @@ def equal(one, two) -> bool:
 @given(weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=5), taken=st.integers(1, 300))
 @settings(max_examples=50, deadline=None)
 def test_weights_are_kept_within_one_item(weights, taken):
-    mixture = Mixture([range(7)] * len(weights), weights, seed=0, stream=0, num_streams=1)
+    mixture = Mixture([range(7)] * len(weights), weights, seed=0, lane=0, num_lanes=1)
     for _ in range(taken):
         mixture.take(mixture.peek()[0])
     share = np.asarray(weights) / sum(weights) * taken
     assert np.abs(np.asarray(mixture.counts) - share).max() < len(weights)
 
 
-def test_every_item_comes_once_an_epoch_over_all_streams():
-    streams = [Mixture([range(12)], [1.0], seed=5, stream=m, num_streams=4) for m in range(4)]
+def test_every_item_comes_once_an_epoch_over_all_lanes():
+    lanes = [Mixture([range(12)], [1.0], seed=5, lane=m, num_lanes=4) for m in range(4)]
     epochs = []
     for _ in range(2):
         seen = []
         for _ in range(3):
-            for stream in streams:
-                source, item = stream.peek()
+            for lane in lanes:
+                source, item = lane.peek()
                 seen.append(item)
-                stream.take(source)
+                lane.take(source)
         epochs.append(seen)
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
     assert epochs[0] != epochs[1]
 
 
-def test_two_processes_serve_the_streams_of_one(tokenizers):
+def test_two_processes_serve_the_lanes_of_one(tokenizers):
     whole = loader(tokenizers)
     halves = [loader(tokenizers, rank=rank, world=2) for rank in range(2)]
     for _ in range(3):
         batches = whole.next_step()
         parts = [half.next_step() for half in halves]
-        for stream, batch in enumerate(batches):
-            assert equal(batch, parts[stream % 2][stream // 2])
+        for lane, batch in enumerate(batches):
+            assert equal(batch, parts[lane % 2][lane // 2])
 
 
 def test_resumed_equals_uninterrupted_also_on_another_number_of_processes(tokenizers):
@@ -87,7 +87,7 @@ def test_resumed_equals_uninterrupted_also_on_another_number_of_processes(tokeni
         for half in halves:
             half.next_step()
     states = [half.state_dict() for half in halves]
-    union = states[0] | {"streams": {k: v for state in states for k, v in state["streams"].items()}}
+    union = states[0] | {"lanes": {k: v for state in states for k, v in state["lanes"].items()}}
     assert union == whole.state_dict()
     fresh = loader(tokenizers)
     fresh.load_state_dict(union)
@@ -97,7 +97,7 @@ def test_resumed_equals_uninterrupted_also_on_another_number_of_processes(tokeni
 def test_conditions_are_dropped_at_the_rate_asked_for_and_only_before_latents(tokenizers):
     bos, bod = tokenizers["text"].special.bos, tokenizers["text"].special.bod
     starts = {"kept": 0, "dropped": 0}
-    source = loader(tokenizers, num_streams=1, dropout=0.3)
+    source = loader(tokenizers, num_lanes=1, dropout=0.3)
     for _ in range(150):
         (batch,) = source.next_step()
         first = batch.ids[(batch.positions == 0) & (batch.documents >= 0)].tolist()
@@ -106,13 +106,13 @@ def test_conditions_are_dropped_at_the_rate_asked_for_and_only_before_latents(to
         assert bod["speech"] not in first  # speech → text keeps its condition
     rate = starts["dropped"] / (starts["kept"] + starts["dropped"])
     assert 0.3 * 0.75 - 0.06 < rate < 0.3 * 0.75 + 0.06
-    source = loader(tokenizers, num_streams=1, dropout=0.0)
+    source = loader(tokenizers, num_lanes=1, dropout=0.0)
     assert all(bod["image"] not in b.ids[b.positions == 0].tolist() for b in source.next_step())
 
 
-def test_the_chance_of_an_item_belongs_to_its_place_in_the_stream():
+def test_the_chance_of_an_item_belongs_to_its_place_in_the_lane():
     def chances(taken: int) -> list[float]:
-        mixture = Mixture([range(7)], [1.0], seed=4, stream=1, num_streams=2)
+        mixture = Mixture([range(7)], [1.0], seed=4, lane=1, num_lanes=2)
         mixture.counts = [taken]  # as a resumed run has it
         found = []
         for _ in range(2500 - taken):
@@ -125,13 +125,13 @@ def test_the_chance_of_an_item_belongs_to_its_place_in_the_stream():
     assert chances(1500) == whole[1500:]
     assert len(set(whole)) == 2500
     assert 0.45 < sum(whole) / 2500 < 0.55
-    other = Mixture([range(7)], [1.0], seed=4, stream=0, num_streams=2)
+    other = Mixture([range(7)], [1.0], seed=4, lane=0, num_lanes=2)
     assert other.chance() != whole[0]
 
 
 def test_no_document_is_lost_between_batches(tokenizers):
-    source = loader(tokenizers, num_streams=1, dropout=0.0)
-    mixture = source.streams[0]
+    source = loader(tokenizers, num_lanes=1, dropout=0.0)
+    mixture = source.lanes[0]
     taken = 0
     for _ in range(5):
         (batch,) = source.next_step()
@@ -141,19 +141,19 @@ def test_no_document_is_lost_between_batches(tokenizers):
         assert taken == mixture.index
 
 
-def test_streams_must_divide_over_the_processes(tokenizers):
+def test_lanes_must_divide_over_the_processes(tokenizers):
     with pytest.raises(ValueError, match="global_micro_batches 3 is not a multiple of the 2 processes"):
-        loader(tokenizers, num_streams=3, world=2)
+        loader(tokenizers, num_lanes=3, world=2)
 
 
 def test_a_state_of_another_recipe_is_refused(tokenizers):
-    with pytest.raises(ValueError, match="no stream 0 over 2 sources"):
-        loader(tokenizers).load_state_dict({"step": 1, "streams": {"0": [1, 2, 3]}})
+    with pytest.raises(ValueError, match="no lane 0 over 2 sources"):
+        loader(tokenizers).load_state_dict({"step": 1, "lanes": {"0": [1, 2, 3]}})
 
 
 def test_a_source_whose_size_changed_is_refused(tokenizers):
     state = loader(tokenizers).state_dict()
-    loader(tokenizers).load_state_dict({name: state[name] for name in ("step", "streams")})  # of an older release
+    loader(tokenizers).load_state_dict({"step": state["step"], "streams": state["lanes"]})  # of an older release
     state["sizes"][1] += 1
     with pytest.raises(ValueError, match=r"data source number 1 changed: \d+ items, the checkpoint had"):
         loader(tokenizers).load_state_dict(state)
@@ -167,7 +167,7 @@ def test_an_empty_source_is_named():
 def test_media_batches_are_padded_and_repeatable():
     def make():
         clips = [torch.full((1, n), float(n)) for n in (3, 5, 4)]
-        return MediaLoader([clips], [1.0], lambda c, rng: c + rng.random(), batch_size=3, seed=1, num_streams=1)
+        return MediaLoader([clips], [1.0], lambda c, rng: c + rng.random(), batch_size=3, seed=1, num_lanes=1)
 
     (one,), (two,) = make().next_step(), make().next_step()
     assert torch.equal(one.media, two.media)
@@ -179,11 +179,11 @@ def test_media_batches_are_padded_and_repeatable():
     assert collate_media([torch.ones(1, 2)]).media.shape == (1, 1, 2)
 
 
-def test_the_streams_of_a_process_share_the_order_of_an_epoch(tokenizers):
-    streams = loader(tokenizers).streams
-    orders = {id(mixture._orders) for mixture in streams.values()}
+def test_the_lanes_of_a_process_share_the_order_of_an_epoch(tokenizers):
+    lanes = loader(tokenizers).lanes
+    orders = {id(mixture._orders) for mixture in lanes.values()}
     assert len(orders) == 1
-    found = streams[0]._orders
+    found = lanes[0]._orders
     for epoch in (0, 1, 2, 1, 5):
         expected = np.random.default_rng((3, 0, epoch)).permutation(17)
         assert found(0, epoch).tolist() == expected.tolist()

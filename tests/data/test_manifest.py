@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PILImages
 
 from latentlm.data.manifest import Manifest, preview, read, validate
+from latentlm.data.placed import texts_of
 from latentlm.modalities.image import Image
 from latentlm.modalities.speech import Speech
 from latentlm.types import Text
@@ -87,6 +88,11 @@ def test_media_are_read_only_when_asked_for(folder):
         manifest[1]
 
 
+def test_texts_are_read_without_media(folder):
+    path = write(folder, segments({"text": "one"}, {"image": "absent.png"}, {"text": "two"}), segments({"text": "3"}))
+    assert list(texts_of(Manifest(path))) == ["one", "two", "3"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -99,6 +105,7 @@ def test_media_are_read_only_when_asked_for(folder):
         (segments({"text": "x", "image": "y"}), "segments.0: a segment has exactly one .* not text and image"),
         (segments({"loss": True}), "segments.0: a segment has exactly one .* not none"),
         (segments({"text": ""}), "segments.0.text: String should have at least 1 character"),
+        ('{"segments": [{"text": "half \\ud800"}]}', "segments.0.text: .*unable to parse raw data as a unicode string"),
         (segments({"text": 3}), "segments.0.text: Input should be a valid string"),
         (segments({"text": "x", "condition": "yes"}), "segments.0.condition: Input should be a valid boolean"),
         (segments({"text": "x", "condition": True}), "segments: no segment is a target"),
@@ -170,7 +177,7 @@ def test_sound_is_mixed_to_mono(folder):
 
 def test_a_key_that_stands_twice_is_refused(folder):
     path = write(folder, '{"segments": [{"text": "a", "text": "b"}]}')
-    with pytest.raises(ValueError, match=r"data.jsonl:1: key 'text' stands twice"):
+    with pytest.raises(ValueError, match=r"data.jsonl:1: key 'text' appears twice"):
         read(path)
 
 

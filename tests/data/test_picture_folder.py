@@ -48,11 +48,11 @@ def test_what_is_wrong_is_named(tmp_path):
     found = sources.documents(config(tmp_path / "photos"))
     with pytest.raises(ValueError, match=r"photos/cat/0\.png: image: .*not a readable image"):
         found[0]
-    with pytest.raises(ValueError, match=r"red_dog/sound\.flac: image: not a file of image"):
+    with pytest.raises(ValueError, match=r"red_dog/sound\.flac: image: is speech, the task needs image"):
         found[3]
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "0.png").write_bytes(png(0))
-    with pytest.raises(ValueError, match=r"flat/0\.png: lies in no folder that would name its class"):
+    with pytest.raises(ValueError, match=r"flat/0\.png: has no text: the folder of a file names its class"):
         sources.documents(config(tmp_path / "flat"))
     assert len(sources.media(config(tmp_path / "flat", task="all"), "image")) == 1
     (tmp_path / "none").mkdir()
@@ -64,7 +64,7 @@ def test_what_is_wrong_is_named(tmp_path):
         open_path("nosuch://x", {})
     (tmp_path / "flat" / "a.tar").touch()
     (tmp_path / "flat" / "b.parquet").touch()
-    with pytest.raises(ValueError, match=r"holds \.parquet and \.tar files; one kind of"):
+    with pytest.raises(ValueError, match=r"holds \.parquet and \.tar files; give each kind"):
         open_path(str(tmp_path / "flat"), {})
 
 

@@ -10,6 +10,8 @@ from sets import flac, pixels, png, shown, word, write_tar
 
 from latentlm.config import SourceConfig
 from latentlm.data import sources
+from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.workers import encode
 
 
 def config(path, **fields) -> SourceConfig:
@@ -78,3 +80,9 @@ def test_what_is_wrong_is_named_with_file_and_member(tmp_path):
     (tmp_path / "cut.tar").write_bytes(whole[: place + 20])
     with pytest.raises(ValueError, match=r"cut\.tar: not a readable tar.*unexpected end"):
         sources.documents(config(tmp_path / "cut.tar", task="text"))
+
+
+def test_text_that_is_not_unicode_is_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"0.json": b'{"text": "half \\ud800"}'})
+    with pytest.raises(ValueError, match=r"a\.tar: 0: the text is not Unicode: .*ud800"):
+        encode(Job((SourceConfig(path=str(path), task="text"),), {}, str(tmp_path / "out")))

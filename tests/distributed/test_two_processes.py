@@ -135,7 +135,7 @@ def errors(runs, name):
 
 def test_a_nan_on_one_rank_stops_all_with_the_same_words(runs):
     text = errors(runs, "poisoned")
-    assert text.startswith("NonFiniteLoss: step 6: loss 'text' is nan in micro-batch stream 1;")
+    assert text.startswith("NonFiniteLoss: step 6: loss 'text' is nan in micro-batch lane 1;")
     assert "step-00000004" in text
 
 

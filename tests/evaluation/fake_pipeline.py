@@ -37,7 +37,7 @@ class FakeTokenizer:
 
     def __init__(self, kind: str, noise: float = 0.02):
         self.kind, self.noise, self.modality = kind, noise, kind
-        self.config = SimpleNamespace(image_size=32)
+        self.config = SimpleNamespace(image_size=32, fit="crop")
 
     def batch(self, media: list) -> MediaBatch:
         from latentlm.media.picture import image_to_tensor

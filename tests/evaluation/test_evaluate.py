@@ -9,8 +9,9 @@ from fake_pipeline import FakePipeline
 from margins import seed
 from PIL import Image as PILImage
 
-from latentlm.config import ModelConfig, TransformerConfig, parse_recipe
+from latentlm.config import MixtureHeadConfig, ModelConfig, TransformerConfig, parse_recipe
 from latentlm.data.embedded import emoji
+from latentlm.errors import UserError
 from latentlm.evaluation import reconstruction
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.image import nearest, to_pixels
@@ -207,6 +208,24 @@ def test_a_recipe_tells_which_emoji_it_trains_on(limits, num):
     emoji_sources = [{"name": "emoji", "task": "text_to_image", "limit": limit} for limit in limits]
     names = Seen.of(recipe_of({"name": "digits", "task": "text_to_image"}, *emoji_sources)).emoji_names
     assert (names if names is None else len(names)) == num
+
+
+def test_a_model_without_a_diffusion_head_has_no_solver_to_choose():
+    pipeline = FakePipeline()
+    pipeline.model.config = ModelConfig(head=MixtureHeadConfig())
+    for given in ({"steps": 5}, {"solver": "ddim"}):
+        with pytest.raises(UserError, match="steps and solver are for diffusion heads, and this model has none"):
+            evaluate(pipeline, tasks=["emoji"], quick=True, **given)
+    figure = evaluate(pipeline, tasks=["emoji"], quick=True).figures["emoji.top1"]
+    assert "guidance 2, ema weights" in figure.protocol
+    assert "steps" not in figure.protocol
+
+
+def test_text_is_measured_of_the_corpora_that_were_trained_on():
+    report = evaluate(FakePipeline(), quick=True, seen=Seen.of(recipe_of({"name": "prose", "task": "text"})))
+    assert {name for name in report.figures if name.startswith("text.")} >= {"text.prose_bits_per_byte"}
+    assert "text.shapes_bits_per_byte" not in report.figures
+    assert "reconstruction.digits_psnr" not in report.figures
 
 
 def test_wrong_arguments_are_named():

@@ -17,7 +17,7 @@ from latentlm.checkpoint import resolve
 from latentlm.config import SourceConfig, parse_recipe
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
-from latentlm.evaluation.folder import Wish, evaluate_model
+from latentlm.evaluation.folder import EvaluationRequest, evaluate_model
 from latentlm.training.run import train
 
 
@@ -44,9 +44,11 @@ def trained(root: Path, run: Path, *sources: dict) -> str:
     return str(run)
 
 
-def measured(name: str, said: list[str]):
-    wish = Wish(name, resolve(name), torch.device("cpu"), only=("documents",), steps=2, quick=True, say=said.append)
-    return evaluate_model(wish)
+def measured(name: str, said: list[str], *only: str):
+    request = EvaluationRequest(
+        name, resolve(name), torch.device("cpu"), only=only, steps=2, quick=True, say=said.append
+    )
+    return evaluate_model(request)
 
 
 def test_a_number_of_the_rows_of_a_path(root, tmp_path):
@@ -71,3 +73,49 @@ def test_shards_are_scored_and_what_cannot_be_opened_is_said(root, tmp_path):
     assert "documents.image_psnr" not in report.figures
     assert "documents: 4 come from shards, which hold no media, and were only scored." in report.notes
     assert said[0] == f"{gone}: no such file; the recipe's held-out documents are left out, name others with --manifest"
+
+
+def test_a_model_of_one_s_own_pictures_is_measured_on_them_alone(root, tmp_path):
+    own = {"path": str(root / "set.parquet"), "task": "text_to_image", "held_out": 4}
+    report = measured(trained(root, tmp_path / "run", own), [])
+    parts = {name.split(".")[0] for name in report.figures}
+    assert parts == {"documents", "seconds"}
+    flat = report.to_dict()
+    assert None not in flat.values()
+    assert not [key for key in flat if "digits" in key or "speech" in key]
+    assert "documents.image_loss" in flat
+    assert flat["standard_error.documents.image_loss"] > 0
+
+
+def test_a_model_whose_own_data_hold_nothing_out_says_how_to_measure_it(root, tmp_path):
+    own = {"path": str(root / "set.parquet"), "task": "text_to_image"}
+    report = measured(trained(root, tmp_path / "run", own), [])
+    assert not report.figures
+    assert report.left_out == {
+        "documents": "not measured, no held-out documents: name a manifest of them with --manifest"
+    }
+
+
+def test_the_training_pictures_of_the_recipe_train_the_judge(root, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "latentlm.evaluation.folder.evaluate",
+        lambda pipeline, **options: seen.append(options["training"]),
+    )
+    own = {"path": str(root / "set.parquet"), "task": "text_to_image", "held_out": 4}
+    name = trained(root, tmp_path / "run", own)
+    measured(name, [])
+    (training,) = seen
+    assert {modality: [len(part) for part in parts] for modality, parts in training.items()} == {
+        "image": [16],
+        "speech": [],
+    }
+    said: list[str] = []
+    kept = root / "set.parquet"
+    moved = kept.rename(tmp_path / "moved.parquet")
+    try:
+        measured(name, said)
+    finally:
+        moved.rename(kept)
+    assert any("the judges learn from the held-out documents alone" in line for line in said)
+    assert seen[1] == {"image": [], "speech": []}

@@ -14,7 +14,7 @@ from latentlm.data.embedded import phrases, speech
 from latentlm.evaluation.evaluate import evaluate
 from latentlm.evaluation.recogniser import Recogniser, num_word_errors
 from latentlm.evaluation.seen import Seen
-from latentlm.evaluation.speech import Said, length_ratios, word_error_rate
+from latentlm.evaluation.speech import Utterance, length_ratios, word_error_rate
 from latentlm.media.sound import Audio
 
 
@@ -63,10 +63,11 @@ def test_recogniser_forgets_what_it_heard_before(real):
 def test_recogniser_of_phrases_hears_unseen_ones(real, margin):
     judge = Recogniser.of_phrases()
     spoken = [item for item in real if item.kind == "phrase"][:20]
-    said = [Said(item.text, item.audio, True, judge.hear(item.audio)) for item in spoken]
+    said = [Utterance(item.text, item.audio, True, judge.hear(item.audio)) for item in spoken]
     margin("word error rate", word_error_rate(said), at_most=0.1)
     moved = [
-        Said(item.text, item.audio, True, other.heard) for item, other in zip(said, said[1:] + said[:1], strict=True)
+        Utterance(item.text, item.audio, True, other.heard)
+        for item, other in zip(said, said[1:] + said[:1], strict=True)
     ]
     margin("word error rate by other labels", word_error_rate(moved), at_least=0.5)
 
@@ -83,8 +84,8 @@ def test_word_errors():
 def test_length_ratio_is_against_the_same_word(real):
     word = real[0]
     doubled = Audio(word.audio.samples.repeat(2), word.audio.sample_rate)
-    real_one = Said(word.text, word.audio, True, "")
-    ratios = length_ratios([real_one, Said(word.text, doubled, True, "")], [real_one])
+    real_one = Utterance(word.text, word.audio, True, "")
+    ratios = length_ratios([real_one, Utterance(word.text, doubled, True, "")], [real_one])
     assert ratios == pytest.approx([1.0, 2.0])
 
 

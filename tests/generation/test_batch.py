@@ -139,9 +139,9 @@ def test_a_model_without_speech_has_no_seconds(tokenizers):
 
 
 def test_seconds_and_latents_are_one_limit(pipeline, monkeypatch):
-    limits, make = [], pipeline._tasks
+    limits, make = [], pipeline._active_requests
     monkeypatch.setattr(
-        pipeline, "_tasks", lambda requests: limits.append((made := make(requests))[0].max_latents) or made
+        pipeline, "_active_requests", lambda requests: limits.append((made := make(requests))[0].max_latents) or made
     )
     rate = pipeline.tokenizers["speech"].rate
     for options in ({"max_seconds": 3 / rate}, {"max_latents": 3}):

@@ -116,14 +116,17 @@ def test_a_model_hears_what_it_says(tokenizers, model):
     torch.testing.assert_close(streamed, sound.samples)
 
 
-def test_features_stay_on_disk(tokenizers, tmp_path):
+def test_features_stay_on_disk(tokenizers, tmp_path, monkeypatch):
     continuous = {name: t for name, t in tokenizers.items() if name != "text"}
     document = two_clips()
     first = LatentCache(continuous, tmp_path)
     first.prepare([document], "talk")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["talk-semantic.safetensors", "talk-speech.safetensors"]
+    readers = ("semantic", "speech")
+    kept = [f"{name}-{continuous[name].fingerprint()}" for name in readers]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
     again = LatentCache(continuous, tmp_path)
-    again._encode_all = None  # must not be needed
+    for name in readers:
+        monkeypatch.setattr(continuous[name], "encode", None)  # must not be needed
     again.prepare([document], "talk")
     one, two = (cache.resolve(document).segments[2].content.features for cache in (first, again))
     assert torch.equal(one, two)
@@ -137,7 +140,7 @@ def test_features_that_do_not_fit_are_refused(tokenizers, model):
     with pytest.raises(ValueError, match="a latent stands for 16 samples at 8000 Hz, but a feature for 32 samples"):
         Pipeline(model, slower)
     bare = Document((Speech(Latents(torch.zeros(3, 5), torch.tensor(0.0), "none")),))
-    with pytest.raises(ValueError, match="latents of speech to learn come without semantic features"):
+    with pytest.raises(ValueError, match="latents of speech are targets without semantic features"):
         encoded(tokenizers, bare)
 
 

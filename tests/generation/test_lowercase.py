@@ -29,7 +29,7 @@ def given(text: str) -> Text:
 
 
 def ids(pipeline: Pipeline, prompt, to: str) -> list[int]:
-    (task,) = pipeline._tasks([Request(prompt, to)])
+    (task,) = pipeline._active_requests([Request(prompt, to)])
     return task.prompt.ids
 
 

@@ -253,7 +253,7 @@ def test_spans_that_a_model_lacks_are_not_begun(tokenizers, choosing):
 
 
 @pytest.mark.parametrize("to", ["image", "auto"])
-def test_a_picture_that_fills_the_context_is_streamed(pipeline, choosing, to):
+def test_a_picture_that_fills_the_context_is_on_disk(pipeline, choosing, to):
     room = pipeline.model.config.transformer.context_length - 4
     request = Request(text("x" * (room - 1)), to, steps=2)  # <BOS>, text, <BOD> and three of four latents
     choosing(pipeline.model.special.bod["image"])

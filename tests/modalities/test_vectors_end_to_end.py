@@ -133,7 +133,7 @@ def test_a_tokenizer_of_vectors_has_no_figures_and_its_folder_is_one_line(folder
     path = folder / "run" / "model" / "tokenizers" / "vectors"
     report = evaluate_tokenizer(load_tokenizer(path))
     assert report.figures == {}
-    assert report.left_out == {"reconstruction.vectors": "not measured, there are no figures of this modality"}
+    assert report.left_out == {"reconstruction.vectors": "not measured, there is no measure for this modality"}
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", str(path), "--out", str(folder / "vectors.json")])
     assert stopped.value.code == 2

@@ -80,6 +80,23 @@ def single_targets(batch: PackedBatch, name: str) -> Iterator[tuple[PackedBatch,
         yield replace(batch, **{f"{name}_targets": alone}), place + 1
 
 
+@torch.no_grad()
+def test_latents_and_features_are_embedded_at_their_positions(tokenizers):
+    text, specs = tokenizers["text"], modality_specs(tokenizers)
+    specs["speech"] = replace(specs["speech"], feature_dim=7)
+    config = ModelConfig(transformer=small_model(tokenizers).config.transformer)
+    model = LatentLM(config, text.vocab_size, text.special, specs)
+    x, values, features = torch.randn(6, 32), torch.randn(3, 5), torch.randn(2, 7)
+    index, places = torch.tensor([4, 0, 3]), torch.tensor([0, 3])
+    expected = x.clone()
+    for row, value in zip(index, values, strict=True):
+        expected[row] = model.embed_latents["speech"](value)
+    for row, value in zip(places, features, strict=True):
+        expected[row] += model.embed_features["speech"](value)
+    for pad in (False, True):
+        torch.testing.assert_close(model.embed_span(x, "speech", values, index, features, places, pad), expected)
+
+
 @pytest.mark.parametrize(("name", "number"), [("image", 3), ("speech", 2), ("text", 3), ("end", 2)])
 def test_a_loss_hangs_on_all_inputs_before_its_answer_and_on_no_other(tokenizers, documents, name, number):
     model, inputs = small_model(tokenizers), []

@@ -50,28 +50,28 @@ class Samples:
 
 
 class Density:
-    """A loader of normal samples around CENTRE; the streams have unequal numbers of them."""
+    """A loader of normal samples around CENTRE; the lanes have unequal numbers of them."""
 
-    def __init__(self, num_streams: int, world: World | None = None, seed: int = 0):
+    def __init__(self, num_lanes: int, world: World | None = None, seed: int = 0):
         world = world or World()
-        self.num_streams, self.seed = num_streams, seed
-        self.positions = dict.fromkeys(range(world.rank, num_streams, world.size), 0)
+        self.num_lanes, self.seed = num_lanes, seed
+        self.positions = dict.fromkeys(range(world.rank, num_lanes, world.size), 0)
 
     def next_step(self) -> list[Samples]:
-        batches = [self._batch(stream, position) for stream, position in self.positions.items()]
-        self.positions = {stream: position + 1 for stream, position in self.positions.items()}
+        batches = [self._batch(lane, position) for lane, position in self.positions.items()]
+        self.positions = {lane: position + 1 for lane, position in self.positions.items()}
         return batches
 
-    def _batch(self, stream: int, position: int) -> Samples:
-        seed = 1_000_003 * self.seed + 7919 * stream + 31 * position
+    def _batch(self, lane: int, position: int) -> Samples:
+        seed = 1_000_003 * self.seed + 7919 * lane + 31 * position
         g = torch.Generator().manual_seed(seed)
-        return Samples(CENTRE + SPREAD * torch.randn(EXAMPLES + 8 * (stream % 2), 1, generator=g), seed)
+        return Samples(CENTRE + SPREAD * torch.randn(EXAMPLES + 8 * (lane % 2), 1, generator=g), seed)
 
     def state_dict(self) -> dict:
-        return {"streams": {str(stream): position for stream, position in self.positions.items()}}
+        return {"lanes": {str(lane): position for lane, position in self.positions.items()}}
 
     def load_state_dict(self, state: dict) -> None:
-        self.positions = {stream: state["streams"][str(stream)] for stream in self.positions}
+        self.positions = {lane: state["lanes"][str(lane)] for lane in self.positions}
 
     def close(self) -> None:
         """It has no workers."""

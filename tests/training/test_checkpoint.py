@@ -25,7 +25,7 @@ def test_keeps_the_last_and_finds_the_latest(tmp_path):
     for step in (5, 10, 200_000_000, 15):
         checkpoints.save(step, TENSORS, {"step": step})
     assert [path.name for path in checkpoints.complete()] == ["step-00000015", "step-200000000"]
-    assert checkpoints.record(checkpoints.latest()) == {"step": 200_000_000}
+    assert checkpoints.read_state(checkpoints.latest()) == {"step": 200_000_000}
 
 
 def test_round_trip_in_place_without_pickle(tmp_path):

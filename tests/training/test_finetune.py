@@ -19,7 +19,8 @@ from tiny_run import adapted_model, real_loader, trainer, without_clock
 import latentlm
 from latentlm.checkpoint import load_tokenizers
 from latentlm.config import RecipeError, load_recipe, parse_recipe
-from latentlm.data.cache import media_hash, read_latents
+from latentlm.data.cache_dir import default_cache_dir
+from latentlm.data.latent_files import media_hash, read_latents
 from latentlm.data.manifest import Manifest
 from latentlm.training.distributed import World
 from latentlm.training.latentlm import LatentLMRun, build_latentlm, document_loader, write_adapted
@@ -86,9 +87,10 @@ def test_tokenizers_stay_and_latents_are_cached_under_their_fingerprint(tuned):
     manifest, start, out = tuned
     before, after = (load_tokenizers(folder / "tokenizers") for folder in (start, out / "model"))
     assert {name: t.fingerprint() for name, t in before.items()} == {name: t.fingerprint() for name, t in after.items()}
-    (file,) = (out / "latents").iterdir()
-    media = list(Manifest(manifest).media("speech"))
-    identity = {"fingerprint": before["speech"].fingerprint(), "media": media_hash("speech", media)}
+    fingerprint = before["speech"].fingerprint()
+    media = sorted(Manifest(manifest).media("speech"), key=lambda clip: clip.seconds)
+    identity = {"fingerprint": fingerprint, "media": media_hash("speech", media, digits=32)}
+    file = default_cache_dir() / "latents" / f"speech-{fingerprint}" / f"{identity['media']}.safetensors"
     assert len(read_latents(file, identity)) == NUM_CLIPS
 
 
@@ -185,7 +187,7 @@ def test_a_document_that_is_too_long_is_named_before_training(recipe, tmp_path, 
     chosen = recipe(**{"data.sequence_length": length})
     start = Path(chosen.model.start) / "config.json"
     start.write_text(start.read_text().replace('"context_length": 1024', '"context_length": 15'))
-    with pytest.raises(ValueError, match=rf"clips.jsonl' \(all\): document 0 has 1\d positions, {what}"):
+    with pytest.raises(ValueError, match=rf"clips\.jsonl:1 has 1\d positions, {what}; only plain text is split"):
         build_latentlm(chosen, tmp_path / "run", World())
 
 

@@ -20,7 +20,7 @@ def test_differences_are_dotted_leaves():
 
 
 def record(**identity):
-    return TrainerState(identity, RunProgress(3), 3, {"streams": {}}, [{}], {})
+    return TrainerState(identity, RunProgress(3), 3, {"lanes": {}}, [{}], {})
 
 
 def test_the_message_names_keys_and_is_never_long():

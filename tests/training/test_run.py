@@ -158,7 +158,7 @@ def test_a_speech_tokenizer_trains_on_clips_of_the_loudness_that_it_will_read(tm
 def test_a_run_stopped_by_a_signal_raises_and_resumes(tmp_path, monkeypatch):
     class Impatient(Trainer):
         def _step(self, clock):
-            self._asked = self.state.step == 1
+            self._asked = self.progress.step == 1
             super()._step(clock)
 
     monkeypatch.setattr(module, "Trainer", Impatient)

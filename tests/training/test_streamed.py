@@ -11,12 +11,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
-from sets import flac, picture_folder, picture_parquet, png, word, write_lines
+from sets import flac, picture_folder, picture_parquet, png, word, write_lines, write_parquet
 from small import small_tokenizers
 
 from latentlm.config import SourceConfig, TextTokenizerConfig, parse_recipe
 from latentlm.data import sources
-from latentlm.data.encoding.plan import Job
+from latentlm.data.encoding.plan import Job, names_other_files
 from latentlm.data.encoding.workers import encode
 from latentlm.data.placed import texts_of
 from latentlm.data.shards import ShardDocuments
@@ -81,8 +81,30 @@ def test_shards_path_and_memory_train_alike(root, tmp_path, text):
     assert found[0] == found[1]
     for (_, one, _), (_, two, _) in zip(found[0], found[2], strict=True):
         assert one == pytest.approx(two, rel=1e-4)
-    assert (tmp_path / "1" / "latents").is_dir()
-    assert not (tmp_path / "0" / "latents").exists()
+    assert not any((tmp_path / number / "latents").exists() for number in "012")
+
+
+def test_a_second_run_finds_what_the_first_encoded(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTLM_CACHE", str(tmp_path / "cache"))
+    parquet = {"path": str(root / "set.parquet"), "task": "text_to_image"}
+    train(recipe(root, parquet), tmp_path / "first")
+    train(recipe(root, {"manifest": str(root / "set.jsonl")}), tmp_path / "memory")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.name != ".lock"}
+    monkeypatch.setattr(feed, "encode", _only_looks(feed.encode))
+    train(recipe(root, parquet, seed=3), tmp_path / "second")
+    train(recipe(root, {"manifest": str(root / "set.jsonl")}, seed=3), tmp_path / "memory again")
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.name != ".lock"}
+
+
+def test_media_that_a_signature_does_not_cover_are_encoded_for_each_run(root, tmp_path):
+    """Lines name files: another picture in one of them would not be noticed."""
+    lines = {"path": str(root / "set.jsonl")}
+    for name in ("first", "second"):
+        train(recipe(root, lines), tmp_path / name)
+        assert [path.name for path in (tmp_path / name / "latents").glob("*/index.json")] == ["index.json"]
+    rows = write_parquet(tmp_path / "paths.parquet", {"text": ["a"], "image": [str(root / "0.png")]})
+    assert names_other_files(SourceConfig(path=str(rows), task="text_to_image"))
+    assert not names_other_files(SourceConfig(path=str(root / "set.parquet"), task="text_to_image"))
 
 
 def test_a_run_that_was_stopped_in_mid_epoch_goes_on_bit_for_bit(root, tmp_path, monkeypatch):
@@ -91,7 +113,7 @@ def test_a_run_that_was_stopped_in_mid_epoch_goes_on_bit_for_bit(root, tmp_path,
 
     class Impatient(Trainer):
         def _step(self, clock):
-            self._asked = self.state.step == 3
+            self._asked = self.progress.step == 3
             super()._step(clock)
 
     monkeypatch.setattr(module, "Trainer", Impatient)

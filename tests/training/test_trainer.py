@@ -67,7 +67,7 @@ def test_learns_logs_and_exports(tmp_path, margin):
 def test_logged_loss_is_the_mean_over_all_targets_of_the_window(tmp_path):
     run = trainer(tmp_path, steps=3, log_every=3, optimizer={"learning_rate": 1e-12}, model=TinyModel(dropout=0.0))
     run.fit()
-    batches = [make_batch(stream, position) for position in range(3) for stream in range(2)]
+    batches = [make_batch(lane, position) for position in range(3) for lane in range(2)]
     model = TinyModel(dropout=0.0)
     for name in ("text", "image", "speech"):
         sums = [model(batch, torch.Generator().manual_seed(batch.seed)).get(name) for batch in batches]
@@ -88,30 +88,30 @@ class TextOnly(nn.Module):
 
 
 class Whole:
-    """The micro-batches of all streams as one batch."""
+    """The micro-batches of all lanes as one batch."""
 
-    num_streams = 1
+    num_lanes = 1
 
     def __init__(self):
         self.position = 0
 
     def next_step(self):
-        batches = [make_batch(stream, self.position) for stream in range(4)]
+        batches = [make_batch(lane, self.position) for lane in range(4)]
         self.position += 1
         names = ("ids", "positions", "documents", "text_targets", "end_targets")
         joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
         return [replace(batches[0], latents={}, **joined)]
 
     def state_dict(self):
-        return {"streams": {"0": self.position}}
+        return {"lanes": {"0": self.position}}
 
     def load_state_dict(self, state):
         raise NotImplementedError
 
 
 def test_micro_batches_equal_one_big_batch(tmp_path):
-    """The streams have unequal numbers of targets: a mean of means would differ."""
-    counts = [make_batch(stream, 0).target_counts()["text"] for stream in range(4)]
+    """The lanes have unequal numbers of targets: a mean of means would differ."""
+    counts = [make_batch(lane, 0).target_counts()["text"] for lane in range(4)]
     assert len(set(counts)) > 1
     parts = trainer(tmp_path / "parts", model=TextOnly(), global_micro_batches=4)
     whole = trainer(tmp_path / "whole", model=TextOnly(), loader=Whole(), global_micro_batches=1)
@@ -136,7 +136,7 @@ class Examples(nn.Module):
 
 class ExamplesLoader(TinyLoader):
     def next_step(self):
-        return [MediaBatch(torch.ones(5, 1, 2, 2), torch.full((5,), 4), seed=1) for _ in range(self.num_streams)]
+        return [MediaBatch(torch.ones(5, 1, 2, 2), torch.full((5,), 4), seed=1) for _ in range(self.num_lanes)]
 
 
 def test_examples_divide_every_loss_of_a_tokenizer(tmp_path):
@@ -160,7 +160,7 @@ def test_each_loss_enters_the_gradient_with_its_weight(tmp_path):
     )
     run.fit()
     weight, model = {"text": 1.0, "image": 2.0, "speech": 0.5}, TinyModel(dropout=0.0)
-    batches = [make_batch(stream, 0) for stream in range(2)]
+    batches = [make_batch(lane, 0) for lane in range(2)]
     for batch in batches:
         for name, value in model(batch, torch.Generator().manual_seed(batch.seed)).items():
             number = sum(each.target_counts()[name] for each in batches)
@@ -189,7 +189,7 @@ def test_resume_is_bit_identical(tmp_path):
 
     def interrupt(clock):
         original(clock)
-        if first.state.step == 6:
+        if first.progress.step == 6:
             raise KeyboardInterrupt
 
     first._step = interrupt
@@ -271,9 +271,9 @@ def test_a_signal_after_the_last_step_changes_nothing(tmp_path, capsys):
     assert "stopped" not in capsys.readouterr().err
 
 
-def test_non_finite_loss_names_step_stream_and_loss(tmp_path):
+def test_non_finite_loss_names_step_lane_and_loss(tmp_path):
     run = trainer(tmp_path, model=Poisoned(12))
-    with pytest.raises(NonFiniteLoss, match=r"step 6: loss 'text' is nan in micro-batch stream 1.*step-00000004"):
+    with pytest.raises(NonFiniteLoss, match=r"step 6: loss 'text' is nan in micro-batch lane 1.*step-00000004"):
         run.fit()
     assert [path.name for path in run.checkpoints.complete()] == ["step-00000004"]
     again = trainer(tmp_path)
@@ -298,7 +298,7 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     def save(original=run.save):
-        if run.state.step == 8:
+        if run.progress.step == 8:
             monkeypatch.setattr(filesystem.os, "fsync", lambda handle: full(run))
         return original()
 
@@ -366,7 +366,7 @@ def test_more_steps_after_the_end(tmp_path):
     assert [record["step"] for record in read_log(tmp_path / "train.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_streams_must_fit(tmp_path):
+def test_lanes_must_fit(tmp_path):
     with pytest.raises(ValueError, match="global_micro_batches 3 is not a multiple of the 2 processes"):
         Trainer(
             Run(model=TinyModel()),
@@ -375,7 +375,7 @@ def test_streams_must_fit(tmp_path):
             tmp_path,
             world=World(0, 2, 0, 2),
         )
-    with pytest.raises(ValueError, match="loader has 4 streams"):
+    with pytest.raises(ValueError, match="loader has 4 lanes"):
         trainer(tmp_path, loader=TinyLoader(4), global_micro_batches=2)
 
 

@@ -105,39 +105,39 @@ class TinyModel(nn.Module):
         return losses
 
 
-def make_batch(stream: int, position: int, rows: int = ROWS) -> PackedBatch:
-    g = torch.Generator().manual_seed(1000 * stream + position)
+def make_batch(lane: int, position: int, rows: int = ROWS) -> PackedBatch:
+    g = torch.Generator().manual_seed(1000 * lane + position)
     ids = torch.randint(VOCAB, (rows, POSITIONS), generator=g)
     targets = ids.roll(-1, 1)
-    targets[torch.rand(ids.shape, generator=g) < 0.3 * (1 + stream % 2)] = IGNORE
+    targets[torch.rand(ids.shape, generator=g) < 0.3 * (1 + lane % 2)] = IGNORE
     latents = {}
     for offset, name in enumerate(("image", "speech")):
-        count = 2 + (position + stream) % 3
-        if (stream + offset) % 2 == 0 or position % 3 == 0:
+        count = 2 + (position + lane) % 3
+        if (lane + offset) % 2 == 0 or position % 3 == 0:
             index = torch.randint(1, rows * POSITIONS, (count,), generator=g)
             values = torch.randn(count, CHANNELS, generator=g)
             latents[name] = LatentSpans(values, values, index, torch.ones(count, dtype=torch.bool))
     shape, nowhere = torch.zeros_like(ids), torch.full_like(ids, -1)
     no_ends = torch.full_like(ids, IGNORE)
-    return PackedBatch(ids, shape, shape, nowhere, targets, no_ends, latents, 7919 * stream + position)
+    return PackedBatch(ids, shape, shape, nowhere, targets, no_ends, latents, 7919 * lane + position)
 
 
 class TinyLoader:
-    def __init__(self, num_streams: int, world: World | None = None):
+    def __init__(self, num_lanes: int, world: World | None = None):
         world = world or World()
-        self.num_streams = num_streams
-        self.positions = dict.fromkeys(range(world.rank, num_streams, world.size), 0)
+        self.num_lanes = num_lanes
+        self.positions = dict.fromkeys(range(world.rank, num_lanes, world.size), 0)
 
     def next_step(self) -> list[PackedBatch]:
-        batches = [make_batch(stream, position) for stream, position in self.positions.items()]
-        self.positions = {stream: position + 1 for stream, position in self.positions.items()}
+        batches = [make_batch(lane, position) for lane, position in self.positions.items()]
+        self.positions = {lane: position + 1 for lane, position in self.positions.items()}
         return batches
 
     def state_dict(self) -> dict:
-        return {"streams": {str(stream): position for stream, position in self.positions.items()}}
+        return {"lanes": {str(lane): position for lane, position in self.positions.items()}}
 
     def load_state_dict(self, state: dict) -> None:
-        self.positions = {stream: state["streams"][str(stream)] for stream in self.positions}
+        self.positions = {lane: state["lanes"][str(lane)] for lane in self.positions}
 
 
 def tiny_config(**values) -> TrainingConfig:
@@ -208,7 +208,7 @@ def adapted_model() -> LatentLM:
     return model
 
 
-def real_loader(num_streams: int, world: World | None = None) -> DocumentLoader:
+def real_loader(num_lanes: int, world: World | None = None) -> DocumentLoader:
     """Few rows of one document each: most micro-batches lack a modality; by this seed, so do two of the first steps."""
     world = world or World()
     g = torch.Generator().manual_seed(0)
@@ -226,7 +226,7 @@ def real_loader(num_streams: int, world: World | None = None) -> DocumentLoader:
         DocumentEncoder(TextTokenizer()),
         {"image": 4, "speech": 5},
         seed=10,
-        num_streams=num_streams,
+        num_lanes=num_lanes,
         rank=world.rank,
         world=world.size,
     )

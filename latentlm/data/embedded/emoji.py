@@ -24,7 +24,7 @@ COLUMNS = 40
 ALWAYS = ("red apple", "grinning face")
 """Names that every subset contains, so that examples in documentation work with any of them."""
 SIGNS = (range(0x1F300), range(0x1F500, 0x1F568))
-"""Code points of arrows, letters, clock faces and other signs: a subset takes them only after all the things."""
+"""Code points of arrows, letters, clock faces and other signs, which a subset contains last."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def subset(num_emoji: int) -> list[Emoji]:
     """A fixed choice of `num_emoji`, in order of code point; a smaller subset is part of every larger one.
 
     Each contains "red apple" (from two on also "grinning face"); things, beings and faces come before signs.
-    Raises UserError for a number that cannot be had.
+    Raises UserError for a number below 1 or above that of all emoji.
     """
     emoji = _all()
     if not 0 < num_emoji <= len(emoji):

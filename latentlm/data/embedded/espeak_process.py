@@ -47,7 +47,7 @@ def unload_library(library: ctypes.CDLL) -> None:
 
 
 def synthesise(text: str, voice: str, pitch: int, speed: int) -> tuple[int, bytes]:
-    """Sample rate and 16-bit samples of one utterance; raises ValueError naming what eSpeak refused."""
+    """Sample rate and 16-bit samples of one utterance. ValueError for what eSpeak refuses."""
     chunks: list[bytes] = []
 
     @Callback

@@ -1,7 +1,7 @@
 """The closed language of the embedded speech: ten digit words and about 240 short phrases, some of them held out.
 
-Place in the flow: texts for `speech`. Every word of a held-out phrase occurs in the train phrases: what is unseen is
-their combination.
+Place in the flow: texts for `speech`. Every word of a held-out phrase occurs in the train phrases; only the combination
+is new.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GREETINGS = (
 NUM_COUNTED, NUM_PLACED, NUM_COLOURED = 130, 70, 28
 NUM_HELD_OUT = 40
 HELD_OUT = "seven red apples"
-"""Always among the held-out phrases: the example of the documentation is one that was never spoken in training."""
+"""Always held out, so that the example of the documentation was never spoken in training."""
 
 
 def phrases(split: str = "train") -> tuple[str, ...]:

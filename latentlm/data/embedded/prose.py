@@ -1,7 +1,7 @@
 """Plain English: the Declaration of Independence and the Constitution of the United States, in pieces of ≤ 400 bytes.
 
-Both are public domain (prose.LICENSE.txt). Place in the flow: raw texts for `data.sources`; every tenth paragraph is
-held out whole, so that no piece of it is seen.
+Both are in the public domain (prose.LICENSE.txt). Place in the flow: raw texts for `data.sources`.
+Every tenth paragraph is held out as a whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HELD_OUT_EVERY = 10
 
 
 def load(split: str = "train") -> list[str]:
-    """The pieces of "train" or "held_out", in the order of the text; the text is ASCII, so characters are bytes."""
+    """The pieces of "train" or "held_out", in the order of the text. The text is ASCII: a character is a byte."""
     assert split in {"train", "held_out"}, split
     return [
         piece
@@ -26,8 +26,10 @@ def load(split: str = "train") -> list[str]:
 
 
 def pieces(paragraph: str, max_bytes: int = MAX_BYTES) -> list[str]:
-    """Cut a paragraph into pieces of at most `max_bytes`: after a sentence or clause where one ends in the second half
-    of the room there is, else after a word. Joined with spaces they are the paragraph again."""
+    """Cut a paragraph into pieces of at most `max_bytes`, which joined with spaces are the paragraph.
+
+    A cut is after a sentence or clause that ends in the second half of the allowed length, else after a word.
+    """
     out = []
     while len(paragraph) > max_bytes:
         room = paragraph[: max_bytes + 1]

@@ -86,13 +86,13 @@ def things(split: str) -> tuple[Thing, ...]:
 
 
 def load(split: str = "train") -> list[Scene]:
-    """All scenes of one thing of a split: 4,000 for "train", 400 for "held_out"."""
+    """The scenes of a split that show one thing: 4,000 for "train", 400 for "held_out"."""
     return [scene(split, index) for index in range(NUM_SCENES[split])]
 
 
 @cache
 def scene(split: str, index: int, num_things: int = 1) -> Scene:
-    """Scene `index` of a split, with one or two things. The combinations of a split take turns as the first thing."""
+    """Scene `index` of a split, with one or two things; the first one cycles through the combinations of the split."""
     generator = np.random.default_rng([_SPLIT_SEED[split], num_things, index])
     pool = things(split)
     chosen = [pool[index % len(pool)]]
@@ -120,7 +120,7 @@ def draw(placed: tuple[Thing, ...], variations: list[tuple[float, float, float]]
 
 
 def recognise(image: PILImage) -> Thing | None:
-    """The one thing a picture shows; None for an empty picture. Pictures of another size are scaled to 32×32 first.
+    """The thing that a picture of one thing shows; None if it is empty. Other sizes are scaled to 32×32 first.
 
     Matched filter over renders of every combination, some blurred, since a drawing may be soft and pale: with
     D = picture - white, mask m and ink c = colour - white, the combination of the largest cos(D, m⊗c). Empty where
@@ -144,13 +144,12 @@ def recognise(image: PILImage) -> Thing | None:
 
 
 def parse_caption(text: str) -> tuple[Thing, ...]:
-    """The things a caption names, in reading order; raises UserError where it is not a caption of this world."""
+    """The things that a caption names, in reading order. UserError if it is not a caption of this world."""
     return tuple(_parse_thing(part) for part in text.strip().split(" and "))
 
 
 def answer(placed: tuple[Thing, ...], question: str) -> str:
-    """The one right answer to a question about some things; raises UserError for a question that is not of this world
-    or has no single answer."""
+    """The answer to a question about some things. UserError for a question that is unknown or has no single answer."""
     replies = {reply for asked, reply in _questions(placed) if asked == question}
     if len(replies) != 1:
         raise UserError(f"question {question!r} has no single answer for {' and '.join(t.caption for t in placed)!r}")

@@ -1,8 +1,8 @@
-"""Speech on the fly: digit words and short phrases spoken by eSpeak NG in 30 voices, six of them held out whole.
+"""Synthetic speech: digit words and short phrases spoken by eSpeak NG in 30 voices, six of which are held out.
 
 Place in the flow: raw items for `data.sources`; 16 kHz mono. eSpeak NG (GPL-3) runs in a process of its own (see
-`espeak_process`); it comes with `pip install latentlm[demo]`. Clips are trimmed and brought to one loudness, kept in
-memory and in one file a split under the cache directory.
+`espeak_process`); it comes with `pip install latentlm[demo]`. Clips are trimmed, brought to one loudness, and kept in
+memory and in one file per split in the cache folder.
 Splits: "train" is 24 voices saying the digit words, and each train phrase in six of them; "held_out" is six other
 voices saying the digit words and the held-out phrases, each in three.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import torch
 from ...errors import UserError
 from ...media.sound import Audio
 from ...weights import replacing
+from ..cache_dir import default_cache_dir
 from .phrases import DIGITS, phrases
 
 SAMPLE_RATE = 16000
@@ -40,7 +40,7 @@ _FORMAT = 1  # of the cache file and of the treatment of clips
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker: an eSpeak voice (language+variant), pitch 0..99, speed in words a minute."""
+    """One speaker: an eSpeak voice (language+variant), pitch 0..99, speed in words per minute."""
 
     name: str
     espeak: str
@@ -50,7 +50,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Planned:
-    """What is to be said, by whom; `kind` is "digit" or "phrase"."""
+    """A text to be spoken and its voice; `kind` is "digit" or "phrase"."""
 
     text: str
     voice: Voice
@@ -59,7 +59,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Utterance(Planned):
-    """One clip at 16 kHz of what was planned."""
+    """A spoken text: one clip at 16 kHz."""
 
     audio: Audio
 
@@ -86,7 +86,7 @@ VOICES = {
 
 
 def load(split: str = "train", cache_dir: Path | str | None = None) -> list[Utterance]:
-    """All utterances of a split (train 1,440; held_out 180), digit words first; spoken at the first call, then cached.
+    """All utterances of a split (train 1,440; held_out 180), digit words first. Spoken at the first call, then cached.
 
     cache_dir defaults to $LATENTLM_CACHE, else $XDG_CACHE_HOME/latentlm, else ~/.cache/latentlm.
     Raises UserError if eSpeak NG is not installed.
@@ -95,7 +95,7 @@ def load(split: str = "train", cache_dir: Path | str | None = None) -> list[Utte
 
 
 def plan(split: str) -> list[Planned]:
-    """What a split consists of, in order. Voices take turns at the phrases."""
+    """The utterances of a split, in order, before they are spoken. Phrases are divided among the voices in turn."""
     voices, turns = VOICES[split], VOICES_PER_PHRASE[split]
     digits = [Planned(word, voice, "digit") for voice in voices for word in DIGITS]
     spoken = [
@@ -107,7 +107,7 @@ def plan(split: str) -> list[Planned]:
 
 
 def speak(requests: Sequence[tuple[str, Voice]]) -> list[Audio]:
-    """Say texts, each in its voice, in one run of the speaking process; raises UserError if eSpeak NG is missing."""
+    """Speak texts, each in its voice, in one run of the speaking process. UserError if eSpeak NG is not installed."""
     _espeak_version()
     script = Path(__file__).with_name("espeak_process.py")
     lines = [
@@ -121,13 +121,6 @@ def speak(requests: Sequence[tuple[str, Voice]]) -> list[Audio]:
     if process.returncode != 0:
         raise RuntimeError(f"the speaking process failed: {process.stderr.decode(errors='replace').strip()[-500:]}")
     return _parse(process.stdout, len(lines))
-
-
-def default_cache_dir() -> Path:
-    """$LATENTLM_CACHE, else $XDG_CACHE_HOME/latentlm, else ~/.cache/latentlm; it need not exist."""
-    if "LATENTLM_CACHE" in os.environ:
-        return Path(os.environ["LATENTLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentlm"
 
 
 def _parse(answers: bytes, num_expected: int) -> list[Audio]:
@@ -144,7 +137,7 @@ def _parse(answers: bytes, num_expected: int) -> list[Audio]:
 
 
 def _tidy(samples: np.ndarray, rate: int) -> Audio:
-    """To 16 kHz and one loudness, with SILENCE_SECONDS of silence at both ends; samples (N,) int16."""
+    """samples (N,) int16 -> a clip at 16 kHz, of one loudness, with SILENCE_SECONDS of silence at both ends."""
     import soxr
 
     sound = soxr.resample(samples.astype(np.float32) / 32768, rate, SAMPLE_RATE)
@@ -178,7 +171,7 @@ def _load(split: str, cache_dir: Path) -> tuple[Utterance, ...]:
 
 
 def _write(path: Path, clips: Sequence[Audio]) -> None:
-    """Atomically: processes that speak at the same moment write the same file, each whole."""
+    """Write the file of a split atomically: several processes may write it at the same time."""
     samples = [np.round(clip.samples.numpy() * 32767).astype(np.int16) for clip in clips]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("wb") as file:

@@ -115,7 +115,7 @@ def _speech(name: str, description: str, kinds: tuple[str, ...]) -> Source:
 
 
 def _in_voice(items: Sequence[speech.Utterance], index: int) -> Document:
-    """The clip that gives the voice says something else: the next utterance of this speaker with another text."""
+    """The next utterance of the same speaker with another text, as the clip that gives the voice."""
     wanted = items[index]
     for step in range(1, len(items)):
         other = items[(index + step) % len(items)]
@@ -150,4 +150,4 @@ EMBEDDED = {
         _prose(),
     )
 }
-"""Every embedded source by name; building them loads nothing."""
+"""The embedded sources by name; their data are loaded on demand."""

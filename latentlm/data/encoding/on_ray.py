@@ -1,7 +1,7 @@
-"""The parts of an encoding on a Ray cluster: Ray Data hands them to actors, and again where an actor dies.
+"""Encoding on a Ray cluster: Ray Data gives parts to actors, and gives them again if an actor dies.
 
-Place in the flow: 2, `encode(engine="ray")`. Every node must see the sources, the tokenizers and the folder of the
-shards: a shared disk or an fsspec URL.
+Place in the flow: 2, `encode(engine="ray")`. All nodes need access to the sources, the tokenizers and the folder of the
+shards, on a shared disk or by fsspec URLs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 import torch
 
 from ...errors import UserError
+from ..progress import Progress
 from .parts import PartEncoder
 from .plan import Job, Part
-from .progress import Progress
 
 RETRIES = 3
-"""How often a part may lose its actor before the encoding gives up."""
+"""How often the actor of a part may die before the encoding fails."""
 
 
 class PartActor:
-    """Encodes the part that a row describes; the row comes back with the number of documents read, or with why not."""
+    """Encodes the part that a row describes; returns {"read": number of documents, "refused": error or ""}."""
 
     def __init__(self, job: Job):
         torch.set_num_threads(job.threads)
@@ -41,7 +41,7 @@ class PartActor:
 
 
 def _absolute(job: Job) -> Job:
-    """`job` with the paths on this machine made absolute: an actor may run in another folder."""
+    """`job` with absolute paths, since an actor may run in another folder."""
 
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str(Path(path).absolute())
@@ -57,7 +57,7 @@ def _absolute(job: Job) -> Job:
 def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progress) -> None:
     """Encode `parts` by `workers` actors, on the cluster that RAY_ADDRESS names or on this machine.
 
-    Raises UserError where Ray is not installed, and for what an actor refuses.
+    Raises UserError if Ray is not installed, and the UserErrors of the actors.
     """
     try:
         import ray

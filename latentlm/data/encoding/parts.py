@@ -1,8 +1,8 @@
 """One part of an encoding: documents ──▶ a shard file; at the end, the index of all parts.
 
-Place in the flow: 2, between `plan.py` and `workers.py`, which runs it in one process or many. A part is
-written whole or not at all, with a record beside it that says what is in it: an encoding that was killed goes on with
-the parts that are missing, and nothing is encoded twice.
+Place in the flow: 2, between `plan.py` and `workers.py`, which runs it in one process or several. A part is written
+atomically, followed by a record of its content. An encoding that was killed continues with the missing parts; finished
+ones are not encoded again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 from ...errors import UserError
 from ...tokenizers.load import load_tokenizer
 from ...types import Document, Text
-from ..cache import LatentCache, media_hash
+from ..cache import LatentCache
+from ..formats import check_unicode
+from ..latent_files import media_hash
 from ..placed import place_of
 from ..readers.files import Location
 from ..shards import (
@@ -41,7 +43,7 @@ BATCH = 64
 
 @dataclass
 class Summary:
-    """What an encoding ended with. skipped: reason -> places, in order."""
+    """The result of an encoding. skipped: reason -> places of the documents left out, in order."""
 
     index: ShardIndex
     num_done_before: int
@@ -52,16 +54,16 @@ class Summary:
 
 
 class PartEncoder:
-    """Encodes parts of a job: opens its sources and tokenizers once. One in each worker."""
+    """Encodes parts of a job. Opens its sources and tokenizers once; each worker has one."""
 
     def __init__(self, job: Job, tokenizers: Mapping[str, Any] | None = None):
         self.job = job
         self.tokenizers = dict(tokenizers) if tokenizers is not None else load_tokenizers(job.tokenizers)
 
     def __call__(self, part: Part, report: Callable[[int], None] = lambda number: None) -> None:
-        """Write the shard of `part`, then its record. `report` is told how many documents more have been read.
+        """Write the shard of `part`, then its record. Calls report(number) after each batch of documents.
 
-        Raises UserError naming the document that cannot be read or encoded, unless the job skips those.
+        Raises UserError for a document that cannot be read or encoded, unless the job skips those.
         """
         self._lengths: list[int] = []
         self._segments: dict[str, int] = {}
@@ -85,7 +87,7 @@ class PartEncoder:
             report(len(indices))
 
     def _encoded(self, source: int, indices: range) -> list[tuple[Document, bytes]]:
-        """The documents of these numbers that can be read and kept, media as latents, and their records."""
+        """The documents with the given numbers, media as latents, and their records; without those that are skipped."""
         read = []
         for index in indices:
             document = self._try(source, index, lambda i: _encodable(self.job.documents[source][i]))
@@ -95,8 +97,8 @@ class PartEncoder:
         _share(read)
         cache = LatentCache(self.tokenizers, batch_size=BATCH)
         try:
-            cache.prepare(document for _, document, _ in read)
-        except UserError:  # of one of them: each alone says which
+            cache.prepare([document for _, document, _ in read])
+        except UserError:  # one of them is wrong: encoded alone it is found
             cache = LatentCache(self.tokenizers)
         found = []
         for index, document, keys in read:
@@ -109,7 +111,7 @@ class PartEncoder:
         return resolved, pack_record(resolved, self.job.dtype, keys)
 
     def _try(self, source: int, index: int, action: Callable[[int], Any]) -> Any:
-        """`action(index)`; None for a document that cannot be read or kept and is skipped."""
+        """`action(index)`, or None if it raises UserError and the job skips such documents."""
         try:
             return action(index)
         except UserError as error:
@@ -135,15 +137,15 @@ def load_tokenizers(folders: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _encodable(document: Document) -> Document:
-    """`document`. UserError for a text that is no Unicode."""
+    """`document`. UserError for a text that is not Unicode."""
     for segment in document.segments:
         if isinstance(segment, Text):
-            segment.text.encode("utf-8")
+            check_unicode(segment.text)
     return document
 
 
 def _share(read: list[tuple[int, Document, list[str | None]]]) -> None:
-    """Let equal media be one object, in place: a cache encodes each object once."""
+    """Replace equal media by one object, in place, so that the cache encodes it once."""
     known: dict[str, Any] = {}
     for place, (index, document, keys) in enumerate(read):
         segments = tuple(
@@ -161,7 +163,7 @@ def _with_content(segment: Any, content: Any) -> Any:
 
 
 def finish(job: Job, plan: Mapping[str, Any], tokenizers: Mapping[str, Any], num_done_before: int) -> Summary:
-    """The index of all parts, written last; what it replaces is removed. UserError where no document is left."""
+    """Write the index of all parts and remove the plan and the records. UserError if all documents were skipped."""
     folder = job.folder
     if folder.system.exists(inside(folder, INDEX).path):
         index = read_index(folder)

@@ -1,15 +1,16 @@
-"""What is to be encoded: a job, the plan that cuts it into parts, and which of them a folder has already.
+"""Jobs of encoding, plans that divide them into parts, and the parts that a folder already has.
 
-Place in the flow: 2, below `parts.py`. A plan says what identifies the shards; a folder that holds another one is
-refused.
+Place in the flow: 2, below `parts.py`. A plan identifies the shards; a folder with another plan is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -17,20 +18,21 @@ from pydantic import BaseModel, ConfigDict
 from ...config import SourceConfig
 from ...errors import UserError
 from ...types import Document
-from ..readers import signature
+from ..readers import JsonLines, is_manifest, open_path, signature
 from ..readers.files import Location
+from ..readers.rows import TASKS
 from ..script import apply_prompt_format
 from ..shards import INDEX, DType, inside, read_index, write_file
 from ..sources import documents
 
 PLAN = "plan.json"
 SMALLEST, LARGEST, PARTS = 256, 16384, 64
-"""Documents of a part: so many that there are about PARTS of them, within these bounds."""
+"""Smallest and largest number of documents per part, and the number of parts between these bounds."""
 OnError = Literal["stop", "skip"]
 
 
 class Part(BaseModel):
-    """The documents [start, stop) of source number `source`, and the name of their shard."""
+    """The documents [start, stop) of source number `source`; they become one shard file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,12 +47,12 @@ class Part(BaseModel):
 
     @property
     def record(self) -> str:
-        """The file that says that the part is finished, and what is in it."""
+        """Name of the PartRecord file, whose presence means that the part is finished."""
         return f"part-{self.number:06d}.json"
 
 
 class PartRecord(BaseModel):
-    """What one part holds. lengths: the most positions of each document; skipped: (place, reason) of each left out."""
+    """Content of one part. lengths: most positions of each document; skipped: (place, reason) of those left out."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,7 +64,7 @@ class PartRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a worker needs; picklable. tokenizers: modality -> folder. layout: "document", or a model's prompt."""
+    """The input of a worker; picklable. tokenizers: modality -> folder. layout: the model's `prompt` format."""
 
     sources: tuple[SourceConfig, ...]
     tokenizers: dict[str, str]
@@ -81,12 +83,18 @@ class Job:
         """The training documents of each source."""
         return [apply_prompt_format(documents(config), self.layout, config.label) for config in self.sources]
 
+    def into(self, out: str | Path) -> Job:
+        """The same job with its shards in another folder."""
+        moved = replace(self, out=str(out))
+        vars(moved)["documents"] = self.documents  # opened once
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "documents"}
 
 
 def make_plan(job: Job, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies the shards, as JSON: sources and their files, tokenizers, number type, size of the parts."""
+    """The identity of the shards, as JSON: sources and their files, tokenizers, number type, size of the parts."""
     counts = [len(found) for found in job.documents]
     if not sum(counts):
         raise UserError(f"{', '.join(config.label for config in job.sources)}: no documents")
@@ -108,9 +116,33 @@ def make_plan(job: Job, tokenizers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(config: SourceConfig) -> dict[str, Any]:
-    """The keys that say which documents these are. Held-out documents in another place are none of them."""
+    """The fields that decide which documents a source has, as JSON; without a `held_out` in another place."""
     elsewhere = {"held_out"} if isinstance(config.held_out, str) else set()
     return config.model_dump(mode="json", exclude_defaults=True, exclude={"weight", "noise"} | elsewhere)
+
+
+def shared_folder(job: Job, tokenizers: Mapping[str, Any], shared: Path) -> Path:
+    """The folder below `shared` for the shards of `job`, the same for every run with the same data and tokenizers.
+
+    It is `job.out` itself where that holds shards already, and where the media lie in files that the signature of the
+    source does not cover: their changes would not be noticed.
+    """
+    own = Path(job.out)
+    if own.is_dir() or any(names_other_files(config) for config in job.sources):
+        return own
+    plan = json.dumps(make_plan(job, tokenizers), sort_keys=True)
+    return shared / f"{own.name}-{hashlib.sha256(plan.encode()).hexdigest()[:16]}"
+
+
+def names_other_files(config: SourceConfig) -> bool:
+    """Whether the documents of a path name files of media beside them: JSONL lines, and rows that hold paths."""
+    if config.path is None or is_manifest(config.path):
+        return config.path is not None
+    opened = open_path(config.path, config.columns)
+    if isinstance(opened, JsonLines):
+        return True
+    columns, _ = TASKS[config.task]
+    return any(isinstance(opened.read(0, column), Location) for column in columns)
 
 
 def parts_of(plan: Mapping[str, Any]) -> list[Part]:
@@ -123,9 +155,9 @@ def parts_of(plan: Mapping[str, Any]) -> list[Part]:
 
 
 def begin(folder: Location, plan: Mapping[str, Any]) -> list[Part]:
-    """The parts that are still to be encoded, once `plan` lies in `folder`.
+    """Write `plan` to `folder` if it has none, and return the parts that are not encoded yet.
 
-    Raises UserError where the folder holds shards of another plan, naming what differs, or other files.
+    Raises UserError if the folder holds shards of another plan, naming the difference, or other files.
     """
     path = inside(folder, PLAN)
     known: dict[str, Any] | None = None

@@ -1,37 +1,45 @@
 """`encode`: a job ──▶ shards, in this process, in several, or on a Ray cluster.
 
-Place in the flow: 2, on top of `parts.py`. Each worker opens sources and tokenizers itself and takes a part at a time.
-A worker that dies takes its part with it and nothing else: the same command goes on with what is missing.
+Place in the flow: 2, above `parts.py`. Each worker opens sources and tokenizers itself and encodes one part at a time.
+If a worker dies, only its part is lost: the same command continues with the missing parts.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection, wait
+from multiprocessing import connection as connections
+from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import torch
 
 from ...errors import UserError
 from ..processes import Worker, WorkerEnded
+from ..progress import Progress
 from .parts import PartEncoder, Summary, finish, load_tokenizers
 from .plan import Job, Part, begin, make_plan
-from .progress import Progress
 
 Engine = Literal["local", "ray"]
 
 
 def encode(
-    job: Job, *, processes: int = 1, engine: Engine = "local", tokenizers: dict[str, Any] | None = None
+    job: Job,
+    *,
+    processes: int = 1,
+    engine: Engine = "local",
+    tokenizers: dict[str, Any] | None = None,
+    wait: bool = False,
 ) -> Summary:
-    """Encode what `job.out` does not hold yet, and write the index; returns what is there.
+    """Encode the parts that `job.out` does not hold yet, and write the index.
 
-    `tokenizers`: those of the job where the caller has them already; with one process they are used as they are, on
-    their device. Raises UserError for sources, documents or a folder that cannot be used; another call goes on.
+    tokenizers: those of the job, if they are loaded already; with one process they are used on their device.
+    wait: whether to wait for another encoding into the same folder, instead of refusing.
+    Raises UserError for sources, documents or a folder that cannot be used; another call continues.
     """
     loaded = load_tokenizers(job.tokenizers) if tokenizers is None else tokenizers
-    with _claimed(job):
+    with _locked(job, wait):
         plan = make_plan(job, loaded)
         missing = begin(job.folder, plan)
         total = sum(source["num_documents"] for source in plan["sources"])
@@ -53,8 +61,8 @@ def encode(
 
 
 @contextmanager
-def _claimed(job: Job) -> Iterator[None]:
-    """Within, no other encoding of this machine writes into the same folder. UserError where one does."""
+def _locked(job: Job, wait: bool) -> Iterator[None]:
+    """Context manager: holds the lock of the shards' folder. UserError where another process has it, or `wait`."""
     folder = job.folder
     if folder.scheme != "file":
         yield
@@ -66,7 +74,10 @@ def _claimed(job: Job) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{folder}: another encoding is writing here; wait for its end") from None
+        if not wait:
+            raise UserError(f"{folder}: another encoding is writing here; wait for its end") from None
+        print(f"{folder}: another run encodes the same data; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
     try:
         yield
     finally:
@@ -77,7 +88,7 @@ def _claimed(job: Job) -> Iterator[None]:
 
 
 def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress) -> None:
-    """Hand `parts` to `num` processes. UserError for what a worker refuses, and for one that is killed."""
+    """Encode `parts` in `num` processes. Raises the UserErrors of the workers, and UserError if one is killed."""
     waiting = iter(parts)
     workers: dict[Connection, Worker] = {}
     try:
@@ -87,7 +98,7 @@ def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress)
             worker.send(next(waiting))
         busy = set(workers)
         while busy:
-            for connection in wait(list(busy)):
+            for connection in connections.wait(list(busy)):
                 kind, value = _listen(workers[connection])
                 if kind == "read":
                     progress.add(value)
@@ -101,18 +112,18 @@ def _in_processes(job: Job, parts: Sequence[Part], num: int, progress: Progress)
 
 
 def _listen(worker: Worker) -> tuple[str, int]:
-    """The next message of a worker: ("read", number of documents) or ("done", number of a part)."""
+    """The next message of a worker: ("read", number of documents) or ("done", part number)."""
     try:
         kind, value = worker.receive()
     except WorkerEnded as error:
-        raise UserError(f"{error}; the same command goes on with what is missing") from None
+        raise UserError(f"{error}; the same command continues with the missing parts") from None
     if kind == "refused":
         raise UserError(value)
     return kind, value
 
 
 def work(connection: Connection, job: Job) -> None:
-    """One worker: parts come in; ("read", number), ("done", part number) and ("refused", why) go out."""
+    """Main function of a worker: receives parts, sends ("read", number), ("done", part number), ("refused", error)."""
     torch.set_num_threads(job.threads)
     try:
         encoder = PartEncoder(job)

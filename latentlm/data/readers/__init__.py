@@ -1,7 +1,7 @@
-"""Readers: paths ──▶ random-access documents and media, never all of them in memory.
+"""Readers: paths ──▶ random-access documents and media, read from disk one at a time.
 
-Place in the flow: 2, reached through `data/sources.py`. The path says which reader: `.jsonl`, `.parquet`, `.tar` (one
-file, a folder of them, or a pattern), or a folder of pictures or sounds.
+Place in the flow: 2, used by `data/sources.py`. The path decides the reader: `.jsonl`, `.parquet`, `.tar` (one file, a
+folder of them, or a pattern), or a folder of pictures or sounds.
     files ◀── rows ◀── parquet, tar, folder;  files ◀── jsonl
 """
 
@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping
 
 from ...errors import UserError
+from ..formats import advice
 from .files import Location
 from .folder import FolderRows
 from .jsonl import JsonLines
@@ -24,7 +25,7 @@ SUFFIXES = (".jsonl", ".parquet", ".tar")
 
 
 def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
-    """The reader of a path. Raises UserError, one line, where nothing is there or it is of no kind that we read."""
+    """The reader of a path. UserError if there is nothing, or nothing of a kind that is read."""
     root = Location.of(path)
     files = root.files()
     kinds = {file.suffix for file in files} & set(SUFFIXES)
@@ -32,9 +33,10 @@ def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
         if columns:
             raise UserError(f"{path}: a folder of files has no columns: its folders are the classes")
         return FolderRows(root, files)
-    if len(kinds) != 1:
-        found = f"holds {' and '.join(sorted(kinds))} files" if kinds else "is of no kind that is read here"
-        raise UserError(f"{path}: {found}; one kind of {', '.join(SUFFIXES)}, or a folder of pictures or sounds")
+    if not kinds:
+        raise UserError(f"{path}: {advice(root.path)}")
+    if len(kinds) > 1:
+        raise UserError(f"{path}: holds {' and '.join(sorted(kinds))} files; give each kind as a source of its own")
     kind = kinds.pop()
     chosen = [file for file in files if file.suffix == kind]
     if kind == ".parquet":
@@ -42,21 +44,21 @@ def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
     if kind == ".tar":
         return TarRows(chosen, columns)
     if columns:
-        raise UserError(f"{path}: the lines of a manifest say what is in them; leave out columns")
+        raise UserError(f"{path}: a manifest has no columns: its lines say what each segment is")
     if len(chosen) > 1:
         raise UserError(f"{path}: {len(chosen)} manifests; give each as a source of its own")
     return JsonLines(chosen[0])
 
 
 def is_manifest(path: str) -> bool:
-    """Whether the documents of a path say themselves what their task is."""
+    """Whether a path is a manifest, whose lines say what each document is."""
     return path.lower().endswith(".jsonl")
 
 
 def signature(path: str) -> str:
-    """16 hex digits over the names, sizes and times of all files of a path: other files, another signature.
+    """16 hex digits that change with the names, sizes and times of the files of a path.
 
-    Media that a manifest or a Parquet file names are not among them.
+    Files of media that a manifest or a Parquet file names are not included.
     """
     digest = hashlib.sha256()
     for file in Location.of(path).files():

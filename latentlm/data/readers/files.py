@@ -1,7 +1,7 @@
 """Files of a source, on this machine or behind any fsspec URL, and what its readers share.
 
-Place in the flow: 2, below the readers. A path is a file, a folder, or a pattern (`data/part-*.tar`); a URL is that
-with a scheme in front (`s3://bucket/data.parquet`, `memory://set`). What is wrong is a UserError that names the path.
+Place in the flow: 2, below the readers. A path is a file, a folder, or a pattern (`data/part-*.tar`); a URL has a
+scheme in front (`s3://bucket/data.parquet`, `memory://set`). A UserError names the path.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -18,17 +18,37 @@ import numpy as np
 from ...errors import UserError
 
 STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "updated", "modify", "created")
-"""Where the file systems of fsspec say that a file is another, the surest first."""
+"""Keys of fsspec's file information that change with the content, the most reliable first."""
 
 
-_SYSTEMS: dict[tuple, Any] = {}
-"""File systems with options; an archive's closes its files when nothing holds it."""
+class _Systems(threading.local):
+    """A thread's file systems with options, by scheme and options. They are kept as long as the thread, since that of
+    an archive closes the files that are open in it when it goes; a forked process makes its own."""
+
+    def __init__(self):
+        self.process = os.getpid()
+        self.known: dict[tuple[str, str], Any] = {}
+
+    def get(self, scheme: str, options: Mapping[str, Any]) -> Any:
+        import fsspec
+
+        if self.process != os.getpid():
+            self.__init__()
+        key = (scheme, repr(sorted(options.items())))
+        if key not in self.known:
+            self.known[key] = fsspec.filesystem(scheme, **options)
+        return self.known[key]
+
+
+_systems = _Systems()
 
 
 @dataclass(frozen=True)
 class Location:
-    """A place in a file system: `scheme` "file", "memory", "s3" …, and the path there; options: as in its URL, (name,
-    value) by name: host, user, the archive that it lies in."""
+    """A path in a file system of `scheme` "file", "memory", "s3" …
+
+    options: (name, value) pairs from the URL, sorted by name: host, user, the archive that contains the path.
+    """
 
     scheme: str
     path: str
@@ -36,8 +56,7 @@ class Location:
 
     @classmethod
     def of(cls, name: str) -> Location:
-        """Raises UserError for a scheme that fsspec does not know, whose library is missing, or whose host does not
-        answer."""
+        """The location of a path or URL. UserError if its scheme is unknown, its library missing or its host silent."""
         from fsspec.core import url_to_fs
 
         try:
@@ -49,15 +68,12 @@ class Location:
 
     @property
     def system(self) -> Any:
-        """The fsspec file system; one object a thread, scheme and options."""
+        """The fsspec file system; one object per thread, scheme and options."""
         import fsspec
 
         if not self.options:
             return fsspec.filesystem(self.scheme)
-        key = (self.scheme, repr(self.options), os.getpid(), threading.get_ident())
-        if key not in _SYSTEMS:
-            _SYSTEMS[key] = fsspec.filesystem(self.scheme, **dict(self.options))
-        return _SYSTEMS[key]
+        return _systems.get(self.scheme, dict(self.options))
 
     def __str__(self) -> str:
         return self.path if self.scheme == "file" else self.system.unstrip_protocol(self.path)
@@ -71,13 +87,13 @@ class Location:
         return Location(self.scheme, path, self.options)
 
     def beside(self, name: str) -> Location:
-        """What a file here calls `name`: relative to its folder, absolute, or a URL of its own."""
+        """The file `name`: relative to the folder of this file, absolute, or a URL."""
         if "://" in name:
             return Location.of(name)
         return self.at(posixpath.join(posixpath.dirname(self.path), name))
 
     def open_binary(self) -> IO[bytes]:
-        """UserError where there is no such file or it cannot be opened."""
+        """The file, opened for reading. UserError if it does not exist or cannot be opened."""
         try:
             return self.system.open(self.path, "rb")
         except FileNotFoundError:
@@ -95,7 +111,7 @@ class Location:
         return int(self.system.size(self.path))
 
     def stamp(self) -> str:
-        """What changes with the file's content: its hash or its time, whichever its file system tells; else nothing."""
+        """A string that changes with the file's content: its hash or time, as its file system tells; else empty."""
         info = self.system.info(self.path)
         return next((str(info[key]) for key in STAMPS if info.get(key) is not None), "")
 
@@ -103,9 +119,9 @@ class Location:
         return self.system.isdir(self.path)
 
     def files(self) -> Sequence[Location]:
-        """The file itself, all files below a folder, or those that fit a pattern, by name.
+        """The file itself, all files below a folder, or those that match a pattern, sorted by path.
 
-        Hidden ones (a leading dot, in their own name or a folder's) are left out. UserError where there are none.
+        Files and folders whose name begins with a dot are left out. UserError if there are none.
         """
         if self.is_folder() and self.scheme == "file":
             start = len(self.path.rstrip("/")) + 1
@@ -128,7 +144,7 @@ class Location:
 
 
 class Strings(Sequence[str]):
-    """Many short strings in one block of bytes and an array of ends: a tenth of what a list of them takes."""
+    """Many short strings in one block of bytes and an array of ends, a tenth of the memory of a list."""
 
     def __init__(self, strings: Iterable[str]):
         encoded = bytearray()
@@ -148,7 +164,7 @@ class Strings(Sequence[str]):
 
 
 class Files(Sequence[Location]):
-    """The files of these names in a folder."""
+    """Files in a folder, given by their names."""
 
     def __init__(self, folder: Location, names: Strings):
         self.folder, self.names = folder, names
@@ -161,9 +177,10 @@ class Files(Sequence[Location]):
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder of this machine in the order of their paths, one folder in memory at a time.
+    """All files below a folder of this machine, sorted by path, with one folder in memory at a time.
 
-    Hidden ones are left out, and so is what cannot be listed; links are files, links to folders too: as fsspec has it.
+    Hidden files and folders that cannot be listed are left out. Links count as files, also links to folders, as in
+    fsspec.
     """
     try:
         with os.scandir(folder) as entries:
@@ -179,7 +196,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 class PerThread:
-    """`make()` once in each thread, and anew in each process: open files are never shared between two readers."""
+    """Calls `make()` once per thread, also in each new process, so that no two readers share open files."""
 
     def __init__(self, make: Callable[[], Any]):
         self._make = make

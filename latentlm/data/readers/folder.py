@@ -1,7 +1,7 @@
-"""A folder of pictures or sounds as rows: the folder that a file lies in names its class, which is the text.
+"""A folder of pictures or sounds as rows; the text of a file is the name of the folder that contains it.
 
 Place in the flow: 2, a reader. `photos/golden_retriever/7.jpg` is a row with image and text "golden retriever". Files
-that lie in no class folder have no text.
+directly in the folder have no text.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from .tar import SUFFIXES
 
 
 class FolderRows(Rows):
-    """The files of media below a folder, by name."""
+    """The files of media below a folder, sorted by path."""
 
     def __init__(self, root: Location, files: Sequence[Location]):
-        """`files`: all that is below `root`; files of no modality are passed over."""
+        """files: all files below `root`; those of no modality are ignored."""
         self.root = root
         start = len(root.path.rstrip("/")) + 1
         self.names = Strings(file.path[start:] for file in files if _modality(file.path) is not None)
         if not len(self.names):
-            raise UserError(f"{root}: no files of {', '.join(modality_names())} in this folder")
+            names = ", ".join(modality_names())
+            raise UserError(f"{root}: no files of {names} in this folder; text is read from .jsonl, .parquet and .tar")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -34,21 +35,28 @@ class FolderRows(Rows):
         return str(self._file(index))
 
     def require(self, column: str) -> None:
-        name = self.names[0]
-        if column == "text" and not posixpath.dirname(name):
-            raise UserError(f"{self.place(0)}: lies in no folder that would name its class")
-        if column != "text" and _modality(name) != column:
-            raise UserError(f"{self.place(0)}: not a file of {column}")
+        try:
+            self._check(0, column)
+        except UserError as error:
+            raise UserError(f"{self.place(0)}: {error}") from None
 
     def read(self, index: int, column: str) -> bytes | str:
+        self._check(index, column)
         if column == "text":
-            folder = posixpath.basename(posixpath.dirname(self.names[index]))
-            if not folder:
-                raise UserError("the file lies in no folder that would name its class")
-            return folder.replace("_", " ")
-        if _modality(self.names[index]) != column:
-            raise UserError(f"not a file of {column}")
+            return posixpath.basename(posixpath.dirname(self.names[index])).replace("_", " ")
         return self._file(index).read()
+
+    def _check(self, index: int, column: str) -> None:
+        """UserError where file `index` has no such column."""
+        name = self.names[index]
+        found = _modality(name)
+        if column == "text" and not posixpath.dirname(name):
+            raise UserError(
+                f"has no text: the folder of a file names its class, as in cat/{posixpath.basename(name)}; "
+                "other texts are given in a .jsonl manifest"
+            )
+        if column not in ("text", found):
+            raise UserError(f"is {found}, the task needs {column}; a folder holds files of one modality")
 
     def _file(self, index: int) -> Location:
         return self.root.at(posixpath.join(self.root.path, self.names[index]))

@@ -1,7 +1,7 @@
-"""A JSONL file as documents, read line by line: the format of `data/manifest.py`, at any size.
+"""A JSONL file of any size as documents, in the format of `data/manifest.py`.
 
-Place in the flow: 2, a reader. Opening one finds where its lines begin; a line is parsed, and its media are read, when
-its document is asked for, and nothing is kept. Media may lie behind URLs; relative paths start at the file's folder.
+Place in the flow: 2, a reader. Opening a file finds the offsets of its lines. A line is parsed and its media are read
+when its document is asked for; nothing is kept. Media may be URLs; relative paths start at the file's folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class JsonLines(PlacedDocuments):
     """The documents of a JSONL file. Picklable; read from any thread."""
 
     def __init__(self, file: Location):
-        """Finds the lines; empty ones are passed over. UserError where there are none."""
+        """Finds the lines; empty ones are ignored. UserError if there are none."""
         self.file = file
         self._starts, self._numbers = _lines(file)
         if not len(self._numbers):
@@ -42,7 +42,7 @@ class JsonLines(PlacedDocuments):
         return f"{self.file}:{self._numbers[index]}"
 
     def __getitem__(self, index: int) -> Document:
-        """Raises UserError naming line and key for what is wrong in it, media that are missing or broken too."""
+        """Document `index`. UserError, which names line and key, if it is wrong or its media are missing or broken."""
         segments = self.line(index)
         return Document(tuple(self._segment(index, place, segment) for place, segment in enumerate(segments)))
 
@@ -50,7 +50,7 @@ class JsonLines(PlacedDocuments):
         return [segment.text for segment in self.line(index) if segment.text is not None]
 
     def line(self, index: int) -> tuple[ManifestSegment, ...]:
-        """The checked segments of line `index`, media by name."""
+        """The segments of line `index`, checked; media are still names of files."""
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)}")
         handle: IO[bytes] = self._open()
@@ -63,7 +63,7 @@ class JsonLines(PlacedDocuments):
         return parse_line(str(self.file), int(self._numbers[index]), text).document.segments
 
     def content(self, index: int, position: int, segment: ManifestSegment) -> Any:
-        """The medium that a segment names."""
+        """The medium that a segment names, read from its file."""
         name = getattr(segment, segment.modality)
         try:
             return decode(self.file.beside(name), segment.modality)
@@ -71,7 +71,7 @@ class JsonLines(PlacedDocuments):
             raise UserError(f"{self.place(index)}: segments.{position}.{segment.modality}: {error}") from None
 
     def holds(self, name: str) -> bool:
-        """Whether any line has media of modality `name`: of the lines that may, those are parsed until one does."""
+        """Whether any line has media of modality `name`. Parses only lines that contain the word."""
         word, handle = f'"{name}"'.encode(), self._open()
         for index in range(len(self)):
             handle.seek(int(self._starts[index]))
@@ -89,13 +89,13 @@ class JsonLines(PlacedDocuments):
 
 
 class JsonLinesMedia(Sequence):
-    """The different media of one modality that a JSONL file names, in the order in which they come first.
+    """The different media of one modality in a JSONL file, in the order of their first occurrence.
 
-    without: numbers of documents whose media are left out, unless another names them too.
+    without: numbers of documents whose media are left out, unless another document has them too.
     """
 
     def __init__(self, documents: JsonLines, name: str, without: np.ndarray | None = None):
-        """Reads all other lines once. Raises UserError for wrong lines."""
+        """Reads all other lines. UserError for wrong ones."""
         left_out = frozenset(() if without is None else without.tolist())
         self.documents, self.name = documents, name
         lines, positions, names = array("q"), array("q"), array("q")
@@ -120,7 +120,7 @@ class JsonLinesMedia(Sequence):
 
 
 def _lines(file: Location) -> tuple[np.ndarray, np.ndarray]:
-    """Where each line with something in it begins, and the end of the last; their numbers, from 1."""
+    """Offsets of the lines that are not empty, followed by the end of the last; and their numbers, from 1."""
     starts, numbers = array("q"), array("q")
     with file.open_binary() as handle:
         begin, number, rest = 0, 1, b""

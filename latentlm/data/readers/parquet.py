@@ -1,7 +1,7 @@
 """Parquet files as rows: media as bytes (raw, or `{bytes, path}` structs) or paths of files beside them.
 
-Place in the flow: 2, a reader. A row group is read at a time, and each thread keeps the last few it read (bounded by
-bytes) and its own open files: no ParquetFile is shared. Random access to a file is as fast as its row groups are small.
+Place in the flow: 2, a reader. Files are read by row group, so random access is fast if the groups are small. Each
+thread has its own open files and keeps the row groups that it read last, up to KEPT_BYTES.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .files import Location, PerThread
 from .rows import Rows, named_columns
 
 KEPT_BYTES = 64 * 2**20
-"""Row groups that a thread keeps, at most so large together; the last one read always."""
+"""Size of the row groups that a thread keeps; the last one is kept whatever its size."""
 OPEN_FILES = 16
 
 
@@ -27,7 +27,7 @@ class ParquetRows(Rows):
     """The rows of one or more Parquet files of one schema, one file after the other."""
 
     def __init__(self, files: Sequence[Location], columns: Mapping[str, str]):
-        """Reads the footers alone. Raises UserError, naming the file, for one that is no Parquet."""
+        """Reads only the footers. UserError, which names the file, for one that is not Parquet."""
         self.files = list(files)
         self.columns = named_columns(columns)
         self._schemas: dict[tuple[str, ...], Location] = {}  # names of the columns -> the first file that has these
@@ -74,7 +74,7 @@ class ParquetRows(Rows):
 
 
 class _Groups:
-    """A thread's own files and the columns of the row groups that it read last."""
+    """The open files of one thread, and the columns of the row groups that it read last."""
 
     def __init__(self, files: Sequence[Location]):
         self.files = files

@@ -1,8 +1,7 @@
-"""Rows of a source ──▶ documents and media: what every reader of rows gives, and what is made of it.
+"""Rows of a source ──▶ documents and media: the base class of readers of rows, and the tasks.
 
 Place in the flow: 2, `parquet.py`, `tar.py` and `folder.py` are `Rows`; a task says which columns make a document.
-Nothing is kept: a picture is decoded each time it is asked for. What cannot be read is a UserError of one line that
-names the file, the row or member, and the column.
+Media are decoded each time they are asked for. A UserError names the file, the row or member, and the column.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ TASKS: dict[str, tuple[tuple[str, ...], Callable[..., Document]]] = {
     **{f"{name}_to_text": ((name, "text"), build.medium_to_text) for name in modality_names()},
     "text": (("text",), build.text),
 }
-"""Task -> the columns that it needs, in the order in which its builder takes them."""
+"""Task -> its columns and the function that makes a document of their values, in this order."""
 
 
 class Rows(ABC):
-    """Rows with columns "text", "image", … by modality, each read alone. Picklable; read from any thread."""
+    """Rows with the columns "text" and the names of modalities. Picklable; can be read from any thread."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def place(self, index: int) -> str:
-        """Where row `index` stands, for people: file and row, or file and member."""
+        """Where row `index` stands, for messages: file and row, or file and member."""
 
     @abstractmethod
     def read(self, index: int, column: str) -> bytes | str | Location:
-        """The value as it is stored: encoded media or UTF-8 text as bytes, text, or the file that holds the media.
+        """The stored value: bytes (of a media file or UTF-8 text), text, or the location of a media file.
 
-        UserError where it is missing; `value` puts the place in front.
+        UserError, without the place, if it is missing.
         """
 
     @abstractmethod
     def require(self, column: str) -> None:
-        """UserError, naming the source, where it has no such column."""
+        """UserError, which names the source, if there is no such column."""
 
     def value(self, index: int, column: str) -> Any:
-        """The text or the medium of row `index`. UserError names the place and the column."""
+        """The text or medium of row `index`. UserError, which names place and column, if it cannot be read."""
         try:
             return decode(self.read(index, column), column)
         except UserError as error:
@@ -57,7 +56,7 @@ class Rows(ABC):
 
 
 def decode(stored: bytes | str | Location, column: str) -> Any:
-    """A stored value as what a document holds. UserError says what is wrong with it."""
+    """A stored value as text or medium. UserError if it cannot be decoded."""
     if column == "text":
         return _text(stored)
     name = ""
@@ -85,11 +84,11 @@ class RowDocuments(PlacedDocuments):
     """The documents of one task over rows."""
 
     def __init__(self, rows: Rows, task: str, source: str):
-        """Raises UserError for a task that there is not, and for a column that `rows` lacks."""
+        """Raises UserError for an unknown task and for columns that `rows` does not have."""
+        if task == "all":
+            raise UserError(f"{source}: say by task which documents it makes: {', '.join(_tasks_of(rows))}")
         if task not in TASKS:
-            known = ", ".join(TASKS)
-            said = f"task says which documents its rows make: one of {known}"
-            raise UserError(f"{source}: {said if task == 'all' else f'no task {task!r}{did_you_mean(task, TASKS)}'}")
+            raise UserError(f"{source}: no task {task!r}{did_you_mean(task, TASKS)}")
         self.rows = rows
         self.columns, self._build = TASKS[task]
         for column in self.columns:
@@ -110,6 +109,22 @@ class RowDocuments(PlacedDocuments):
         return [self.rows.value(index, "text")]
 
 
+def _tasks_of(rows: Rows) -> list[str]:
+    """The tasks whose columns `rows` has. UserError, which says what is missing, where there are none."""
+    found: list[str] = []
+    missing: list[UserError] = []
+    for task, (columns, _) in TASKS.items():
+        try:
+            for column in columns:
+                rows.require(column)
+            found.append(task)
+        except UserError as error:
+            missing.append(error)
+    if not found:
+        raise missing[-1]
+    return found
+
+
 class RowMedia(Sequence):
     """The media of one modality of rows."""
 
@@ -127,5 +142,5 @@ class RowMedia(Sequence):
 
 
 def named_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """Column of a document -> name in the file: as said, else its own name."""
+    """Column -> its name in the file, by default the same."""
     return {name: columns.get(name, name) for name in ("text", *modality_names())}

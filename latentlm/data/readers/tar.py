@@ -1,7 +1,7 @@
 """WebDataset tars as rows: the members that share a key (the name before the first dot) make a row.
 
-Place in the flow: 2, a reader. The suffix says what a member is: `cat.jpg` and `cat.txt` are picture and text of one
-row. Opening a tar reads its headers once and keeps where each member lies, so that a row is read alone.
+Place in the flow: 2, a reader. The suffix decides the column: `cat.jpg` and `cat.txt` are picture and text of one row.
+Opening a tar reads its headers once and keeps the offset of each member.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .rows import Rows
 SUFFIXES = {"text": ("txt", "cls", "json")} | {
     each.name: tuple(suffix.removeprefix(".") for suffix in each.suffixes) for each in modalities()
 }
-"""By column, the suffixes that hold it; of several in a row the first of this list."""
+"""Column -> the suffixes of its members; if a row has several, the first in this order counts."""
 JSON_KEYS = ("text", "caption", "label")
-"""Where a `.json` member is an object, the text stands under the first of these keys, unless `columns` says which."""
+"""Keys of the text in a `.json` member, the first that is there; `columns` can name another."""
 OPEN_FILES = 16
 
 
 @dataclass
 class _Tar:
-    """Where the members of one tar lie: rows are [starts[i], starts[i + 1]) of offsets, sizes and suffixes."""
+    """The members of one tar: row i has the members starts[i] to starts[i + 1] of offsets, sizes and suffixes."""
 
     keys: Strings
     suffixes: Strings
@@ -48,11 +48,11 @@ class _Tar:
 class TarRows(Rows):
     """The rows of one or more tars, one after the other.
 
-    columns: column -> the suffix that holds it ("png"), or for text "json.KEY"; by default as SUFFIXES says.
+    columns: column -> its suffix ("png"), or for text "json.KEY"; by default those of SUFFIXES.
     """
 
     def __init__(self, files: Sequence[Location], columns: Mapping[str, str]):
-        """Reads the headers of all members. Raises UserError, naming the file, for one that is no tar."""
+        """Reads the headers of all members. UserError, which names the file, for one that is not a tar."""
         self.files = list(files)
         self.columns = dict(columns)
         self._tars = [_index(file) for file in self.files]
@@ -121,7 +121,7 @@ class TarRows(Rows):
 
 
 class _Handles:
-    """A thread's own open tars."""
+    """The open tars of one thread."""
 
     def __init__(self, files: Sequence[Location]):
         self.files = files

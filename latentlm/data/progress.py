@@ -1,6 +1,6 @@
-"""A progress bar with rate and time left, or lines where nobody watches a terminal.
+"""A progress bar with rate and time left on a terminal; elsewhere a line now and then. Both on stderr.
 
-Place in the flow: beside `parts.py`; the bar of training is in `training/logs.py`.
+Place in the flow: 2, below all that reads or encodes many media; the bar of training is in `training/logs.py`.
 """
 
 from __future__ import annotations
@@ -9,36 +9,37 @@ import sys
 import time
 from types import TracebackType
 
-PLAIN_SECONDS = 15.0
-"""Seconds between plain lines where stderr is no terminal."""
+FIRST_SECONDS, PLAIN_SECONDS = 1.0, 15.0
+"""When the first plain line is written where stderr is no terminal, and how long it is to the next one."""
 
 
 class Progress:
     """`add(n)` moves on by n of `total`; a context manager. `done` of them were there before and do not count as speed.
 
-    Written to stderr.
+    quiet: shows nothing.
     """
 
-    def __init__(self, what: str, unit: str, total: int, done: int = 0):
+    def __init__(self, what: str, unit: str, total: int, done: int = 0, *, quiet: bool = False):
         self.what, self.unit, self.total, self.done = what, unit, total, done
         self._before = done
         self._started = time.monotonic()
-        self._last_line = self._started
-        self._bar = _bar(what, unit, total, done) if sys.stderr.isatty() else None
+        self._next_line = self._started + FIRST_SECONDS
+        self._plain = not quiet and not sys.stderr.isatty()
+        self._bar = None if quiet or self._plain or not total else _bar(what, unit, total, done)
 
     def add(self, number: int) -> None:
         self.done += number
         if self._bar:
             self._bar[0].update(self._bar[1], completed=self.done)
-        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
-            self._last_line = time.monotonic()
+        elif self._plain and (now := time.monotonic()) >= self._next_line:
+            self._next_line = now + PLAIN_SECONDS
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """`encoding: 1,024 of 50,000 documents, 910 a second, 54 s left`"""
+        """`encoding: 1,024 of 50,000 documents, 910 per second, 54 s left`"""
         rate = self.rate()
         left = f", {(self.total - self.done) / rate:,.0f} s left" if rate else ""
-        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f} a second{left}"
+        return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {_number(rate)} per second{left}"
 
     def rate(self) -> float:
         """Per second, since the start."""
@@ -56,6 +57,10 @@ class Progress:
             self._bar[0].stop()
 
 
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
 def _bar(what: str, unit: str, total: int, done: int):
     from rich.console import Console
     from rich.progress import (
@@ -71,11 +76,11 @@ def _bar(what: str, unit: str, total: int, done: int):
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} {unit}/s")
+            return Text(f"{_number(task.speed or 0)} {unit}/s")
 
     bar = Progress(
         TextColumn(what),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=16),  # with counts, rate and time left within 80 columns
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
