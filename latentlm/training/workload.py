@@ -45,7 +45,7 @@ ACTIVATIONS_RULE = (
 
 def latentlm_workload(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> Workload:
     """The workload of a language model, from its first micro-batch."""
-    encoder = DocumentEncoder(run.tokenizers["text"])
+    encoder = DocumentEncoder(run.tokenizers["text"], run.model.config.lowercase)
     dims = {name: spec.latent_dim for name, spec in run.model.modalities.items()}
     alone = recipe.training.model_copy(update={"global_micro_batches": 1})
     data = recipe.data.model_copy(update={"workers": 0})
