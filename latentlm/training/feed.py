@@ -37,7 +37,7 @@ from .protocols import Loader
 MEDIA_WORKERS = 2
 """Default number of processes that decode the media of a path."""
 NUM_FINGERPRINTED = 64
-"""Documents of a source on disk whose texts identify it."""
+"""Documents of a path, or media of a tokenizer's source, that identify it."""
 
 
 def open_documents(config: SourceConfig, split: str, layout: str) -> Sequence[Document]:
@@ -202,10 +202,10 @@ def _perhaps_longer(documents_: Sequence[Document], limit: int) -> Sequence[int]
 
 
 def fingerprint_sources(configs: Sequence[SourceConfig], sources: Sequence[Sequence[Document]]) -> list[str | None]:
-    """A hash per source over its documents: of one in memory, texts, order and flags of all; of one on disk, the texts
-    of NUM_FINGERPRINTED documents; None if its texts cannot be read without its media.
+    """A hash per source over its documents, without their media, whose cached latents have a hash of their own.
 
-    Media are not read: their latents are cached with a hash of their own.
+    Of a source in memory: texts, order and flags of all documents. Of shards: the lengths of all documents. Of a path:
+    the texts of NUM_FINGERPRINTED documents; None if these cannot be read without media.
     """
     return [_fingerprint(config, source) for config, source in zip(configs, sources, strict=True)]
 
@@ -215,6 +215,9 @@ def _fingerprint(config: SourceConfig, source: Sequence[Document]) -> str | None
         return _digest("\n".join(map(_written, source)))
     if not isinstance(source, PlacedDocuments):
         return None
+    most = source.most_positions()
+    if most is not None:
+        return hashlib.sha256(np.ascontiguousarray(most).tobytes()).hexdigest()[:8]
     num = min(len(source), NUM_FINGERPRINTED)
     return _digest(json.dumps([source.texts(place * len(source) // num) for place in range(num)]))
 
