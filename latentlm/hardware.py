@@ -80,6 +80,7 @@ def prefers_mkl() -> bool:
     return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
+_set_here: list[int] = []  # what `set_threads` has set in this process
 PARAMETERS_PER_THREAD = 2_000_000
 """Fewer than this per thread, and threads wait for each other longer than they compute."""
 
@@ -98,7 +99,14 @@ def set_threads(requested: int | None = None, *, processes: int = 1, parameters:
     if requested is None and not given and parameters is not None:
         chosen = min(chosen, round(parameters / PARAMETERS_PER_THREAD))
     torch.set_num_threads(max(1, chosen))
+    _set_here.append(max(1, chosen))
     return max(1, chosen)
+
+
+def set_default_threads(parameters: int) -> None:
+    """`set_threads` for a model of so many parameters, unless this process has set its threads before."""
+    if not _set_here and torch.get_num_threads() == num_cores():
+        set_threads(parameters=parameters)
 
 
 def num_cores() -> int:

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from latentlm import UserError, hardware
-from latentlm.hardware import choose_device, choose_dtype, free_cores, num_cores, prefers_mkl, set_threads
+from latentlm.hardware import (
+    choose_device,
+    choose_dtype,
+    free_cores,
+    num_cores,
+    prefers_mkl,
+    set_default_threads,
+    set_threads,
+)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,8 @@ def test_bf16_is_chosen_on_gpus_that_multiply_it(gpus, monkeypatch, bf16, name, 
 
 
 @pytest.fixture
-def own_threads():
+def own_threads(monkeypatch):
+    monkeypatch.setattr(hardware, "_set_here", [])
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -113,6 +122,21 @@ def test_threads_are_those_asked_for_or_the_free_cores(monkeypatch, own_threads,
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     monkeypatch.setattr(hardware, "free_cores", lambda: 8)
     assert set_threads(**arguments) == chosen == torch.get_num_threads()
+
+
+def test_a_model_that_is_loaded_sets_threads_once_and_never_what_the_user_set(monkeypatch, own_threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr(hardware, "free_cores", lambda: 2)
+    monkeypatch.setattr(hardware, "num_cores", lambda: 3)
+    torch.set_num_threads(4)  # by the user: not torch's default
+    set_default_threads(10**9)
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(3)
+    set_default_threads(10**9)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(3)
+    set_default_threads(10**9)
+    assert torch.get_num_threads() == 3
 
 
 def test_no_threads_are_refused():

@@ -59,7 +59,7 @@ def encode(
     """
     from ..data.encoding.plan import Job
     from ..data.encoding.workers import encode as run
-    from ..training.distributed import num_cores
+    from ..hardware import free_cores
 
     if not sources:
         raise UserError("name at least one source")
@@ -72,7 +72,7 @@ def encode(
         out=out,
         dtype=dtype,
         on_error=on_error,
-        threads=max(1, num_cores() // processes),
+        threads=max(1, free_cores() // processes),
     )
     print(describe_summary(out, run(job, processes=processes, engine=engine)))
 

@@ -113,14 +113,14 @@ def generate(
     parts = read_parts(prompt, to)
     from .. import Request, load
     from ..generation.request import new_seed
-    from ..hardware import choose_device, choose_dtype, set_threads
+    from ..hardware import choose_device, choose_dtype
     from .speak import clips_by_speaker, say
 
     clips = clips_by_speaker(voice)
     place = choose_device(device)
-    set_threads(threads)
     weights = "raw" if raw else "ema"
-    pipeline = load(model, adapter=adapter, weights=weights, device=place, dtype=choose_dtype(dtype, place))
+    dtype = choose_dtype(dtype, place)
+    pipeline = load(model, adapter=adapter, weights=weights, device=place, dtype=dtype, threads=threads)
     if seed == "random":
         seed = new_seed()
         say(f"--seed {seed}")

@@ -31,7 +31,7 @@ from ..config.modalities import modality
 from ..data.cache import LatentCache
 from ..data.packing import DocumentEncoder, with_lowercase_conditions
 from ..errors import UserError
-from ..hardware import choose_device, choose_dtype
+from ..hardware import choose_device, choose_dtype, set_default_threads, set_threads
 from ..model.adapter import apply as apply_adapter
 from ..model.latentlm import LatentLM
 from ..tokenizers.streaming import FeatureStream
@@ -256,6 +256,7 @@ def load(
     weights: str = "ema",
     device: torch.device | str = "auto",
     dtype: torch.dtype | str = "auto",
+    threads: int | None = None,
 ) -> Pipeline:
     """Load a model: from a checkpoint or run folder, a packaged model by name ("tiny"), or a hub id ("owner/name").
 
@@ -267,6 +268,8 @@ def load(
     device: "auto" is CUDA where torch sees it, else the CPU.
     dtype: of the model, as a torch.dtype, "fp32" or "bf16"; "auto" is bf16 on a GPU that multiplies it, else fp32. The
         tokenizers stay in fp32.
+    threads: CPU threads of this process; by default as many as there are free cores, unless torch's threads were set
+        before.
     Returns a `Pipeline` for LatentLM; other kinds of model load as `config/kinds.py` says.
     Raises UserError if something is missing or does not fit.
     """
@@ -280,6 +283,8 @@ def load(
     spec = kind_of(folder)
     if spec.no_model:
         raise UserError(f"{folder}: {spec.no_model}")
+    if threads is not None:
+        set_threads(threads)
     return lookup(spec.load)(folder, adapter=adapter, weights=weights, device=device, dtype=dtype)
 
 
@@ -296,4 +301,6 @@ def load_pipeline(
     for tokenizer in tokenizers.values():
         if isinstance(tokenizer, torch.nn.Module):
             tokenizer.to(device)
+    if device.type == "cpu":
+        set_default_threads(sum(parameter.numel() for parameter in model.parameters()))
     return Pipeline(model.to(device, dtype), tokenizers, read_metadata(folder))

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
-from ..hardware import choose_device, free_cores
+from ..hardware import choose_device, free_cores, num_cores
 
 Result = TypeVar("Result")
 
@@ -129,11 +129,6 @@ def finish(world: World, code: int = 0) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else (os.cpu_count() or 1)
 
 
 def default_processes(most: int = 2) -> int:

@@ -77,6 +77,13 @@ def check_resumed(folder: Path, identity: Mapping[str, Any]) -> None:
         replace(state, identity={key: state.identity.get(key) for key in identity}).check(path, identity)
 
 
+def resumed_threads(folder: Path) -> int | None:
+    """CPU threads per process of the last checkpoint in `folder`; None without one, and for an older release's."""
+    checkpoints = Checkpoints(folder, keep=1, world=World())
+    path = checkpoints.latest()
+    return TrainerState.parse(path, checkpoints.read_state(path)).progress.threads if path else None
+
+
 def check_sources(folder: Path, fingerprints: Sequence[str | None], sources: Sequence[SourceConfig]) -> None:
     """Raise UserError, naming the source, if the last checkpoint in `folder` was trained on other documents.
 

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..errors import UserError
 from ..weights import attach_path_to_oserror, write_text
 from .state import LogWindow, RunProgress
@@ -100,6 +103,24 @@ class TrainLog:
             for name, value in figures.items():
                 self._board.add_scalar(f"held_out/{name.replace(' ', '_')}", value, step)
         self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+    def show_samples(self, step: int, folder: Path) -> None:
+        """Show the pictures, clips and texts of `step` in `folder`, as `samples.py` names them, in TensorBoard."""
+        if not self.enabled or not self._board:
+            return
+        import soundfile
+        from PIL import Image as PILImage
+
+        for path in sorted(folder.glob(f"step-{step:08d}*")):
+            name = "samples/" + (path.stem.removeprefix(f"step-{step:08d}").strip("-") or "answers")
+            if path.suffix == ".png":
+                with PILImage.open(path) as picture:
+                    self._board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+            elif path.suffix == ".wav":
+                samples, sample_rate = soundfile.read(path, dtype="float32")
+                self._board.add_audio(name, torch.from_numpy(samples)[None], step, sample_rate=sample_rate)
+            elif path.suffix == ".json":
+                self._board.add_text(name, f"```\n{path.read_text(encoding='utf-8')}```", step)
 
     def _show(self, record: Mapping[str, Any], last: bool) -> None:
         losses = "  ".join(f"{name} {value:.4g}" for name, value in record["losses"].items())

@@ -21,7 +21,7 @@ from ..hardware import choose_device, set_threads
 from ..run_folder import SETUP
 from .checkpoint import CheckpointError
 from .distributed import World, finish, follow_launcher, launch, start
-from .folder import RECIPE, holds_run, locked_run_folder, write_recipe
+from .folder import RECIPE, holds_run, locked_run_folder, resumed_threads, write_recipe
 from .objective import Run
 from .outline import details, first_line, outline
 from .trainer import NonFiniteLoss, Trainer
@@ -88,9 +88,13 @@ def _train(recipe: Recipe, folder: Path, world: World) -> None:
     Raises ProcessFailed if a signal stops the run.
     """
     spec = KINDS[recipe.kind]
-    set_threads(recipe.training.threads, processes=world.local_size)
+    threads = recipe.training.threads or resumed_threads(folder)  # the same on a resume, for the same sums
+    set_threads(threads, processes=world.local_size)
     _say(world, [f"{folder}: training {first_line(recipe.kind, recipe.training, world)}"])
     run = lookup(spec.build)(recipe, folder, world)
+    if threads is None and world.device.type == "cpu":
+        parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        set_threads(processes=world.local_size, parameters=parameters)
     loader = lookup(spec.loader)(recipe, run, world)
     export = lookup(spec.export)
     run.on_start = lambda: _begin(recipe, run, folder)

@@ -71,11 +71,15 @@ class LogWindow:
 
 @dataclass
 class RunProgress:
-    """Progress of a run: steps, seconds of wall clock over all its sessions (rank 0's clock), tokens or examples."""
+    """Progress of a run: steps, seconds of wall clock over all its sessions (rank 0's clock), tokens or examples.
+
+    threads: CPU threads per process, with which the last checkpoint was reached; sums depend on them in the last digit.
+    """
 
     step: int = 0
     seconds: float = 0.0
     tokens: float = 0.0
+    threads: int | None = None
     window: LogWindow = field(default_factory=LogWindow)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import ImageTokenizerRecipe, MediaConfig, SpeechTokenizerRecipe
 from ..config.modalities import tokenizer_kinds
 from ..data.cache import media_hash
+from ..data.progress import Progress
 from ..data.sources import media
 from ..data.task_source import Concatenated, Lazy
 from ..tokenizers.base import RESUME_OPTIONAL, Tokenizer, fields_without
@@ -102,8 +103,8 @@ def export_tokenizer(recipe: Recipe, run: TokenizerRun, trainer: Trainer, folder
     """
     configs = recipe.data.sources
     items = Concatenated([_some(m) if c.is_on_disk else m for c, m in zip(configs, run.media, strict=True)])
-    with trainer.averaged():
-        found = run.model.calibrate(_batches(run.model, items))
+    with trainer.averaged(), Progress("calibrating", "media", len(items)) as progress:
+        found = run.model.calibrate(_batches(run.model, items, progress))
         run.model.save(folder)
     std, absolute = ("-" if v is None else _numbers(v) for v in (found.std, found.c_sigma_absolute))
     print(f"calibrated on {found.num_latents:,} latents: std(μ) {std}, C_σ absolute {absolute}")
@@ -118,6 +119,8 @@ def _some(source: Sequence) -> Sequence:
     return Lazy(num, lambda place: source[place * len(source) // num])
 
 
-def _batches(tokenizer: Tokenizer, items: Sequence, size: int = 32) -> Iterator[MediaBatch]:
+def _batches(tokenizer: Tokenizer, items: Sequence, progress: Progress, size: int = 32) -> Iterator[MediaBatch]:
     for start in range(0, len(items), size):
-        yield tokenizer.batch([items[i] for i in range(start, min(start + size, len(items)))])
+        batch = [items[i] for i in range(start, min(start + size, len(items)))]
+        yield tokenizer.batch(batch)
+        progress.add(len(batch))

@@ -80,6 +80,7 @@ class Trainer:
         cannot be written; UserError if the checkpoint is of another run, or `resume` is False and there is one.
         """
         self._resume(resume)
+        self.progress.threads = torch.get_num_threads()
         first_step = self.progress.step
         if self.run.on_start and self.completed < 1:
             self.world.on_main(self.run.on_start)
@@ -222,6 +223,7 @@ class Trainer:
             with self.averaged(), attach_path_to_oserror(self.folder):
                 figures = self.run.on_sample(self.model, self.progress.step)
             log.write_figures(self.progress.step, figures or {})
+            log.show_samples(self.progress.step, self.folder / "samples")
             set_random_state(kept)
         self.world.barrier()
 

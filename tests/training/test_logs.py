@@ -4,7 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from latentlm.media.sound import Audio, save_audio
 from latentlm.training.logs import TrainLog, read_log, truncate
 
 
@@ -116,3 +119,22 @@ def test_tensorboard_where_it_is_installed(tmp_path):
     with TrainLog(tmp_path, first_step=0, steps=9, tensorboard=True) as log:
         log.write(record(1))
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_shows_the_samples_of_a_step(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    Image.new("RGB", (6, 4), "red").save(samples / "step-00000004-image.png")
+    Image.new("RGB", (6, 4), "blue").save(samples / "step-00000002-image.png")
+    save_audio(Audio(torch.linspace(-0.5, 0.5, 80), 8000), samples / "step-00000004-speech-1.wav")
+    (samples / "step-00000004.json").write_text('[{"answer": "red apple"}]')
+    with TrainLog(tmp_path, first_step=0, steps=9, tensorboard=True) as log:
+        log.show_samples(4, samples)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0, "images": 0})
+    events.Reload()
+    (picture,) = events.Images("samples/image")
+    assert (picture.step, picture.width, picture.height) == (4, 6, 4)
+    (clip,) = events.Audio("samples/speech-1")
+    assert (clip.step, clip.sample_rate) == (4, 8000)
+    assert "red apple" in str(events.Tensors("samples/answers/text_summary")[0].tensor_proto)

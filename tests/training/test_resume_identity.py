@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from small import picture
 
-from latentlm import cli
+from latentlm import cli, hardware
 from latentlm.config import parse_recipe
 from latentlm.errors import UserError
 from latentlm.media.picture import save_image
@@ -121,3 +122,20 @@ def test_without_peft_nothing_is_written_and_the_line_says_what_to_install(tmp_p
             "training.adapter needs peft, which is not installed: pip install peft\n"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
+
+
+def test_a_resume_keeps_its_number_of_threads_whatever_is_free_now(tmp_path, monkeypatch, capsys):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr(hardware, "PARAMETERS_PER_THREAD", 1)
+    own = texts(tmp_path / "own.jsonl", "one", "two")
+    try:
+        for free, steps, said in ((2, 2, "2 threads"), (1, 3, "2 threads")):
+            monkeypatch.setattr(hardware, "free_cores", lambda free=free: free)
+            train(recipe({"manifest": str(own)}, threads=None, steps=steps), tmp_path / "run", resume=steps > 2)
+            assert said in capsys.readouterr().err.splitlines()[0]
+            assert torch.get_num_threads() == 2
+        train(recipe({"manifest": str(own)}, threads=1, steps=4), tmp_path / "run", resume=True)
+        assert torch.get_num_threads() == 1, "a number that is asked for is obeyed"
+    finally:
+        torch.set_num_threads(before)
