@@ -147,7 +147,7 @@ def document_loader(recipe: LatentLMRecipe, run: LatentLMRun, world: World) -> L
 
 def export_latentlm(recipe: LatentLMRecipe, run: LatentLMRun, trainer: Trainer, folder: Path) -> None:
     """Write config.json and tokenizers/ beside the weights."""
-    metadata = {"recipe": recipe.model_dump(mode="json"), "step": trainer.state.step}
+    metadata = {"recipe": recipe.model_dump(mode="json"), "step": trainer.progress.step}
     write_config(folder, run.model, run.tokenizers, metadata)
 
 
