@@ -2,7 +2,7 @@
 
     python docs/make_recipes.py
 
-`tests/docs/test_recipes.py` fails where the page is not what this writes, or a key has no description.
+`tests/docs/test_recipe_reference.py` fails where the page is not what this writes, or a key has no description.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import unicodedata
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from latentlm.types import Document, Text
 
 CLIP = Audio(torch.zeros(8), 24000)
 GIVEN = {"condition": True, "loss": False}
+CLIP = Audio(np.linspace(-0.5, 0.5, 800, dtype=np.float32), 8000)
 
 
 def turns(text: str) -> list[tuple[str, str]]:
@@ -178,15 +180,15 @@ def test_curly_quotes_become_straight_in_prompts_of_scripts_alone():
     said = [segment.text for segment in script_prompt(script, {}).segments]
     assert " Speaker 0: It's 'so', \"he\" said.\n" in said
     given = Text("It’s.", **GIVEN)
-    learnt = script_document(Document((given, Speech("said"))))
+    learnt = script_document(Document((given, Speech(CLIP))))
     assert " Speaker 0: It's.\n" in [segment.text for segment in learnt.segments[:-1]]
 
 
 def test_training_reads_the_labels_that_generation_reads():
     text = "**Speaker Ana (happy):** Hola.\n- " + unicodedata.normalize("NFD", "Speaker José: Hola, Ana.")
-    document = Document((Text(text, **GIVEN), Speech("said")))
+    document = Document((Text(text, **GIVEN), Speech(CLIP)))
     texts = [segment.text for segment in script_document(document).segments[:-1]]
     assert texts[-3:-1] == [" Speaker 0: Hola.\n", " Speaker 1: Hola, Ana.\n"]
-    bad = Document((Text("Anna: a\nBen: b", **GIVEN), Speech("said")))
+    bad = Document((Text("Anna: a\nBen: b", **GIVEN), Speech(CLIP)))
     with pytest.raises(UserError, match="script:1: 'Anna:' is no label"):
         script_document(bad)

@@ -24,8 +24,8 @@ FEW = Protocol(steps=2, counts=Counts(drawn=60, draws=5, reconstructions=4))
 
 
 @pytest.fixture(autouse=True)
-def quick_training(monkeypatch):
-    """Colours are learnt at once."""
+def quick_training(monkeypatch, notices):
+    """Colours are learnt at once; that the pictures are cropped is not the matter here."""
     monkeypatch.setattr(classifier, "MAX_EPOCHS", 6)
 
 

@@ -105,7 +105,7 @@ def tones(seconds: float, rate: int, level: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("suffix", "rate"), [(".wav", 44100), (".flac", 24000), (".ogg", 16000)])
-def test_a_voice_clip_is_heard_as_by_their_extractor(processor, tmp_path, agree, suffix, rate):
+def test_a_voice_clip_is_heard_as_by_their_extractor(processor, tmp_path, agree, notices, suffix, rate):
     """Read, mixed down and resampled by us, loudness and padding against theirs, as it enters the encoder."""
     import soundfile
 

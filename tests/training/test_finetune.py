@@ -138,7 +138,7 @@ def recipe(tmp_path, places):
     return make
 
 
-def test_the_end_of_every_utterance_is_in_the_loss(recipe, tmp_path):
+def test_the_end_of_every_utterance_is_in_the_loss(recipe, tmp_path, notices):
     """transformers#40546: <EOD> was no target, and fine-tuned models spoke for ever."""
     chosen = recipe()
     run = build_latentlm(chosen, tmp_path / "run", World())
@@ -183,7 +183,7 @@ def test_a_dumped_recipe_is_the_recipe():
 
 
 @pytest.mark.parametrize(("length", "what"), [(12, "data.sequence_length is 12"), (999, "the model's context is 15")])
-def test_a_document_that_is_too_long_is_named_before_training(recipe, tmp_path, length, what):
+def test_a_document_that_is_too_long_is_named_before_training(recipe, tmp_path, notices, length, what):
     chosen = recipe(**{"data.sequence_length": length})
     start = Path(chosen.model.start) / "config.json"
     start.write_text(start.read_text().replace('"context_length": 1024', '"context_length": 15'))

@@ -61,7 +61,7 @@ def test_the_command_line_trains_it_and_says_that_nothing_is_measured_of_it(toy,
     with pytest.raises(SystemExit) as ended:
         cli.main(["evaluate", "runs/toy", "--out", "x.json"])
     assert ended.value.code == 2
-    assert "nothing is measured of a toy" in capsys.readouterr().err
+    assert "there is no evaluation for a toy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
