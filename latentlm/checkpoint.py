@@ -32,9 +32,9 @@ PACKAGED = resources.files("latentlm") / "pretrained"
 def resolve(name: str | Path) -> Path:
     """The local folder of a model: `name` is a packaged model, a path, or a hub id (then downloaded).
 
-    A packaged name wins over a folder of that name in the working directory, with a Notice; "./tiny" or a Path is the
-    folder. Of a run's folder it is the exported model, or the latest checkpoint where the run has gone on since. Raises
-    UserError where there is none, and for an empty name.
+    A packaged name is preferred to a folder of that name in the working directory, with a Notice; "./tiny" or a Path
+    means the folder. For a run's folder the result is the exported model, or the latest checkpoint if the run has
+    continued since. Raises UserError if there is no model, and for an empty name.
     """
     if not str(name).strip():
         raise UserError("the name of the model is empty")
@@ -59,7 +59,7 @@ def packaged_models() -> dict[str, Path]:
 
 
 def newest(folder: Path) -> Path:
-    """The newest model in `folder`: itself, a run's exported model, or the latest step of a run that has gone on since.
+    """The newest model in `folder`: itself, a run's exported model, or its latest checkpoint if the run has continued.
 
     Raises UserError where there is none, and for a run that has no checkpoint yet or none that can be loaded.
     """
@@ -80,7 +80,7 @@ def newest(folder: Path) -> Path:
 
 
 def config_folder(folder: Path) -> Path:
-    """The folder with config.json and tokenizers/ of a model that `resolve` found: itself, or for a step its run's.
+    """The folder with config.json and tokenizers/ for a `folder` from `resolve`: itself, or its run's setup/ or model/.
 
     Raises UserError for a step of a run that has neither setup/ nor model/.
     """
@@ -91,13 +91,13 @@ def config_folder(folder: Path) -> Path:
         if (run / name / "config.json").is_file():
             return run / name
     raise UserError(
-        f"{folder}: a checkpoint of a run without {SETUP}/, whose steps cannot be loaded (a tokenizer, which is "
-        f"calibrated at the end, or a run of an older release); the end of the run writes {run / MODEL}"
+        f"{folder}: cannot be loaded, because its run has no {SETUP}/ (it trains a tokenizer, or is of an older "
+        f"release); the run writes {run / MODEL} when it ends"
     )
 
 
 def kind_of(folder: Path) -> TrainSpec:
-    """The kind of what `folder` holds, by its config.json. UserError for an unknown kind."""
+    """The kind of model or tokenizer in `folder`, from its config.json. Raises UserError for an unknown kind."""
     path = config_folder(folder) / "config.json"
     return spec_of_folder(read_config(path).get("kind"), str(path))
 
@@ -112,7 +112,7 @@ def load_tokenizers(folder: Path) -> dict:
 
 
 def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
-    """The shape of each modality that has a tokenizer in `tokenizers`."""
+    """The `ModalitySpec` of each modality that has a tokenizer in `tokenizers`."""
     specs = {}
     for name in modality_names():
         if name in tokenizers:
@@ -123,7 +123,7 @@ def modality_specs(tokenizers: dict) -> dict[str, ModalitySpec]:
 
 
 def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
-    """A new model by config.json, without its weights. Raises UserError, one line, that names the key."""
+    """A new model as config.json describes it, without its weights. Raises UserError that names the wrong key."""
     path = config_folder(folder) / "config.json"
     fields = read_config(path)
     for key in ("model", "modalities"):
@@ -150,7 +150,7 @@ def build_from_config(folder: Path, text: TextTokenizer) -> LatentLM:
 
 
 def fill(model: LatentLM, folder: Path, weights: str) -> None:
-    """Read the weights of a model from `folder`, or from a step of a run.
+    """Load the weights in `folder`, of a model or a checkpoint of a run, into `model`.
 
     weights: "ema", the averaged ones (the raw ones where there is no average), or "raw".
     """
@@ -162,10 +162,10 @@ def fill(model: LatentLM, folder: Path, weights: str) -> None:
 
 
 def fill_from_step(model: LatentLM, step: Path, weights: str) -> None:
-    """Read the weights of a model from a step's checkpoint of a run; a notice says which step it is.
+    """Load a run's checkpoint `step` into `model`; a notice names the step.
 
-    Weights that do not train are not in it: they come from the model that the run began with, and an adapter is merged.
-    Raises UserError where the checkpoint is of another model, damaged, or of a frozen backbone.
+    Frozen weights are not in the checkpoint: they are read from the model that the run started from. An adapter is
+    merged. Raises UserError if the checkpoint is damaged, of another model, or of a frozen backbone.
     """
     shapes = state_shapes(step)
     prefix = "ema." if weights == "ema" and any(name.startswith("ema.") for name in shapes) else "model."
@@ -192,10 +192,10 @@ def fill_from_step(model: LatentLM, step: Path, weights: str) -> None:
 
 
 def _fill_start(model: LatentLM, step: Path, identity: dict) -> None:
-    """Read the weights that a run began with. UserError where it did not begin with a model, or that has changed."""
+    """Load the weights that a run started from. Raises UserError if it started from no model, or that has changed."""
     name = read_metadata(step).get("recipe", {}).get("model", {}).get("start")
     if name is None:
-        raise UserError(f"{step}: holds only the weights that train; load the run when its end has written {MODEL}/")
+        raise UserError(f"{step}: holds only the trained weights; load the run after it has ended and written {MODEL}/")
     fill(model, resolve(name), "ema")
     if start_of(model) != identity.get("model.start"):
         raise UserError(f"{step}: the run began with {name}, whose weights have changed since")
@@ -234,7 +234,7 @@ def write_config(folder: Path, model: LatentLM, tokenizers: dict, metadata: dict
 
 
 def read_metadata(folder: str | Path) -> dict:
-    """The metadata in config.json of the model that `folder` names as in `resolve`: recipe, steps."""
+    """The metadata (recipe, steps) in config.json of a model; `folder` is a name as in `resolve`."""
     return read_config(config_folder(resolve(folder)) / "config.json").get("metadata", {})
 
 

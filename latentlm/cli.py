@@ -4,9 +4,9 @@ Place in the flow: on top of everything. A command parses, calls and prints; it 
 
     0    success
     1    a bug: the exception keeps its traceback
-    2    what the user can mend, one line on stderr: a UserError, a wrong option, a file that cannot be read or written
+    2    an error that the user can fix, one line on stderr: a UserError, a wrong option, a file that cannot be opened
     130  Ctrl-C
-    141  the reader of a pipe has gone (`| head`); no message
+    141  the reader of stdout has closed the pipe (`| head`); no message
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ app.command(data)
 
 
 PIPE_CLOSED = 141
-"""Exit code if the reader of the output has gone, as shells give it: 128 + SIGPIPE."""
+"""Exit code if the reader of stdout has closed the pipe: 128 + SIGPIPE, as in shells."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

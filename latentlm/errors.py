@@ -1,4 +1,4 @@
-"""What a user can mend, and what a user should know: one error, one warning.
+"""The exception and the warning that are meant for users.
 
 Place in the flow: below everything. The command line shows either as one line on stderr; a UserError also ends the
 command with exit code 2. Any other exception is a bug of ours and keeps its traceback.
@@ -13,15 +13,15 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Wrong input: one line that names the file, key or value."""
+    """Raised for wrong input. The message is one line that names the file, key or value."""
 
 
 class Notice(UserWarning):
-    """The input is used, but not all of it or not as written: one line that says how."""
+    """Warns that input is used only in part or not as written. The message is one line."""
 
 
 def notice(message: str) -> None:
-    """Tell the user: a `Notice` for Python's `warnings`, a line on stderr from the command line."""
+    """Warn with a `Notice` through Python's `warnings`; the command line prints it as a line on stderr."""
     warnings.warn(message, Notice, stacklevel=3)
 
 
@@ -34,10 +34,10 @@ def notices_as_lines() -> Iterator[None]:
         yield
 
 
-def _show(show: Callable, said: set[str], message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show(show: Callable, printed: set[str], message: Warning | str, category: type[Warning], *place: Any) -> None:
     if issubclass(category, Notice):
-        if str(message) not in said:
-            said.add(str(message))
+        if str(message) not in printed:
+            printed.add(str(message))
             print(f"latentlm: {message}", file=sys.stderr)
     else:
         show(message, category, *place)

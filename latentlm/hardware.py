@@ -1,6 +1,6 @@
-"""What the machine has and is good at: asked where a device, a dtype or an operator is chosen, never assumed.
+"""Queries of the hardware: devices, dtypes, fast CPU kernels, cores; and the number of threads.
 
-Place in the flow: below everything; training and generation ask it.
+Place in the flow: below everything; used by training and generation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def choose_device(name: torch.device | str = "auto") -> torch.device:
-    """The device of a name: "auto" is CUDA where torch sees it and the CPU elsewhere.
+    """The torch device called `name`. "auto" is CUDA if torch sees a GPU, else the CPU.
 
-    Raises UserError, one line, for a name that torch does not know and for a device that is not there.
+    Raises UserError for a name that torch does not know and for a device that this machine lacks.
     """
     if str(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -46,7 +46,7 @@ def _sees(kind: str) -> bool:
 
 
 def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """The dtype of a model's weights on `device`: "auto" is bf16 on a GPU that multiplies it, and fp32 elsewhere.
+    """The dtype of a model's weights on `device`: "auto" is bf16 on a GPU with native bf16, else fp32.
 
     Raises UserError for a name that is not in `DTYPES`.
     """
@@ -58,8 +58,8 @@ def choose_dtype(name: str, device: torch.device | str) -> torch.dtype:
 
 
 def multiplies_bf16(device: torch.device | str = "cpu") -> bool:
-    """Whether `device` has instructions for bf16 products. Emulated ones are slower than fp32: about four times on
-    AVX-512 without BF16, eighty times on AVX2."""
+    """Whether `device` has native bf16 matrix products. Emulation is slower than fp32: about four times on AVX-512
+    without BF16, eighty times on AVX2."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -70,26 +70,26 @@ def multiplies_bf16(device: torch.device | str = "cpu") -> bool:
 
 
 def _onednn_has_bf16() -> bool:
-    """False also where oneDNN is held to fewer instructions than the CPU has (ONEDNN_MAX_CPU_ISA)."""
+    """Whether oneDNN uses bf16 instructions. ONEDNN_MAX_CPU_ISA may forbid those that the CPU has."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def prefers_mkl() -> bool:
-    """Whether MKL has its fast kernels for this CPU; AMD's get others, in fp32 slower than oneDNN's
+    """Whether MKL uses its fast kernels on this CPU. On AMD it does not, and in fp32 oneDNN is faster there
     (docs/log.md, 2026-11-26)."""
     return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
-_set_here: list[int] = []  # what `set_threads` has set in this process
+_set_here: list[int] = []  # numbers of threads that `set_threads` has set in this process
 PARAMETERS_PER_THREAD = 2_000_000
-"""Fewer than this per thread, and threads wait for each other longer than they compute."""
+"""Fewest parameters per thread; with fewer, threads wait for each other longer than they compute."""
 
 
 def set_threads(requested: int | None = None, *, processes: int = 1, parameters: int | None = None) -> int:
     """Set torch's CPU threads of this process, and return how many.
 
-    requested: this many. Without it OMP_NUM_THREADS, where that is set; else the free cores divided by the `processes`
-    on this machine, but at most one thread per PARAMETERS_PER_THREAD of a model of `parameters`.
+    requested: the number to set. Default: OMP_NUM_THREADS where that is set; else the free cores divided by the
+    `processes` on this machine, but at most one thread per PARAMETERS_PER_THREAD of a model's `parameters`.
     Raises UserError for fewer than 1.
     """
     if requested is not None and requested < 1:
@@ -104,7 +104,7 @@ def set_threads(requested: int | None = None, *, processes: int = 1, parameters:
 
 
 def set_default_threads(parameters: int) -> None:
-    """`set_threads` for a model of so many parameters, unless this process has set its threads before."""
+    """Call `set_threads` for a model with `parameters` parameters, unless this process has set its threads already."""
     if not _set_here and torch.get_num_threads() == num_cores():
         set_threads(parameters=parameters)
 
@@ -133,7 +133,7 @@ def _cores() -> set[int]:
 
 
 def _idle_ticks(cores: set[int]) -> int | None:
-    """Clock ticks that `cores` were idle since the machine started; None where the system does not say."""
+    """Clock ticks that `cores` were idle since the machine started; None without /proc/stat."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             lines = [line.split() for line in file if line.startswith("cpu") and line[3].isdigit()]

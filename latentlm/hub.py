@@ -1,4 +1,4 @@
-"""The Hugging Face hub: files from there, and models to there.
+"""Downloads from the Hugging Face hub, and uploads to it.
 
 Place in the flow: below everything that takes the name of a model (`checkpoint.py`, `interop/checkpoint_files.py`).
 """
@@ -37,7 +37,7 @@ def from_hub(name: str, patterns: Sequence[str] | None = None) -> Path:
 
 
 def check_name(name: str) -> None:
-    """UserError for a name that the hub does not accept as OWNER/NAME."""
+    """Raise UserError for a name that the hub does not accept as OWNER/NAME."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -50,10 +50,10 @@ def check_name(name: str) -> None:
 
 
 def to_hub(folder: Path, name: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload `folder` to the repository `name` (OWNER/NAME), which is made where it is missing; returns its address.
+    """Upload `folder` to the repository `name` (OWNER/NAME), created if missing; returns its address.
 
-    private: of a new repository. token: of the user; by default HF_TOKEN, or the one that `hf auth login` has kept.
-    Raises UserError, one line, for a name that is none, and where the hub refuses or cannot be reached.
+    private: whether a new repository is private. token: access token; by default HF_TOKEN, or the one that
+    `hf auth login` has stored. Raises UserError for an invalid name, and if the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -63,9 +63,7 @@ def to_hub(folder: Path, name: str, *, private: bool = False, token: str | None 
     try:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a LatentLM model")
-    except (OSError, *HfHubHTTPError.__bases__) as error:  # the base of what its HTTP library raises, whichever it is
+    except (OSError, *HfHubHTTPError.__bases__) as error:  # the base class of its HTTP library's errors
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{name}: the hub did not take it ({reason}); log in with `hf auth login`, or give --token"
-        ) from None
+        raise UserError(f"{name}: the upload failed ({reason}); log in with `hf auth login`, or give --token") from None
     return str(address)

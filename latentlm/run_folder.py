@@ -1,4 +1,4 @@
-"""The folder of a training run, as a reader finds it: its steps, and the tensors of one step.
+"""Reads the folder of a training run: its checkpoints, and the tensors of one of them.
 
 Place in the flow: below `checkpoint.py`, which loads a model from a step, and training, which writes and resumes them.
 
@@ -25,7 +25,7 @@ _STEP = re.compile(r"step-(\d{8,})")
 
 
 def step_of(folder: Path) -> int | None:
-    """The step whose complete checkpoint `folder` is, by its name; None for any other folder."""
+    """The step number in the name of a complete checkpoint; None for any other folder."""
     match = _STEP.fullmatch(folder.name)
     return int(match[1]) if match else None
 
@@ -36,7 +36,7 @@ def is_step(folder: Path) -> bool:
 
 
 def complete_steps(checkpoints: Path) -> list[Path]:
-    """The complete checkpoints in a folder `checkpoints`, oldest first."""
+    """The complete checkpoints in the folder `checkpoints`, oldest first."""
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if step_of(path) is not None]
@@ -44,7 +44,7 @@ def complete_steps(checkpoints: Path) -> list[Path]:
 
 
 def state_shapes(step: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors of a step by name. Raises UserError, one line, that names a file which is not whole."""
+    """The shapes of all tensors of a step by name. Raises UserError that names an incomplete file."""
     import torch.distributed.checkpoint as dcp
 
     for file in sorted((step / "state").glob("*.safetensors")):
@@ -52,7 +52,7 @@ def state_shapes(step: Path) -> dict[str, tuple[int, ...]]:
             with safe_open(file, framework="pt"):
                 pass  # the header is there, and as many bytes as it says
         except SafetensorError as error:
-            raise UserError(f"{file}: this checkpoint's file is not whole ({error}); remove {step}") from None
+            raise UserError(f"{file}: this checkpoint's file is incomplete ({error}); remove {step}") from None
     stored = dcp.HuggingFaceStorageReader(str(step / "state")).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in stored.items()}
 
@@ -60,7 +60,7 @@ def state_shapes(step: Path) -> dict[str, tuple[int, ...]]:
 def read_state(step: Path, tensors: Mapping[str, Tensor], *, alone: bool = True) -> None:
     """Copy tensors of a step into `tensors`, in place and by name, however many processes wrote them.
 
-    alone: this process reads for itself; False: all processes of the run call this.
+    alone: only this process reads; False: all processes of the run call this together.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -71,7 +71,7 @@ def read_state(step: Path, tensors: Mapping[str, Tensor], *, alone: bool = True)
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """Context manager: without torch's warning that a single process is one."""
+    """Context manager: hides torch's warning that `torch.distributed` is not initialised."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield

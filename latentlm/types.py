@@ -31,7 +31,7 @@ class Latents:
       posterior "sigma":   z = mean + n·std·ε, one n ~ N(0, 1) for the whole example; std = C_σ, a scalar tensor
       posterior "learned": z = mean + std·ε, std (N, C)
       posterior "none":    z = mean
-    features (N, F): of the same medium by the modality's second tokenizer, where it has one.
+    features (N, F): features of the same medium from the modality's second tokenizer; None without one.
     """
 
     mean: Tensor
@@ -76,7 +76,7 @@ def draw(latents: Sequence[Latents], generator: torch.Generator | None = None) -
 class Segment:
     """A part of a document, of one modality.
 
-    condition   given, not wanted; with the recipe's `condition_dropout` it is left out, so that guidance works
+    condition   given, not generated; training drops it at the recipe's `condition_dropout`, so that guidance works
     loss        whether it is a target of training; by default the opposite of `condition`, as in manifests
     """
 
@@ -92,7 +92,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Text(Segment):
-    """Text as it stands; nothing is put between it and its neighbours. UserError for what is no string."""
+    """Text, used unchanged: no separator is added between segments. Raises UserError unless it is a string."""
 
     text: str
     modality = "text"
@@ -125,12 +125,12 @@ class MediaSegment(Segment):
 
 @dataclass(frozen=True)
 class Modality:
-    """All that is particular to one continuous modality. Each file of `modalities/` defines one.
+    """The definition of one continuous modality. Each file of `modalities/` defines one.
 
-    name            key in manifests, recipes and requests, and of its special token <BOD:name>
+    name            key in manifests, recipes and requests, and part of its special token <BOD:name>
     segment         its `Segment` class: segment(content), content a medium or its `Latents`
     tokenizers      kind in a tokenizer's config.json -> (config class, Tokenizer class)
-    suffixes        of the files that `load` reads
+    suffixes        suffixes of the files that `load` reads
     written         suffixes of the files that `save` writes, the recommended one first
     load, save      read a medium from a path, write one to a path; a UserError names the path
     decode          reads a medium from the bytes of a file; a UserError begins with the given name
@@ -140,7 +140,7 @@ class Modality:
     digest          bytes that differ between different media; latent caches hash them
     length          length of a medium in seconds or steps; any constant where all have the same number of latents
     ends_itself     True: the text head ends a span with <EOD>. False: every span has as many latents as the grid
-    second          name of the second tokenizer that it may have, which gives features of the same media (PAPER §6)
+    second          name of its optional second tokenizer, which computes features of the same media (PAPER §6)
     from_data       makes a calibrated tokenizer from the training media; None: tokenizers are trained by a recipe
     """
 
@@ -234,7 +234,7 @@ class PackedBatch:
     text_targets (B, T)  next token, IGNORE where none
     end_targets (B, T)   in spans of variable length: 1 where <EOD> follows, 0 where the span goes on; IGNORE elsewhere
     latents              spans by modality
-    seed                 of the noise and timesteps of this micro-batch; it does not depend on the number of processes
+    seed                 of this micro-batch's noise and timesteps; the same for any number of processes
     """
 
     ids: Tensor
@@ -301,8 +301,8 @@ class MediaBatch:
 class GenerationOutput:
     """The answer to one request: its `segments` in order, with decoded media, and why it ended.
 
-    finish_reason: "stop" (the model ended it), "length" (a limit was reached), or "diverged" (the model's numbers were
-    no longer finite: the answer ends before them, and latents that a picture still lacks are zero).
+    finish_reason: "stop" (the model ended it), "length" (a limit was reached), or "diverged" (the model
+    computed NaN or infinity: the answer ends before it, and the missing latents of a picture are zero).
     """
 
     segments: tuple[Segment, ...]

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from .errors import UserError
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes in which weights are read. Integers and fp8 are refused: they are of no use without their scales."""
+"""The dtypes in which weights are read. Integers and fp8 are refused, since their scales are not read."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Context manager: a temporary path beside `path`, which the body writes and which then is synced and renamed.
+    """Context manager: yields a temporary path for the body to write; on exit the file is synced and renamed to `path`.
 
-    Where the body raises, `path` is as before and the temporary file is removed. OSErrors, and those that safetensors
-    wraps in its own error, are raised as OSErrors that name `path`. The suffix is kept, as it may choose the format.
+    If the body raises, `path` stays unchanged and the temporary file is removed. OSErrors and safetensors' own errors
+    are raised as OSErrors that name `path`. The temporary name has the suffix of `path`, which may choose the format.
     """
     path = Path(path)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
@@ -61,7 +61,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o755)  # temporary folders are for their owner alone
+        folder.chmod(0o755)  # mkdtemp lets only the owner read it
         os.replace(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +69,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def attach_path_to_oserror(path: Path) -> Iterator[None]:
-    """Context manager: OSErrors of the body that name no file name `path`; safetensors' errors become OSErrors.
+    """Context manager: adds `path` to OSErrors of the body that name no file, and turns safetensors' errors into such.
 
     Python names a file that cannot be opened, but not one that cannot be written to.
     """
@@ -95,7 +95,7 @@ def save_weights(
     """Write `tensors` to `path` (temporary file, fsync, rename). `dtype` casts the floating-point ones.
 
     note: a string for the file's header, which `read_note` returns. It replaces the entry "format", because safetensors
-    writes several entries in an order that changes between runs, and equal weights shall be equal bytes.
+    writes several entries in an order that changes between runs, and equal weights should give equal files.
     Raises OSError naming `path` where it cannot be written, for instance on a full disk.
     """
     cast: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ def save_weights(
         seen.add(value.data_ptr())
     with replacing(path) as temporary:
         save_file(cast, temporary, metadata={"format": "pt"} if note is None else {"note": note})
-        temporary.chmod(0o644)  # safetensors writes files for their owner alone
+        temporary.chmod(0o644)  # safetensors lets only the owner read it
 
 
 def load_weights(path: str | Path, module: nn.Module) -> None:
@@ -125,7 +125,7 @@ def load_weights(path: str | Path, module: nn.Module) -> None:
 
 
 def check_floats(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """UserError, naming the file and the first tensor, where any of `tensors` has another dtype than FLOATS."""
+    """Raise UserError for the first of `tensors` whose dtype is not in FLOATS, naming it and the file."""
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -150,9 +150,9 @@ def read_note(path: str | Path) -> str | None:
 
 
 def shape_mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> str:
-    """The differences of shapes by name in one line: the counts and first ten names missing, extra and misshaped.
+    """One line on how two sets of tensors differ: counts and first ten names missing, extra and misshaped.
 
-    An empty string where there are none.
+    Empty if names and shapes are equal.
     """
     problems = {
         "missing": [name for name in expected if name not in found],

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 USUAL_SUFFIXES = {"image": ".png", "speech": ".wav", "vectors": ".npy"}
-"""For the example in a message. The registry of modalities says the same, but importing it loads torch."""
+"""Suffixes for the example in an error message; not from the registry of modalities, which imports torch."""
 
 
 def check_out(out: Path | None, to: str, num: int) -> None:
-    """UserError for fewer than one answer, and for a missing --out; loads nothing."""
+    """Raise UserError for fewer than one answer, and for a missing --out; loads nothing."""
     if num < 1:
         raise UserError(f"--num must be at least 1, got {num}")
     if out is None and to == "auto":
@@ -62,7 +62,7 @@ def _check_suffix(out: Path, to: str) -> None:
 
 
 def write(output: GenerationOutput, request: Request, out: Path | None) -> None:
-    """Write one answer to `out`, or print it if it is text; says on stderr if it is empty or was cut off.
+    """Write one answer to `out`, or print it if it is text; prints a line on stderr if it is empty or was cut off.
 
     Raises UserError, and writes nothing, if the model diverged or if a medium has no content.
     """

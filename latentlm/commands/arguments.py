@@ -1,4 +1,4 @@
-"""Arguments as the shell passes them: home folders and stdin written out, and hints where quoting went wrong.
+"""Prepares the shell's arguments for the parser (expands "~" and "-"), and explains errors of quoting.
 
 Place in the flow: on top, around the parser of `cli.py`.
 """
@@ -25,7 +25,7 @@ FLAGS = ("--", "--raw")
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
-    """`arguments` with "~" as the home folder in every path, also behind a "=" where shells leave it as it is.
+    """`arguments` with "~" expanded in every path, also after "=", where shells do not expand it.
 
     The "-" of a prompt becomes /dev/stdin: the parser would take it for an option.
     """
@@ -43,7 +43,7 @@ def expanded(word: str) -> str:
 
 
 def whole(hint: Any, tokens: Sequence[Token]) -> int | str:
-    """Converter for options whose `hint` is int, perhaps with Literal words. UserError for anything else, as 1.5."""
+    """Converter for options of type int, or int and Literal words (`hint`). Raises UserError for anything else."""
     value = tokens[0].value
     words = [word for each in get_args(hint) for word in get_args(each)]
     if value in words:

@@ -38,7 +38,7 @@ def convert(
     to
         Format of the result: a model of latentlm, or a language model for transformers.
     image_size
-        Width and height in pixels of the pictures that an image tokenizer reads; default: what its files say.
+        Width and height in pixels of the pictures that an image tokenizer reads; default: read from its files.
     calibrate
         Pictures on which to measure the scale of an image tokenizer's latents: an embedded source or a JSONL manifest.
     tokenizer

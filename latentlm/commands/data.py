@@ -64,9 +64,9 @@ def preview(
     out
         Folder to write the pictures, sounds, and plots of other media to.
     task
-        Which documents the rows of a path make: text_to_image, image_to_text, …
+        Kind of document to make from the rows of a path: text_to_image, image_to_text, …
     columns
-        NAME=COLUMN: the column of a Parquet file, or the suffix in a tar, of text, image or speech. May be repeated.
+        NAME=COLUMN: the Parquet column or tar suffix that holds NAME (text, image or speech). May be repeated.
     """
     from ..config import SourceConfig
     from ..data.embedded.tasks import EMBEDDED
@@ -120,9 +120,9 @@ def validate(
     name
         JSONL manifest, Parquet file, tar, folder of pictures or sounds, or shards; see docs/data_format.md.
     task
-        Which documents rows make: text_to_image, image_to_text, …
+        Kind of document to make from rows: text_to_image, image_to_text, …
     columns
-        NAME=COLUMN: the column of a Parquet file, or the suffix in a tar, of text, image or speech. May be repeated.
+        NAME=COLUMN: the Parquet column or tar suffix that holds NAME (text, image or speech). May be repeated.
     recipe
         Recipe of a model: also encode each document with its tokenizers, and find those that do not fit
         `data.sequence_length`.
@@ -209,7 +209,7 @@ def _is_manifest(name: str) -> bool:
 def _refuse_for_manifest(name: str, columns: tuple[str, ...], task: str) -> None:
     if columns or task != "all":
         given = f"--column {columns[0]}" if columns else f"--task {task}"
-        raise UserError(f"{given}: goes with rows; the lines of the manifest {name} say what each document is")
+        raise UserError(f"{given}: for rows only; each line of the manifest {name} is a document already")
 
 
 def _rows_or_shards(name: str, columns: tuple[str, ...], task: str) -> SourceConfig:

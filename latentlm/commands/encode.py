@@ -42,12 +42,12 @@ def encode(
     out
         Folder of the shards, or a URL.
     tokenizers
-        A trained tokenizer, or a model, whose tokenizers are used. May be repeated. Not needed for text.
+        A trained tokenizer, or a model whose tokenizers to use. May be repeated. Not needed for text.
     columns
-        NAME=COLUMN: the column of a Parquet file, or the suffix in a tar, of text, image or speech. May be repeated.
+        NAME=COLUMN: the Parquet column or tar suffix that holds NAME (text, image or speech). May be repeated.
     task
-        Which documents rows make: text_to_image, image_to_text, text_to_speech, speech_to_text, text. Not for
-        manifests, whose lines say it.
+        Kind of document to make from rows: text_to_image, image_to_text, text_to_speech, speech_to_text, text. Not for
+        manifests, whose lines are documents already.
     processes
         Number of processes on this machine, or of actors with --engine ray.
     engine
@@ -106,7 +106,7 @@ def _sources(names: tuple[str, ...], columns: tuple[str, ...], task: str) -> tup
     embedded = [name for name in names if name in EMBEDDED and not Path(name).exists()]
     manifests = [name for name in names if is_manifest(name)]
     if columns and len(embedded) + len(manifests) == len(names):
-        raise UserError(f"--column {columns[0]}: of {', '.join(names)} none has columns")
+        raise UserError(f"--column {columns[0]}: none of {', '.join(names)} has columns")
     found = []
     for name in names:
         if name in embedded:

@@ -71,7 +71,7 @@ def evaluate(
     device
         auto, cpu, cuda or cuda:N; auto is a GPU where torch sees one.
     dtype
-        Number format of the model; auto is bf16 on a GPU that has it, else fp32.
+        Precision of the model. auto is bf16 on a GPU with native bf16, else fp32.
     """
     if out.suffix not in (".json", ".html"):
         raise UserError(f"--out {out}: a report ends in .json or .html")

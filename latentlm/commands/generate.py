@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TARGETS = ("text", *modality_names(), "auto")
 MAX_TOKENS = 256
 AT_ONCE = 32
-"""Answers that are generated together; more would take more memory and little less time."""
+"""Most answers generated in one batch; a larger batch takes more memory and is hardly faster."""
 
 SAMPLING = Group("Sampling", sort_key=2)
 LIMITS = Group("Limits", sort_key=3)
@@ -99,9 +99,9 @@ def generate(
     device
         auto, cpu, cuda or cuda:N. auto is a GPU if torch sees one.
     dtype
-        Precision of the model. auto is bf16 on a GPU that multiplies it, else fp32.
+        Precision of the model. auto is bf16 on a GPU with native bf16, else fp32.
     threads
-        CPU threads. Default: what the machine has free.
+        CPU threads. Default: as many as there are free cores.
     """
     check_out(out, to, num)
     given = {"steps": steps, "solver": solver, "voice": voice, "temperature": temperature, "max-seconds": max_seconds}
@@ -158,20 +158,20 @@ def _answer(pipeline: Pipeline, requests: Sequence[Request], targets: Sequence[P
 
 def _check_limits(max_seconds: float | None, max_latents: int | None) -> None:
     if max_seconds is not None and not 0 < max_seconds < math.inf:
-        raise UserError(f"--max-seconds must be above 0 and have an end, got {max_seconds}")
+        raise UserError(f"--max-seconds must be above 0 and finite, got {max_seconds}")
     if max_seconds is not None and max_latents is not None:
-        raise UserError("--max-seconds and --max-latents are one limit; give one of them")
+        raise UserError("--max-seconds and --max-latents set the same limit; give one of them")
     if max_latents is not None and max_latents < 1:
         raise UserError(f"--max-latents must be at least 1, got {max_latents}")
 
 
 def _check_num(num: int, to: str, temperature: float) -> None:
     if num > 1 and to == "text" and temperature == 0:
-        raise UserError(f"--num {num}: at --temperature 0 all texts would be the same; give a temperature, as 0.8")
+        raise UserError(f"--num {num}: at --temperature 0 all texts would be the same; give a temperature, such as 0.8")
 
 
 def _check_meaning(given: Mapping[str, Any], to: str) -> None:
-    """UserError for an option in `given` on which no result of the kind `to` depends."""
+    """Raise UserError for an option in `given` that has no effect with this `to`."""
     if to == "auto":
         return
     if to == "text":

@@ -25,13 +25,13 @@ def push(
     Parameters
     ----------
     model
-        Checkpoint folder, run folder, hub id or packaged model. Of a run the averaged weights are uploaded.
+        Checkpoint folder, run folder, hub id or packaged model. For a run, the averaged weights are uploaded.
     name
-        Name on the hub: OWNER/NAME. A repository that is missing is made.
+        Name on the hub: OWNER/NAME. A missing repository is created.
     private
         Make a new repository private.
     token
-        Access token of the hub; by default HF_TOKEN, or the token that `hf auth login` has kept.
+        Access token of the hub; by default HF_TOKEN, or the token that `hf auth login` has stored.
     evaluation
         JSON file that `latentlm evaluate` wrote: its figures go into the model card.
     """
@@ -52,7 +52,7 @@ def push(
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a model to `target`: its config, tokenizers and averaged weights. UserError for what is no model."""
+    """Copy a model to `target`: its config, tokenizers and averaged weights. Raises UserError if it is no model."""
     from .. import load
     from ..checkpoint import kind_of
     from ..run_folder import is_step

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def clips_by_speaker(items: Sequence[str]) -> dict[str, Audio]:
-    """The clips in `--voice` arguments by speaker: of `1=a.wav` under "1", of a path alone under "".
+    """The clips of `--voice` arguments by speaker: `1=a.wav` gives the key "1", a path alone the key "".
 
-    A path alone may hold a = itself. Raises UserError for a second voice of one speaker, however its name is spelled,
+    A path may contain "=" itself. Raises UserError for a second voice of one speaker, however its name is spelled,
     for a file that cannot be read, and for silence.
     """
     from ..data.speaker_labels import speaker_key, speaker_name
@@ -63,14 +63,14 @@ def speak(pipeline: Pipeline, request: Request, out: Path) -> None:
             say(f"stopped; {out} holds {recording.seconds:.1f} s" if recording.seconds else "stopped; nothing written")
             raise
     if reason == "diverged":
-        said = f"; {out} holds {recording.seconds:.1f} s" if recording.seconds else ""
-        raise UserError(f"{DIVERGED}{said}")
+        kept = f"; {out} holds {recording.seconds:.1f} s" if recording.seconds else ""
+        raise UserError(f"{DIVERGED}{kept}")
     if not recording.seconds:
         raise UserError(f"the speech ended before its first sound: nothing written to {out}; try another --seed")
     if reason == "length":
         option = "--max-seconds" if request.max_latents is None else "--max-latents"
         asked = limit is not None and recording.seconds > limit - latent
-        cause = option if asked else "the longest that this model can say"
+        cause = option if asked else "the model's limit"
         say(f"{out}: cut after {recording.seconds:.1f} s by {cause}, before the speech ended by itself")
     print(out)
 

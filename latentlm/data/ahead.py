@@ -28,8 +28,8 @@ DEPTH = 2
 """Steps whose batches are made in advance."""
 
 
-class _Taker:
-    """Base of both classes: the loader that they advance, and how long the trainer has waited for batches."""
+class _PrefetchingLoader:
+    """Base of both classes: advances a loader, and measures how long the trainer waits for batches."""
 
     def __init__(self, loader: DocumentLoader | MediaLoader, pin: bool):
         self.loader, self.pin = loader, pin
@@ -59,7 +59,7 @@ class _Taker:
         raise AssertionError("abstract")
 
 
-class DocumentsAhead(_Taker):
+class DocumentsAhead(_PrefetchingLoader):
     """A DocumentLoader whose lanes are divided among `threads` threads.
 
     pin: put batches into pinned memory, from which a GPU copies while it computes.
@@ -69,13 +69,13 @@ class DocumentsAhead(_Taker):
         super().__init__(loader, pin)
         lanes = list(loader.lanes)
         self._shares = [share for share in (lanes[i::threads] for i in range(threads)) if share]
-        self._lines: list[_Line] = []
+        self._lines: list[_Prefetcher] = []
 
     def _take(self) -> list[PackedBatch]:
         if not self._lines:
             for share in self._shares:
                 mine = {lane: self.loader.lanes[lane].copy() for lane in share}
-                self._lines.append(_Line(partial(self._made, mine), self.loader.step))
+                self._lines.append(_Prefetcher(partial(self._made, mine), self.loader.step))
         made: dict[int, tuple[PackedBatch, list[int]]] = {}
         for line in self._lines:
             made |= line.take()
@@ -100,7 +100,7 @@ class DocumentsAhead(_Taker):
         return made
 
 
-class MediaAhead(_Taker):
+class MediaAhead(_PrefetchingLoader):
     """A MediaLoader whose steps are divided among `workers` processes, each with a loader of its own.
 
     open_loader: "module:function", which makes such a loader; `arguments` are pickled.
@@ -111,7 +111,7 @@ class MediaAhead(_Taker):
         self.workers = workers
         self._open = (open_loader, arguments)
         self._processes: list[Worker] = []
-        self._line: _Line | None = None
+        self._line: _Prefetcher | None = None
 
     def _take(self) -> list[MediaBatch]:
         if self._line is None:
@@ -119,7 +119,7 @@ class MediaAhead(_Taker):
             for number in range(self.workers):
                 worker = Worker("latentlm.data.ahead:work", *self._open, state, number, self.workers)
                 self._processes.append(worker)
-            self._line = _Line(self._receive, self.loader.step)
+            self._line = _Prefetcher(self._receive, self.loader.step)
         batches = self._line.take()
         self.loader.skip()
         return batches
@@ -166,7 +166,7 @@ def _arrays(batch: MediaBatch) -> tuple[np.ndarray, np.ndarray, int]:
     return batch.media.numpy(), batch.lengths.numpy(), batch.seed
 
 
-class _Line:
+class _Prefetcher:
     """A thread that calls `make(step)` for each step in order, DEPTH steps ahead of `take`."""
 
     def __init__(self, make: Callable[[int], Any], step: int):

@@ -42,7 +42,7 @@ class LatentCache:
     def prepare(self, documents: Sequence[Document], name: str | None = None, *, quiet: bool = True) -> None:
         """Encode the media of `documents` that are not known yet.
 
-        name: of the source, for the files of earlier releases. Unless `quiet`, stderr shows how far it is.
+        name: of the source, for the files of earlier releases. Unless `quiet`, stderr shows the progress.
         """
         pending = self._pending(documents, quiet)
         seconds = second_tokenizers()

@@ -1,4 +1,4 @@
-"""The folder of everything that this package may make again: spoken clips, encoded media, copies of remote shards.
+"""The cache folder, for files that can be made again: spoken clips, encoded media, copies of remote shards.
 
 Place in the flow: 2, below what writes into it. It may be deleted at any time while nothing runs.
 """

@@ -1,4 +1,4 @@
-"""Which files and texts are read as data, and what to do with those that are not.
+"""The kinds of file that are read as data, and advice on other kinds.
 
 Place in the flow: 2, below the manifest and the readers.
 """
@@ -15,7 +15,7 @@ READ = (
     "pictures or sounds in folders that name their classes; see docs/data_format.md"
 )
 _LINE = '{"segments": [{"text": "…"}]}'
-_UNPACK = "is compressed, which cannot be read at any place; unpack it first"
+_UNPACK = "is compressed, which allows no random access; unpack it first"
 ADVICE = {
     ".csv": "a table is read as Parquet: pandas.read_csv(FILE).to_parquet(…), with media as paths relative to that",
     ".txt": f"text is given as JSONL, one document per line: {_LINE}",
@@ -32,7 +32,7 @@ _SAME = {".tsv": ".csv", ".xlsx": ".csv", ".md": ".txt", ".srt": ".txt", ".log":
 
 
 def advice(path: str) -> str:
-    """What to do with a file of a kind that is not read."""
+    """Advice on a file of a kind that is not read, for error messages."""
     suffix = PurePosixPath(path).suffix.lower()
     found = ADVICE.get(_SAME.get(suffix, suffix))
     if found is not None:
@@ -40,17 +40,17 @@ def advice(path: str) -> str:
     for each in modalities():
         if suffix in each.suffixes:
             return f"a single file of {each.name}; name it in a manifest, or give a folder of such files"
-    return f"of no kind that is read: {READ}"
+    return f"unknown kind of file: {READ}"
 
 
 def refuse_compressed(path: str) -> None:
-    """UserError for the name of a compressed file, which says how to unpack it."""
+    """Raise UserError for the name of a compressed file, with the command that unpacks it."""
     if _UNPACK in advice(path):
         raise UserError(f"{path}: {advice(path)}")
 
 
 def check_unicode(text: str) -> str:
-    """`text`. UserError if it contains half of a surrogate pair, which JSON allows and UTF-8 does not."""
+    """Return `text`. Raises UserError if it contains half of a surrogate pair, which JSON allows and UTF-8 does not."""
     half = next((character for character in text if "\ud800" <= character <= "\udfff"), None)
     if half is not None:
         raise UserError(f"the text is not Unicode: it contains half of a surrogate pair (\\u{ord(half):x})")

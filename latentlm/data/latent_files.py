@@ -1,7 +1,7 @@
 """Latents on disk: the files that keep encoded media, found again by what they were made from.
 
 Place in the flow: 2, below the cache. Posterior means and deviations are kept, not samples. A file records the
-fingerprint of its tokenizer and a hash of its media; another tokenizer's latents would train silently wrong.
+fingerprint of its tokenizer and a hash of its media; so that latents of another tokenizer are refused.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _write(path: Path, latents: Sequence[Latents], identity: dict[str, str]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_latents(path, latents, identity)
     except OSError as error:
-        said = f"encoded media cannot be kept here ({error.strerror}); LATENTLM_CACHE names another folder"
-        raise UserError(f"{error.filename or path}: {said}") from None
+        reason = f"encoded media cannot be kept here ({error.strerror}); LATENTLM_CACHE names another folder"
+        raise UserError(f"{error.filename or path}: {reason}") from None
 
 
 def write_latents(path: Path, latents: Sequence[Latents], identity: dict[str, str]) -> None:

@@ -144,7 +144,7 @@ class Lanes:
 
         Raises UserError if the number of lanes, of sources, or of items of a source differs: orders depend on it.
         """
-        saved_lanes = state["lanes"] if "lanes" in state else state["streams"]  # what an older release called them
+        saved_lanes = state["lanes"] if "lanes" in state else state["streams"]  # their name in an older release
         for m, mixture in self.lanes.items():
             counts = saved_lanes.get(str(m))
             if counts is None or len(counts) != len(mixture.counts):
@@ -163,7 +163,7 @@ class Lanes:
         return int(np.random.SeedSequence((self.seed, step, lane)).generate_state(1, np.uint64)[0]) >> 1
 
     def batch(self, lane: int, mixture: Mixture, step: int):
-        """The micro-batch of `lane` in `step`, made from the next items of `mixture`, which moves past them."""
+        """The micro-batch of `lane` in `step`, made from the next items of `mixture`; advances `mixture`."""
         raise AssertionError("abstract")
 
 

@@ -1,9 +1,9 @@
 """Texts longer than a row ──▶ several documents, each of which fits.
 
 Place in the flow: 2, between the documents of a source and the loader. Only documents of one text that is all target
-are split; whatever has media, a condition or several texts is one whole, and is refused when it is too long. A text is
-cut after a paragraph, else a line, a sentence or a word, and in the middle of a word where there is nothing else; the
-pieces joined are the text. Each piece is a document of its own: it begins with <BOS> and ends with <EOS>.
+are split; documents with media, a condition or several texts are refused when they are too long. A text is cut after
+a paragraph, else after a line, a sentence or a word, else within a word; the pieces joined give the text. Each piece is
+a document of its own: it begins with <BOS> and ends with <EOS>.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..types import Document, Text
 from .placed import PlacedDocuments, place_of
 
 SMALLEST = 8
-"""Tokens that a piece may have at least: with less room nothing is split."""
+"""Smallest room for a piece in a row, in tokens; with less, nothing is split."""
 _BREAKS = tuple(re.compile(pattern) for pattern in (r"\n\s*\n", r"\n", r"[.!?…。！？]\S?\s+", r"\s+"))
 
 
@@ -28,7 +28,7 @@ def is_plain_text(document: Document) -> bool:
 
 
 def cuts(text: str, encode: Callable[[str], Sequence[int]], most: int) -> list[int]:
-    """Where to cut `text` so that no piece has more than `most` tokens: offsets in characters, ascending."""
+    """The offsets, in characters, at which to cut `text` so that no piece has more than `most` tokens; ascending."""
     found: list[int] = []
     usual = max(1, int(most * len(text) / max(1, len(encode(text)))))  # characters of `most` tokens
     start, size = 0, usual
@@ -57,7 +57,7 @@ def _after_break(text: str, start: int, end: int) -> int:
 
 
 class SplitTexts(PlacedDocuments):
-    """`documents`, those with `cuts` (number -> offsets) as several, in their place."""
+    """`documents`, where those with `cuts` (document number -> offsets) are replaced by their pieces."""
 
     def __init__(self, documents: Sequence[Document], cuts: Mapping[int, Sequence[int]], label: str):
         self.documents, self.cuts, self.label = documents, dict(cuts), label

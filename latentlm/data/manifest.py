@@ -148,9 +148,9 @@ class Manifest(DocumentsWithPlaces):
         path = self.path.parent / file
         try:
             return modality(name).load(path)
-        except (UserError, OSError) as error:  # the system's, of a name that no file can have
-            said = one_line(error)
-            raise UserError(f"{self.path}:{number}: segments.{position}.{name}: {said}") from None
+        except (UserError, OSError) as error:  # OSError: the name is not a valid file name
+            reason = one_line(error)
+            raise UserError(f"{self.path}:{number}: segments.{position}.{name}: {reason}") from None
 
     def _segment(self, segment: ManifestSegment, number: int, position: int) -> Segment:
         flags = {"condition": segment.condition, "loss": segment.is_target}
@@ -194,8 +194,8 @@ def read(path: str | Path) -> list[ManifestLine]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        said = f"not UTF-8 text at byte {error.start}"
-        raise UserError(f"{path}: {said if path.suffix.lower() == '.jsonl' else advice(str(path))}") from None
+        reason = f"not UTF-8 text at byte {error.start}"
+        raise UserError(f"{path}: {reason if path.suffix.lower() == '.jsonl' else advice(str(path))}") from None
     if path.suffix.lower() != ".jsonl" and not text.lstrip().startswith("{"):
         raise UserError(f"{path}: {advice(str(path))}")
     # not splitlines(): JSON strings may hold U+2028 and its like unescaped
@@ -206,9 +206,9 @@ def read(path: str | Path) -> list[ManifestLine]:
 
 
 def validate(path: str | Path, *, quiet: bool = True) -> DataReport:
-    """Read everything that a manifest names, each file once, and count. Raises UserError for the first that is wrong.
+    """Read every line of a manifest and every file it names, and count them. Raises UserError at the first error.
 
-    Unless `quiet`, stderr shows how far it is.
+    Unless `quiet`, stderr shows the progress.
     """
     manifest = Manifest(path)
     report = DataReport(num_documents=len(manifest))

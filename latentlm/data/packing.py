@@ -60,7 +60,7 @@ class EncodedDocument:
 class DocumentEncoder:
     """Turns documents into sequences.
 
-    lowercase: given texts of documents that hold media are lower-cased (`model.lowercase` of the recipe).
+    lowercase: condition texts of documents with media are lower-cased (`model.lowercase` of the recipe).
     """
 
     def __init__(self, tokenizer: TextTokenizer, lowercase: bool = False):

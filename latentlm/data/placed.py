@@ -19,7 +19,7 @@ class DocumentsWithPlaces(Sequence[Document]):
 
     @abstractmethod
     def place(self, index: int) -> str:
-        """Where a document stands, for messages: file and line, row or member."""
+        """The place of a document, for messages: file and line, row or member."""
 
     def texts(self, index: int) -> list[str]:
         """The texts of a document; subclasses give them without decoding its media."""
@@ -35,7 +35,7 @@ class PlacedDocuments(DocumentsWithPlaces):
 
 
 def place_of(documents: Sequence[Document], index: int, label: str) -> str:
-    """Where a document of the source called `label` stands, for messages."""
+    """The place, for messages, of a document of the source called `label`."""
     return documents.place(index) if isinstance(documents, DocumentsWithPlaces) else f"{label}: document {index}"
 
 

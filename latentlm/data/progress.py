@@ -10,13 +10,13 @@ import time
 from types import TracebackType
 
 FIRST_SECONDS, PLAIN_SECONDS = 1.0, 15.0
-"""When the first plain line is written where stderr is no terminal, and how long it is to the next one."""
+"""Seconds to the first plain line, and between later ones, where stderr is no terminal."""
 
 
 class Progress:
-    """`add(n)` moves on by n of `total`; a context manager. `done` of them were there before and do not count as speed.
+    """Context manager that shows the progress; `add(n)` counts n more of `total` as done.
 
-    quiet: shows nothing.
+    done: how many were done before; they do not count for the speed. quiet: shows nothing.
     """
 
     def __init__(self, what: str, unit: str, total: int, done: int = 0, *, quiet: bool = False):

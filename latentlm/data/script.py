@@ -33,7 +33,7 @@ SYSTEM_LINE = (
     " Transform the text provided by various speakers into speech output, "
     "utilizing the distinct voice of each respective speaker.\n"
 )
-"""The system line that the models of PAPER §6 were trained with, to the letter."""
+"""The system line that the models of PAPER §6 were trained with, verbatim."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Script:
     def speakers(self) -> dict[str, int]:
         """Each speaker's number in the prompt, from 0.
 
-        Numbered speakers keep their distances: the numbers written, less one unless somebody is Speaker 0. Names are
-        numbered as they first speak.
+        If all speakers have numbers, Speaker k gets k - 1, or k if there is a Speaker 0. Otherwise speakers are
+        numbered in the order in which they first speak.
         """
         names = list(dict.fromkeys(turn.speaker for turn in self.turns))
         if not all(name.isdecimal() for name in names):
@@ -80,7 +80,7 @@ class Script:
     def cast(self, voices: Mapping[int | str, Voice]) -> dict[str, Voice]:
         """`voices` in the order of the speakers' numbers.
 
-        Raises UserError for a voice of somebody who does not speak, and for two voices of one speaker.
+        Raises UserError for a voice whose speaker is not in the script, and for two voices of one speaker.
         """
         numbers = self.speakers
         names = {speaker_key(name): name for name in numbers}
@@ -132,7 +132,7 @@ def parse_script(text: str, origin: str = "script") -> Script:
     A line without a label goes on with the turn above it, blank lines are skipped. Without any label the whole is one
     turn of speaker 1. The text is composed (NFC) and loses its characters without width.
     Raises UserError, naming `origin` and the line, for words before the first speaker, a turn without words, and
-    whatever looks like a label and is none.
+    a line that looks like a label but is not one.
     """
     lines = [
         (number, part)
@@ -173,8 +173,11 @@ def parse_script(text: str, origin: str = "script") -> Script:
 
 
 def _refuse_bare_labels(lines: Sequence[tuple[int, str]], origin: str, has_labels: bool) -> None:
-    """UserError for lines such as "Anna: Hi.", in a text without labels only where they make a dialogue: at least half
-    of the lines are of this kind, or several names of which one comes back."""
+    """Raise UserError for lines such as "Anna: Hi.".
+
+    In a text without labels only if they make a dialogue: at least half of the lines are of this kind, or there are
+    several names and one occurs again.
+    """
     found = [(number, name) for number, line in lines if (name := bare_label(line, capitals=has_labels))]
     num_names = len({name for _, name in found})
     is_dialogue = len(found) > 1 and (2 * len(found) >= len(lines) or 1 < num_names < len(found))
@@ -209,7 +212,7 @@ def script_prompt(script: Script, voices: Mapping[int | str, Voice]) -> Document
     """`script` with `voices` (by speaker) as the models of PAPER §6 read it; all of it condition, without loss.
 
     Curly apostrophes and quotation marks become straight ones, as in the front ends that these models were released
-    with: those for long speech replace ’, the one for short speech “ and ” too. Unreplaced, "it’s" is heard as "it".
+    with: those for long speech replace ’, the one for short speech “ and ” too. Unreplaced, "it’s" is spoken as "it".
     Raises UserError as `Script.cast`.
     """
     numbers = script.speakers

@@ -12,8 +12,10 @@ from .script import Script, Turn, counted, parse_script
 
 
 def spoken_text(segments: Sequence) -> str | None:
-    """The script in the segments of a document or of a line of a manifest: the condition texts in front of speech, one
-    per line. None where the last segment is no speech to learn, or no text is given."""
+    """The script in the segments of a document or manifest line: its condition texts, one per line.
+
+    None if the last segment is not speech to generate, or there is no condition text.
+    """
     *given, last = segments
     texts = [segment.text for segment in given if segment.modality == "text" and segment.condition]
     return "\n".join(texts) if texts and last.modality == "speech" and not last.condition else None

@@ -39,7 +39,7 @@ FORMAT = 1
 INDEX, LENGTHS = "index.json", "lengths.npy"
 OPEN_READERS = 256
 _HEADER = struct.Struct("<I")
-_WRITER_OPTIONS = "group_size:1"  # a record is compressed alone, and read alone
+_WRITER_OPTIONS = "group_size:1"  # each record is compressed and read by itself
 _READER_OPTIONS = "readahead_buffer_size:0"
 DType = Literal["float32", "float16"]
 
@@ -123,7 +123,7 @@ def _as_numbers(values: Tensor, dtype: DType) -> np.ndarray:
 
 
 class TokenizerRecord(BaseModel):
-    """The tokenizer that made the latents of a modality; a model that learns them must have the same one."""
+    """The tokenizer that made the latents of a modality; a model that is trained on them must have the same one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -274,7 +274,7 @@ class ShardDocuments(PlacedDocuments):
 
 
 def check_tokenizers(shards: ShardDocuments, tokenizers: dict[str, Any]) -> None:
-    """UserError if latents or features of these shards were made by other tokenizers than `tokenizers`."""
+    """Raise UserError if latents or features of these shards were made by other tokenizers than `tokenizers`."""
     for name in shards.index.num_latents:
         second = modality(name).second
         for reader in (name, second) if second else (name,):

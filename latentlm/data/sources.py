@@ -33,7 +33,7 @@ __all__ += ["DiskSource", "media", "open_source"]
 
 @dataclass(frozen=True)
 class ManifestSource:
-    """A JSONL manifest (`data.manifest`): its documents are the split "train", those of `held_out` the other."""
+    """A JSONL manifest (`data.manifest`) as the split "train"; the manifest `held_out` is the split "held_out"."""
 
     path: str
     held_out: str | None = None
@@ -66,7 +66,7 @@ class ManifestSource:
 
 @dataclass(frozen=True)
 class DiskSource:
-    """A path or shards, read from disk on demand. Held out is another path, or a part of its own documents."""
+    """A path or shards, read from disk on demand. Held-out documents are another path, or a part of its own."""
 
     config: SourceConfig
     tasks: tuple[str, ...] = (ALL,)
@@ -173,7 +173,7 @@ def media(config: SourceConfig, modality: str, split: str = "train") -> Sequence
 
 
 def list_sources() -> list[SourceInfo]:
-    """The lines of `latentlm data list`. Loads no data and speaks nothing."""
+    """The lines of `latentlm data list`. Loads no data and synthesises no speech."""
     return [source.info() for source in EMBEDDED.values()]
 
 

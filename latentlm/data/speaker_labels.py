@@ -1,4 +1,4 @@
-"""Speaker labels: whether a line of a script opens a turn, and whose.
+"""Speaker labels: finds whether a line of a script begins a turn, and the speaker.
 
 Place in the flow: 2, a line of text ──▶ `Label`, of which `script.py` makes turns.
 
@@ -8,7 +8,7 @@ Place in the flow: 2, a line of text ──▶ `Label`, of which `script.py` mak
     - **Speaker 1:** words      list bullets, quotation marks and Markdown emphasis around the label are left out
 
 A name of several words needs capitals or quotation marks: "Speaker volume is low: turn it up" is a sentence. A line
-that looks like a label and is none raises UserError; the caller adds the file and the line's number.
+that looks like a label but is not one raises UserError; the caller adds the file and the line's number.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def split_tags(line: str) -> list[str]:
 def read_label(line: str) -> Label | None:
     """The label that a line (stripped `plain_text`) begins with, or None.
 
-    Raises UserError for a line that looks like a label and is none, and for a second label within the line.
+    Raises UserError for a line that looks like a label but is not one, and for a second label within the line.
     """
     prefix = PREFIX.match(line)
     body = line[prefix.end() :]

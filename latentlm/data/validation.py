@@ -1,4 +1,4 @@
-"""What a check of data finds: counts, and what training would accept without a word although it is of no use.
+"""The report of a check of data: counts, and silent sounds, which training would accept.
 
 Place in the flow: 2, above sources on disk; `manifest.validate` counts manifests with the same report.
 """
@@ -17,14 +17,14 @@ from .placed import place_of
 from .progress import Progress
 
 NUM_NAMED = 5
-"""Places that are named of each thing that is found."""
+"""Most silent sounds that a notice lists."""
 
 
 @dataclass
 class DataReport:
     """Counts of a source: documents, segments by modality, different files by modality, seconds of sound.
 
-    silent: where the sounds are in which there is nothing to hear.
+    silent: places of the silent sounds.
     """
 
     num_documents: int = 0
@@ -42,7 +42,7 @@ class DataReport:
                 self.silent.append(place)
 
     def notice(self) -> None:
-        """Give a notice on each kind of thing that is of no use."""
+        """Give a notice on silent sounds, if there are any."""
         if self.silent:
             more = f" and {len(self.silent) - NUM_NAMED:,} more" if len(self.silent) > NUM_NAMED else ""
             clips = "clip is" if len(self.silent) == 1 else "clips are"

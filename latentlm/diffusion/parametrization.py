@@ -7,7 +7,7 @@ Every prediction is a linear combination o = u·x0 + w·ε:
     v         u = -σ, w = α        (Salimans & Ho: v = α·ε - σ·x0)
     velocity  u = -1, w = 1        (flow matching: dx/dσ along x = (1-σ)·x0 + σ·ε)
 With x = α·x0 + σ·ε, each can be computed from any other: a 2 × 2 system of determinant d = α·w - σ·u.
-It is singular (d = 0) for epsilon at α = 0 and for x0 at σ = 0, which no schedule here has at a time of prediction.
+It is singular (d = 0) for epsilon at α = 0 and for x0 at σ = 0, levels at which no schedule here evaluates a head.
 Legend: `C` latent channels; `...` the shape of t.
 """
 

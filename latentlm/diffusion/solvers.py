@@ -5,7 +5,7 @@ A solver has two variables, the sample x and a memory m. Every solver here is li
 so that an evaluation is a few floats, computed beforehand in fp64 from schedule and parametrisation:
     o = predict(x, t);   x, m = x_of_x·x + x_of_output·o + x_of_memory·m,   memory.of_x·x + memory.of_output·o
         dpm++2m, dpm++2m-logsnr   m is the previous estimate of x0       ddim, euler   no memory
-        heun                      two evaluations a step; m is the sample that the first one started from
+        heun                      two evaluations per step; m is the sample that the first one started from
 Legend: `M` latents, `C` latent channels, `n` steps, `T` timesteps of the process.
 Times, falling, followed by σ = 0 (diffusers calls all but the second "linspace"):
     dpm++2m, ddim   linspace(0, T-1, n+1) without 0, rounded for ddpm
@@ -81,7 +81,7 @@ def sample(plan: Plan, predict: Predict, noise: Tensor) -> Tensor:
 
 
 def make_plan(process: DiffusionProcess, name: str, num_steps: int, times: Sequence[float] | None = None) -> Plan:
-    """The plan of solver `name` with `num_steps` steps; at the given falling `times` instead of the solver's, if any.
+    """The plan of solver `name` with `num_steps` steps, at the falling `times` if given, else at the solver's own.
 
     Raises UserError for an unknown solver, for num_steps outside 1..T-1, and for times that do not fit.
     """

@@ -18,7 +18,7 @@ from ..model.latentlm import ModalitySpec
 from ..tokenizers.streaming import FeatureStream
 
 GROWTH = 128
-"""Positions beyond the prompt that a cache has at first where the model decides on the length; later it doubles."""
+"""Positions beyond the prompt in a new cache, where the model decides the length; a full cache doubles."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class LatentInput:
 
 @dataclass(eq=False)
 class ActiveRequest:
-    """A request inside the engine: its prompt and options, and how far it is.
+    """A request inside the engine: its prompt, options and progress.
 
     to: "text", a modality, or "auto" (the model switches modality by itself until <EOS>).
     max_latents: most latents of a span of variable length; None: as many as the context holds.
@@ -77,7 +77,7 @@ class Event:
     "token"         its id (int)
     "open", "close" a span begins or ends; its modality
     "latent"        (C,)
-    "sound"         samples (k,) of the latent before, where the modality has a second tokenizer
+    "sound"         samples (k,) decoded from the preceding latent, where the modality has a second tokenizer
     "finish"        the last event; "stop", "length" or "diverged"
     """
 
@@ -101,20 +101,20 @@ class States:
 
 
 def take(x: Tensor, rows: list[int]) -> Tensor:
-    """The given rows of x; a view where they lie side by side."""
+    """The given rows of x; a view if they are contiguous."""
     if rows and rows == list(range(rows[0], rows[0] + len(rows))):
         return x[rows[0] : rows[0] + len(rows)]
     return x[torch.tensor(rows, dtype=torch.int64, device=x.device)]
 
 
 def expected_length(request: ActiveRequest, spec: ModalitySpec | None) -> int:
-    """Positions that the cache needs for `request` at first; all that it can need where `max_latents` is given."""
+    """Cache positions to reserve for `request` at first; all that it can need if it has `max_latents`."""
     ends_itself = spec is not None and spec.num_latents is None
     return len(request.prompt) + (request.max_latents if ends_itself and request.max_latents else GROWTH)
 
 
 def check_length(request: ActiveRequest, limit: int, spec: ModalitySpec | None) -> None:
-    """UserError for a prompt that is longer than the context, or leaves no room for a whole image."""
+    """Raise UserError for a prompt that is longer than the context, or leaves no room for a whole image."""
     prompt = len(request.prompt)
     if prompt > limit:
         raise UserError(f"the prompt has {prompt} positions, the context is {limit}")

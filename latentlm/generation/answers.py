@@ -184,7 +184,7 @@ def as_segments(answers: Sequence[Sequence[KeptRun]], tokenizers: Mapping[str, A
 
 
 def stacked(latents: Sequence[Tensor], tokenizer: Tokenizer) -> Tensor:
-    """Latents (C,) as one span (N, C), fp32. The rest of an incomplete grid, after a divergence, is zeros."""
+    """Latents (C,) as one span (N, C), fp32. An incomplete grid, after a divergence, is filled with zeros."""
     found = torch.stack(list(latents)).float() if latents else torch.zeros(0, tokenizer.latent_dim)
     missing = (tokenizer.num_latents or 0) - len(found)
     return F.pad(found, (0, 0, 0, missing)) if missing > 0 else found
@@ -217,6 +217,6 @@ def joined(media: Sequence[Audio] | Sequence[np.ndarray]) -> Audio | np.ndarray:
 
 
 def check_finite(finish_reason: str) -> None:
-    """UserError if the finish reason is "diverged"."""
+    """Raise UserError if the finish reason is "diverged"."""
     if finish_reason == "diverged":
         raise UserError(DIVERGED)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def split_prompts(prompt: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """The prompts in what `generate` was given.
+    """The prompts in the argument of `generate`, as a list.
 
     A list is a batch if every item is a prompt by itself: a text, a list, a Document or a Script. A list with a
     picture, a sound, a path or a segment in it holds the parts of one prompt, in order; texts may be among them.
@@ -39,7 +39,7 @@ def split_prompts(prompt: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def check_single(prompt: Prompt) -> None:
-    """UserError for a list of several texts as the prompt of one Request: `generate` would read it as a batch."""
+    """Raise UserError for a list of several texts as the prompt of one Request: `generate` would read it as a batch."""
     if is_list(prompt) and len(prompt) > 1 and all(isinstance(item, str) for item in prompt):
         raise UserError(
             "a Request has one prompt, not a list of texts; "
@@ -55,5 +55,5 @@ def say_unread_files(prompt: Prompt) -> None:
 
 
 def is_list(prompt: Prompt | Sequence[Prompt]) -> bool:
-    """Whether `prompt` is a list or a tuple, or another sequence that is no text."""
+    """Whether `prompt` is a list a tuple, or another sequence except str and bytes."""
     return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)

@@ -1,5 +1,5 @@
-"""The generation engine: decodes unlike requests together, one position of each per step (PAPER §1.4). Requests join
-and leave between steps.
+"""The generation engine: decodes different requests in one batch, one position of each per step (PAPER §1.4).
+Requests join and leave between steps.
 
 Place in the flow: 4, `ActiveRequest`s ──▶ events, which `answers.py` turns into text, pictures and sound.
 
@@ -35,7 +35,7 @@ from .active_request import ActiveRequest, Event, LatentInput, States, check_len
 from .tokens import TokenChooser, are_finite
 
 PREFILL_CHUNK = 512
-"""Positions of one pass over prompts: enough for most prompts in one pass, and short against a step of many latents."""
+"""Most positions of one prefill pass: most prompts fit, and it is short compared with a step of many latents."""
 MOST_SAMPLERS = 16
 """Samplers that are kept, one per modality, solver and number of steps."""
 
@@ -43,7 +43,7 @@ MOST_SAMPLERS = 16
 class Engine:
     """Decodes requests in `num_slots` rows of one cache; a guided request needs two rows. More requests wait in order.
 
-    streams: by modality with a second tokenizer, a function that makes the decoder of a new span.
+    streams: modality with a second tokenizer -> function that makes the decoder of a new span.
     prefill_chunk: most positions of one pass over prompts while other requests decode; otherwise most positions per
     prompt.
     capacity: positions per row from the start; None: what the first requests are expected to need. A cache that is too
@@ -92,11 +92,11 @@ class Engine:
             engine.add(request)
         return engine
 
-    # --------------------------------------------------------------------- face
+    # --------------------------------------------------------------------- interface
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether no request is left."""
         return not self.requests
 
     def add(self, request: ActiveRequest) -> int:
@@ -115,7 +115,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """One unit of work: at most one chunk of prompts, then one position of every request that decodes."""
+        """Process at most one chunk of prompts, then one position of every decoding request; returns the events."""
         self._cancelled.clear()
         self._admit()
         events = self._prefill()
@@ -140,11 +140,11 @@ class Engine:
             self._end(self.requests[handle], "cancelled")
             self._cancelled.add(handle)
 
-    # --------------------------------------------------------------- come and go
+    # --------------------------------------------------------------- admission and removal
 
     def _admit(self) -> None:
-        """Give rows to the requests that have waited longest, as far as rows are free: conditions first, so that they
-        lie side by side, then guidance branches."""
+        """Give the free rows to the requests that have waited longest: first to conditions, so that their rows are
+        contiguous, then to guidance branches."""
         admitted, num_free = [], self.cache.num_free
         while self.queue and self.queue[0].num_rows <= num_free:
             admitted.append(self.queue.popleft())

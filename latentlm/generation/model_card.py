@@ -42,7 +42,7 @@ def model_card(folder: Path, evaluation: str | Path | None = None) -> str:
     """The card of the model in `folder`, as Markdown.
 
     evaluation: a JSON file that `latentlm evaluate --out` wrote; its figures become a table. Raises UserError, one
-    line, for a file that is missing or no JSON object.
+    line, for a file that is missing or not a JSON object.
     """
     fields = read_json(folder / "config.json")
     metadata = read_metadata(folder)

@@ -55,7 +55,7 @@ class Pipeline:
     """A model with its tokenizers. Made by `latentlm.load`."""
 
     def __init__(self, model: LatentLM, tokenizers: dict, metadata: Mapping[str, Any] | None = None):
-        """metadata: what is known of the model's making (recipe, steps), which `save` keeps."""
+        """metadata: how the model was made (recipe, steps); `save` writes it to config.json."""
         self.metadata = dict(metadata or {})
         self.model = model.eval()
         self.tokenizers = tokenizers
@@ -121,11 +121,11 @@ class Pipeline:
             Document, a Script, or a list. A list of texts is a batch, as is a list of lists, Documents or Scripts. A
             list with a medium, a path or a segment in it holds the parts of one prompt: [image, "what is it? "].
         to: "text", "image", "speech", "vectors" or "auto".
-        guidance: from 0 on; 1 is off. steps: solver steps per latent. solver: one of `diffusion.SOLVERS`. All three
-            are the model's own unless given.
+        guidance: from 0 on; 1 is off. steps: solver steps per latent. solver: one of `diffusion.SOLVERS`. The default
+            of all three is the model's own.
         seed: the answers to a prompt have seeds seed, seed + 1, …; equal seeds give equal answers on one device. None
             draws a new seed.
-        temperature: of text; 0 always takes the likeliest token.
+        temperature: for text; 0 always takes the likeliest token.
         voice: a clip of the voice that the speech should have, as an Audio or the path of its file. voices: a clip for
             each speaker of a script.
         max_tokens: limit of text. max_latents: limit of speech and vectors, as in `Request`. max_seconds: limit of
@@ -147,7 +147,7 @@ class Pipeline:
         return [contents(output) if to == "auto" else answer(output) for output in outputs]
 
     def generate_batch(self, requests: Sequence[Request]) -> list[GenerationOutput]:
-        """The outputs of all requests, generated together; each is what its request would get alone."""
+        """The outputs of all requests, generated together; each is what its request would give alone."""
         if not requests:
             return []
         active = self._active_requests(requests)
@@ -167,7 +167,7 @@ class Pipeline:
     def stream(self, request: Request) -> Generator[Piece, None, str]:
         """The answer to one request while it is made: pieces of text, chunks of sound or vectors, whole pictures.
 
-        The pieces are strings, Audio, arrays (N, C) and PIL images; none is kept here after it was yielded. The
+        The pieces are strings, Audio, arrays (N, C) and PIL images; they are not kept here. The
         generator returns the finish reason. Closing it early cancels the request.
         """
         (active,) = self._active_requests([request])
@@ -216,14 +216,14 @@ class Pipeline:
     def score(self, document: Document | str, seed: int = 0) -> Scores:
         """The negative log-likelihood of a document's text targets, and the losses of its latents.
 
-        A text is scored as a document of that text. `seed` is of the noise and the timesteps of the latents.
+        A text is scored as a document of that text. seed: of the noise and timesteps of the latents.
         Raises UserError for a document longer than the context, and for an argument of another type.
         """
         if isinstance(document, str):
             document = Document((Text(document),))
         if not isinstance(document, Document):
             kind = type(document).__name__
-            raise UserError(f"score takes a text or a latentlm.Document, which says what is a target, not {kind}")
+            raise UserError(f"score takes a text or a latentlm.Document, not {kind}")
         check_whole("seed", seed)
         cache = LatentCache({name: t for name, t in self.tokenizers.items() if name != "text"})
         return score_document(self.model, self.encoder, cache.resolve(document), operator.index(seed))
@@ -266,11 +266,11 @@ def load(
         it was trained.
     weights: "ema", the average (the raw weights where a checkpoint has no average), or "raw".
     device: "auto" is CUDA where torch sees it, else the CPU.
-    dtype: of the model, as a torch.dtype, "fp32" or "bf16"; "auto" is bf16 on a GPU that multiplies it, else fp32. The
+    dtype: of the model, as a torch.dtype, "fp32" or "bf16"; "auto" is bf16 on a GPU with native bf16, else fp32. The
         tokenizers stay in fp32.
     threads: CPU threads of this process; by default as many as there are free cores, unless torch's threads were set
         before.
-    Returns a `Pipeline` for LatentLM; other kinds of model load as `config/kinds.py` says.
+    Returns a `Pipeline` for a LatentLM; other kinds of model have their own classes (`config/kinds.py`).
     Raises UserError if something is missing or does not fit.
     """
     device = choose_device(device)

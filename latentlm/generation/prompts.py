@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
     Prompt = str | os.PathLike | PILImage | Audio | ndarray | Segment | Script | Document | Sequence
-    """A text, a file by its path, a medium, a segment, a script, a document; a list of any but the last."""
+    """A text, the path of a file, a medium, segment, script or document; or a list of any of these but documents."""
 
     Clip = Audio | str | os.PathLike
     """A sound, or the path of its file."""
@@ -55,8 +55,8 @@ def make_prompt(
 
     to: what will be generated, a modality, "text" or "auto". voice: a clip of the only speaker; voices: clips by
     speaker. A notice says which speakers a script of several lines has.
-    Raises UserError for an empty prompt, for a script or voices that the model cannot read, for a voice of nobody or
-    two of one speaker, and for a file that cannot be read.
+    Raises UserError for an empty prompt, for a script or voices that the model cannot read, for a voice whose
+    speaker is not in the script, for two voices of one speaker, and for a file that cannot be read.
     """
     if voice is not None and voices:
         raise UserError("give voice (a clip) or voices (a clip of each speaker), not both")
@@ -66,7 +66,7 @@ def make_prompt(
     voices = {name: read_voice(clip) for name, clip in (voices or {}).items()}
     if isinstance(prompt, Document):
         if voices:
-            raise UserError("voices belong to a script; a document holds its sound itself")
+            raise UserError("voices belong to a script; a Document has its clips as segments")
         return as_prompt(prompt, voice)
     parts = _parts(prompt, to)
     reads_scripts = layout == "script" and to == "speech"
@@ -87,7 +87,7 @@ def make_prompt(
 
 
 def as_prompt(prompt: Prompt, voice: Audio | None = None) -> Document:
-    """`prompt` as a Document of condition segments, a clip of the `voice` in front."""
+    """`prompt` as a Document of condition segments, after the clip `voice` if there is one."""
     parts = prompt.segments if isinstance(prompt, Document) else _parts(prompt)
     segments = [_as_segment(part) for part in parts]
     if voice is not None:
@@ -203,7 +203,7 @@ def read_file(path: str | os.PathLike, to: str) -> Any:
         return read_script(path) if to == "speech" else read_text(path).rstrip("\n")
     if suffix:
         raise UserError(f"{path}: files of this kind are not read, only {', '.join(readable())}")
-    raise UserError(f"{path}: its kind is unknown, the name has no extension (read are {', '.join(readable())})")
+    raise UserError(f"{path}: the name has no extension, so its kind is unknown (known: {', '.join(readable())})")
 
 
 def readable() -> list[str]:

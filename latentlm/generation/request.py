@@ -1,4 +1,4 @@
-"""Requests: what a user asks of a model, with defaults filled in and wrong values refused.
+"""Requests for generation: their options, defaults and checks.
 
 Place in the flow: 4, in front of `pipeline.py`, which makes each an `ActiveRequest` of the engine.
 """
@@ -26,19 +26,18 @@ if TYPE_CHECKING:
 TARGETS = ("text", *modality_names(), "auto")
 
 USUAL_LIMIT = 512
-"""Latents of a span that the model ends itself, unless the request sets a limit. For models that read scripts, the only
-default limit is the context."""
+"""Default limit of a span that the model ends itself, in latents. Models that read scripts have only the context's."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One thing to generate.
+    """One answer to generate: the prompt, the target, and the options of sampling.
 
     prompt: one prompt as `Pipeline.generate` takes it, never a batch; a Document is used as it is.
     to: "text", a modality, or "auto": the model chooses each segment, until it ends the document.
     guidance, steps, solver (of `diffusion.SOLVERS`): None is the model's own, `config.sampling`; text has no guidance.
-    seed: of all noise; None draws a new one.
-    temperature: of text; 0 takes the likeliest token.
+    seed: seed of all noise; None draws a new one.
+    temperature: for text; 0 takes the likeliest token.
     max_latents: limit of a span that the model ends itself. None: 512, or for models that read scripts the context. The
     cache has room for a given limit from the start.
     max_seconds: the same limit for speech, in seconds; give one of the two.
@@ -57,7 +56,7 @@ class Request:
 
 
 def with_defaults(request: Request, own: SamplingConfig) -> Request:
-    """`request` with the model's own sampling where it says nothing, and a new seed where its seed is None."""
+    """`request` with fields that are None replaced by the model's own sampling, and by a new seed."""
     guidance = 1.0 if request.to == "text" else own.guidance
     return replace(
         request,
@@ -69,7 +68,7 @@ def with_defaults(request: Request, own: SamplingConfig) -> Request:
 
 
 def latent_limit(request: Request, tokenizers: Mapping[str, Any], layout: str) -> int | None:
-    """The most latents of a span that the model ends itself; None is all that the context holds.
+    """The most latents of a span that the model ends itself; None: up to the end of the context.
 
     layout: `prompt` of the model's config.
     """
@@ -84,22 +83,22 @@ def new_seed() -> int:
 
 
 def check_solver(name: str) -> None:
-    """UserError for an unknown solver."""
+    """Raise UserError for an unknown solver."""
     if name not in SOLVERS:
         raise UserError(f"solver {name!r} is unknown{did_you_mean(str(name), SOLVERS)}")
 
 
 def check_num(num: int, to: str, temperature: float) -> None:
-    """UserError for a number of answers below 1, and for several texts at temperature 0, which would be equal."""
+    """Raise UserError for a number of answers below 1, and for several texts at temperature 0, which would be equal."""
     check_whole("num", num)
     if num < 1:
         raise UserError(f"num must be at least 1, got {num}")
     if num > 1 and to == "text" and temperature == 0:
-        raise UserError(f"at temperature 0 all {num} texts would be the same; give a temperature, as 0.8")
+        raise UserError(f"at temperature 0 all {num} texts would be the same; give a temperature, such as 0.8")
 
 
 def check_whole(name: str, value: int) -> None:
-    """UserError for a value that is no whole number."""
+    """Raise UserError unless `value` is a whole number."""
     try:
         operator.index(value)
     except TypeError:
@@ -107,7 +106,7 @@ def check_whole(name: str, value: int) -> None:
 
 
 def check_number(name: str, value: float) -> None:
-    """UserError for a value that is no finite number from 0 on."""
+    """Raise UserError unless `value` is a finite number from 0 on."""
     if not isinstance(value, numbers.Real):
         raise UserError(f"{name} must be a number, got {value!r}")
     if not 0 <= value < math.inf:
@@ -115,7 +114,7 @@ def check_number(name: str, value: float) -> None:
 
 
 def check(request: Request, modalities: Collection[str], text: TextTokenizer) -> None:
-    """UserError for what a model of these modalities cannot do; `request` has its defaults filled in."""
+    """Raise UserError for wrong values, and for what a model with `modalities` cannot do; after `with_defaults`."""
     if request.to not in TARGETS:
         raise UserError(f"unknown target {request.to!r}{did_you_mean(str(request.to), TARGETS)}")
     if request.to not in ("text", "auto") and request.to not in modalities:
@@ -147,7 +146,7 @@ def _check_seconds(request: Request, modalities: Collection[str]) -> None:
     if request.max_seconds == 0:
         raise UserError("max_seconds must be above 0, got 0")
     if request.max_latents is not None:
-        raise UserError("max_seconds and max_latents are one limit; give one of them")
+        raise UserError("max_seconds and max_latents set the same limit; give one of them")
     if request.to not in ("speech", "auto"):
         raise UserError(f"max_seconds has no meaning for {request.to}; it is for speech")
     if "speech" not in modalities:

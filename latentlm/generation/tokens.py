@@ -1,4 +1,4 @@
-"""The choice of the next token: any token of text within text; going on or ending within a span.
+"""Chooses the next token: any text token within text, <PROCEED> or an end within a span.
 
 Place in the flow: 4, inside `engine.py`, hidden states ──▶ tokens.
 Legend: `M` requests, `D` width, `V` vocabulary.
@@ -114,7 +114,7 @@ class TokenChooser:
 
 
 def forbidden_tokens(special: SpecialTokens, opens: Collection[str] = ()) -> list[int]:
-    """The tokens that the model may not choose in text: those that only the layout of a document writes.
+    """The tokens that the model may not choose in text: those that only the packing of documents inserts.
 
     opens: modalities whose spans the model may open by their <BOD>. <EOS> is always allowed, even where a backbone uses
     one token as both <BOS> and <EOS>.

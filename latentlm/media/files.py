@@ -1,4 +1,4 @@
-"""What reading and writing of pictures and sound share: whole files or none, and errors of one line.
+"""Helpers to read and write media files: complete files or none, and error messages of one line.
 
 Place in the flow: below `picture.py` and `sound.py`.
 """
@@ -16,7 +16,7 @@ BROKEN = (OSError, UserError, MemoryError)
 
 
 def existing(path: str | Path) -> Path:
-    """`path` as a Path. UserError, which names it, where there is no such file."""
+    """`path` as a Path. Raises UserError, which names it, if there is no such file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -24,12 +24,12 @@ def existing(path: str | Path) -> Path:
 
 
 def target(path: str | Path) -> AbstractContextManager[Path]:
-    """Context manager: a temporary file to write, which replaces `path` on exit; `path` itself if a link or device."""
+    """Context manager: yields a temporary file that replaces `path` on exit, or `path` itself for links and devices."""
     path = Path(path)
     in_place = path.is_symlink() or (path.exists() and not path.is_file())
     return nullcontext(path) if in_place else replacing(path)
 
 
 def one_line(error: Exception) -> str:
-    """The message of `error` in one line; of the operating system's errors the words without number and path."""
+    """The message of `error` in one line; errors of the operating system without their number and path."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -1,8 +1,8 @@
-"""Whether an MP3 file is cut off: its frames, counted, against the number that its first frame may declare.
+"""Detects MP3 files that are cut off: compares the number of frames with the one that the first frame may declare.
 
-Place in the flow: below `sound_end.py`. An MP3 is a row of frames, each with a header that tells its length. Encoders
-put a first frame without sound in front, with a tag (Xing, Info or VBRI) that holds the number of frames. Without it
-only a last frame that is not all there shows that a file was cut.
+Place in the flow: below `sound_end.py`. An MP3 is a sequence of frames, each with a header that gives its length.
+Encoders put a first frame without sound in front, with a tag (Xing, Info or VBRI) that holds the number of frames.
+Without it only an incomplete last frame shows that a file was cut.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Frame:
 
 
 def mp3_is_cut_off(data: bytes) -> bool:
-    """Whether frames are missing at the end of an MP3 file. False where nothing says so."""
+    """Whether frames are missing at the end of an MP3 file. False if that cannot be known."""
     start = _first_frame(data)
     if start is None:
         return False
@@ -90,7 +90,7 @@ def _next_frame(data: bytes, position: int, kind: tuple[int, int, int] | None) -
 
 
 def _count_frames(data: bytes, position: int | None) -> tuple[int, bool]:
-    """The number of complete frames from `position` on, and whether the last one is not all there."""
+    """The number of complete frames from `position` on, and whether the last one is incomplete."""
     count, kind = 0, None
     while position is not None:
         frame = _frame(data, position)
@@ -108,7 +108,7 @@ def _count_frames(data: bytes, position: int | None) -> tuple[int, bool]:
 
 
 def _declared(data: bytes, start: int) -> tuple[int | None, int]:
-    """The number of frames, and of bytes from `start` on (0: not told), in the tag of the first frame."""
+    """The number of frames, and of bytes from `start` on (0: not given), in the tag of the first frame."""
     frame = _frame(data, start)
     side = {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}
     tag = start + 4 + side[frame.kind[0] == MPEG_1, frame.mono]

@@ -1,8 +1,8 @@
 """Pictures: files and PIL images ↔ tensors, through Pillow.
 
-Place in the flow: before 1; what the tokenizers and the data room use to read, write and resize. Pillow is imported
+Place in the flow: before 1; the tokenizers and the data room read, write and resize with it. Pillow is imported
 when a function is called. A file that is missing or cannot be read gives a UserError of one line that names it. A
-picture that is not square and loses what lies outside its centre square gives a `Notice`.
+picture that is cropped to its centre square gives a `Notice`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LARGEST_16_BIT = 65535
 
 
 def load_image(path: str | Path) -> PILImage:
-    """The picture in a file, in RGB (`image_to_rgb`), turned as its EXIF says. UserError names the path."""
+    """The picture in a file, in RGB (`image_to_rgb`), rotated by its EXIF orientation. UserError names the path."""
     return _decoded(existing(path), str(path))
 
 
@@ -47,8 +47,8 @@ def _decoded(source: Path | BytesIO, name: str) -> PILImage:
         picture.info[NAME] = name
         return picture
     except UnidentifiedImageError as error:
-        said = one_line(error) if isinstance(source, Path) else "of no known format"
-        raise UserError(f"{prefix}not a readable image ({said})") from None
+        reason = one_line(error) if isinstance(source, Path) else "of no known format"
+        raise UserError(f"{prefix}not a readable image ({reason})") from None
     except (Image.DecompressionBombError, *BROKEN, SyntaxError) as error:
         raise UserError(f"{prefix}not a readable image ({one_line(error)})") from None
 
@@ -68,8 +68,8 @@ def save_image(image: PILImage, path: str | Path) -> None:
 def image_to_rgb(image: PILImage) -> PILImage:
     """A picture of any mode in RGB; transparency is laid over white.
 
-    Of integers (modes I and I;16), values up to 255 are taken as 8 bits, values up to 65535 as 16 bits, of which the
-    upper 8 are kept. Raises UserError for other integers and for floating-point numbers: nothing says which is white.
+    Integers (modes I and I;16) are read as 8 bits if all are at most 255, and as 16 bits, of which the upper 8 are
+    kept, if all are at most 65535. Raises UserError for other integers and for floats, whose white level is unknown.
     """
     from PIL import Image
 
@@ -103,7 +103,7 @@ def to_square(image: PILImage, fit: str) -> PILImage:
 def resize_square(image: PILImage, size: int, fit: str = "crop") -> PILImage:
     """An RGB picture at size × size: Lanczos where it shrinks, else bicubic.
 
-    fit says what becomes of one that is not square: "crop" keeps its centre square, "pad" adds white at its sides,
+    fit, for a picture that is not square: "crop" keeps its centre square, "pad" adds white at its sides,
     "stretch" changes its proportions. A square of which `size` is a multiple is enlarged by repeating its pixels, so
     that digits of 8 × 8 stay sharp.
     """

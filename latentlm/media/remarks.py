@@ -1,4 +1,4 @@
-"""Notices about media: what was changed or lost while a picture or sound was read, said without flooding the user.
+"""Notices about media: what was changed or lost while a picture or sound was read, limited in number.
 
 Place in the flow: below `picture.py` and `sound.py`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..errors import notice
 
 NUM_NAMED = 3
-"""Media named per remark: of thousands of files that need the same, the first three are enough."""
+"""Media named per remark: the rest of thousands of files with the same problem is not listed."""
 
 _named: dict[str, list[str]] = {}  # remark -> names of the media about which it was made
 

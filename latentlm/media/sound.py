@@ -1,6 +1,6 @@
 """Sound: the record `Audio`, files ↔ mono samples through soundfile, rates through soxr.
 
-Place in the flow: before 1; what the tokenizers and the data room use to read, write and resample. The libraries are
+Place in the flow: before 1; the tokenizers and the data room read, write and resample with it. The libraries are
 imported when a function is called. A file that is missing, broken or without usable sound gives a UserError of one line
 that names it. Sound that is mixed down, resampled or silent gives a `Notice`.
 """
@@ -41,7 +41,7 @@ SUFFIXES = (
     ".sph",
     ".nist",
 )
-"""Of the files that libsndfile reads, as prompts, as voices and in data; the most usual first."""
+"""Suffixes of the sound files that are read, the most common first."""
 QUIETEST = 1e-6
 """Keeps the loudness of silence finite."""
 LOUDEST = 16.0
@@ -51,7 +51,7 @@ SILENCE = 2.0**-13
 CANCELLED = 0.01
 """Root mean square of the mono sound relative to its channels', below which the channels cancel each other."""
 SHORTEST = 1e-3
-"""Seconds; a shorter file is no sound, and would have no sample at the rates that tokenizers read."""
+"""In seconds. Shorter files are refused: at the rates of tokenizers they could have no sample."""
 SILENT = "silent: there is nothing to hear in it"
 
 
@@ -101,7 +101,7 @@ def _mono(samples: Tensor | np.ndarray) -> Tensor:
     if values.dtype.kind not in "iuf":
         raise UserError(f"samples are of type {values.dtype}; expected floats in [-1, 1] or integers")
     if values.dtype.kind in "iu":
-        middle = 2.0 ** (8 * values.dtype.itemsize - 1)  # silence where there is no sign
+        middle = 2.0 ** (8 * values.dtype.itemsize - 1)  # the zero level of unsigned integers
         values = (values.astype(np.float64) - middle * (values.dtype.kind == "u")) / middle
     return torch.from_numpy(values.astype(np.float32))
 
@@ -147,8 +147,8 @@ def _decoded(source: Path | bytes, name: str) -> Audio:
     try:
         samples, rate = read_sound(source)  # (N, channels)
     except (RuntimeError, TypeError, *BROKEN) as error:  # libsndfile's are RuntimeErrors
-        said = one_line(error) if isinstance(source, Path) else _without_object(error)
-        raise UserError(f"{prefix}not a readable sound file ({said})") from None
+        reason = one_line(error) if isinstance(source, Path) else _without_object(error)
+        raise UserError(f"{prefix}not a readable sound file ({reason})") from None
     audio = Audio(torch.from_numpy(samples.mean(axis=1)), rate, name)
     if len(samples) == 0:
         raise UserError(f"{prefix}holds no sound")
@@ -176,7 +176,7 @@ def is_silent(audio: Audio) -> bool:
 
 
 def remark_on_silence(audio: Audio) -> None:
-    """Give a notice on a sound to learn from that is silent."""
+    """Give a notice if a sound of the training data is silent."""
     if is_silent(audio):
         remark(_name(audio), SILENT)
 

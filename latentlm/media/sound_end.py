@@ -1,9 +1,9 @@
-"""Whether a sound file is cut off: the length that its header declares against the bytes that are there.
+"""Detects sound files that are cut off: compares the length that the header declares with the size of the file.
 
 Place in the flow: below `sound_file.py`. libsndfile reads what is left of a cut file as if it were all of it.
-Each reader gives the byte at which the samples should end, or None where the file does not say. Formats that declare no
-length (PAF, PVF, IRCAM, SD2, raw) and those of other programs (MAT4, MAT5, XI) are not checked; of FLAC, HTK and SDS
-libsndfile itself refuses cut files.
+Each reader gives the byte at which the samples should end, or None where the file does not declare it.
+Formats without a declared length (PAF, PVF, IRCAM, SD2, raw) and those of other programs (MAT4, MAT5, XI) are not
+checked. Files of FLAC, HTK and SDS that are cut off are refused by libsndfile itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DeclaredEnd = Callable[[IO[bytes], int], int | None]
 
 
 def is_cut_off(kind: str, file: IO[bytes]) -> bool:
-    """Whether the end of `file`, of libsndfile's format `kind`, is missing. False for formats that do not say."""
+    """Whether the end of `file`, of libsndfile's format `kind`, is missing. False if no length is declared."""
     size = file.seek(0, SEEK_END)
     file.seek(0)
     if kind == "MP3":
@@ -52,7 +52,7 @@ def _chunks(file: IO[bytes], layout: str) -> Iterator[tuple[bytes, int]]:
 
 
 def _wav_end(file: IO[bytes], size: int) -> int | None:
-    """RIFF: where its "data" chunk ends, or the file itself where the length of the whole says so."""
+    """RIFF: the end of its "data" chunk; None (complete) if the RIFF header gives the length of the file itself."""
     _, whole = struct.unpack("<4sI", file.read(8))
     file.seek(12)
     for name, length in _chunks(file, "<4sI"):
@@ -181,7 +181,7 @@ DECLARED_ENDS: dict[str, DeclaredEnd] = {
 
 
 def _ogg_is_cut_off(file: IO[bytes], size: int) -> bool:
-    """Whether the last page does not end its stream, or is not all there."""
+    """Whether the last page does not end its stream, or is incomplete."""
     file.seek(max(0, size - 2 * LARGEST_PAGE))
     end = file.read()
     start = end.rfind(b"OggS")

@@ -1,8 +1,8 @@
 """Sound files in any format of libsndfile, complete or refused.
 
 Place in the flow: below `sound.py` and `recording.py`. libsndfile reads what is left of a file that was cut off as if
-it were all, and reports a full disk for some formats only. A clip of half its text is a wrong pair to learn from: here
-both are errors.
+it were all, and reports a full disk for some formats only. Both are errors here: a clip that is
+cut off no longer matches its text.
 """
 
 from __future__ import annotations

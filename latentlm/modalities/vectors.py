@@ -84,8 +84,8 @@ def decode(data: bytes, name: str = "") -> np.ndarray:
         try:
             return checked(np.load(BytesIO(data), allow_pickle=False), name)
         except (OSError, EOFError, ValueError) as error:
-            said = str(error).removeprefix(prefix)
-            raise UserError(f"{prefix}not readable as an array of vectors ({said})") from None
+            reason = str(error).removeprefix(prefix)
+            raise UserError(f"{prefix}not readable as an array of vectors ({reason})") from None
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

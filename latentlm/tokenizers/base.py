@@ -30,7 +30,7 @@ MEDIA_PER_CALL = 32
 
 
 FINGERPRINT_OPTIONAL = frozenset({"parts", "loudness", "class_token", "encoder_sub_norm", "fit"})
-"""Options newer than the first latent caches. At their defaults they are left out, so that old fingerprints hold."""
+"""Options newer than the first latent caches. At their defaults, fingerprints omit them, so that old ones hold."""
 RESUME_OPTIONAL = frozenset({"fit"})
 """Options newer than the checkpoints of runs that can still be resumed, likewise."""
 

@@ -109,7 +109,7 @@ class PictureTokenizer(Tokenizer):
         self.num_latents = side * side
 
     def check_pixels(self, media: Tensor) -> None:
-        """UserError unless media is (B, 3, image_size, image_size)."""
+        """Raise UserError unless media is (B, 3, image_size, image_size)."""
         size = self.config.image_size
         if media.shape[1:] != (3, size, size):
             raise UserError(f"images of shape {tuple(media.shape[1:])}; this tokenizer reads {(3, size, size)}")

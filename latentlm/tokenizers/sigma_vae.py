@@ -56,7 +56,7 @@ class Posterior(nn.Module):
         return mean, (0.5 * log_variance.clamp(*LOG_VARIANCE)).exp()
 
     def spread(self, like: Tensor) -> Tensor:
-        """The std of the noise on normalised latents, a scalar like `like`: C_σ for "sigma", 0 for "none"."""
+        """The std of the noise on normalised latents, C_σ for "sigma" and 0 for "none"; dtype and device as `like`."""
         return like.new_tensor(self.config.c_sigma if self.config.kind == "sigma" else 0.0)
 
     def forward(self, parameters: Tensor, valid: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,7 @@ class TextTokenizer:
         self.base_size = self.config.vocab_size if self.config.kind == "backbone" else backend.get_vocab_size()
         if backend.get_vocab_size() > self.base_size:
             raise UserError(
-                f"a tokenizer of {backend.get_vocab_size()} entries for an embedding of {self.base_size} rows"
+                f"the tokenizer has {backend.get_vocab_size()} entries, but the embedding only {self.base_size} rows"
             )
         backend.encode_special_tokens = True  # text that spells a special token is encoded as text
         if self.config.ids is not None:

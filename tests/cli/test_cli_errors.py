@@ -61,8 +61,8 @@ def refused(capsys, tmp_path, monkeypatch):
         (["generate", "tiny", "nowhere.wav", "--to", "text"], "nowhere.wav: no such file"),
         (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--voice", "me.wav"], "me.wav: no such file"),
         (["generate", "tiny", "x", "--to", "text", "--max-seconds", "0"], "--max-seconds must be above 0"),
-        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--max-seconds", "inf"], "have an end, got inf"),
-        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--max-seconds", "nan"], "have an end, got nan"),
+        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--max-seconds", "inf"], "finite, got inf"),
+        (["generate", "tiny", "x", "--to", "speech", "--out", "x.wav", "--max-seconds", "nan"], "finite, got nan"),
         (["generate", "tiny", "x", "--to", "text", "--max-seconds", "1"], "--max-seconds has no meaning for --to text"),
         (["generate", "tiny", "x", "--to", "text", "--voice", "a.wav"], "--voice has no meaning for --to text"),
         (["generate", "tiny", "x", "--to", "text", "--steps", "5"], "--steps has no meaning for --to text"),
@@ -99,7 +99,7 @@ def refused(capsys, tmp_path, monkeypatch):
         ),
         (
             ["generate", "tiny", "x", "--to", "auto", "--out", "x", "--max-latents", "3", "--max-seconds", "1"],
-            "--max-seconds and --max-latents are one limit",
+            "--max-seconds and --max-latents set the same limit",
         ),
         (
             ["evaluate", "tiny", "--out", "x.json", "--guidance", "digit=2"],
@@ -169,7 +169,7 @@ def test_a_file_of_a_kind_that_is_not_read_is_no_prompt(refused, tmp_path, name)
 def test_a_file_without_an_extension_is_of_no_known_kind(refused, tmp_path):
     (tmp_path / "noext").write_bytes(b"\x89PNG")
     line = refused("generate", "tiny", "noext", "--to", "text")
-    assert "noext: its kind is unknown, the name has no extension (read are .png, " in line
+    assert "noext: the name has no extension, so its kind is unknown (known: .png, " in line
 
 
 @pytest.mark.parametrize("scale", ["-1", "nan", "inf"])

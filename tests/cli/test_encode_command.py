@@ -83,7 +83,7 @@ def test_what_is_left_out_is_summed_up(folder, capsys):
     [
         (["encode", "--out", "out"], "name at least one source"),
         (["encode", "none.parquet", "--task", "text", "--out", "out"], "none.parquet: no such file"),
-        (["encode", "set.parquet", "--out", "out"], "set.parquet: say by task which documents it makes: text_to_image"),
+        (["encode", "set.parquet", "--out", "out"], "set.parquet: give the task, one of: text_to_image"),
         ([*PARQUET, "--out", "out"], "row 0: documents contain image, but the model has no image tokenizer"),
         ([*PARQUET, "--out", "out", "--column", "image"], "--column 'image': write NAME=COLUMN"),
         ([*PARQUET, "--out", "out", "--column", "imag=x"], "columns: no column 'imag', did you mean 'image'?"),
@@ -157,15 +157,15 @@ def test_a_task_and_columns_count_or_are_refused(folder, capsys):
         (["data", "preview", "shapes", "--task", "text_to_imag"], "no task 'text_to_imag', did you mean"),
         (
             ["data", "preview", "lines.jsonl", "--column", "text=a"],
-            "--column text=a: goes with rows; the lines",
+            "--column text=a: for rows only; each line",
         ),
         (
             ["data", "validate", "lines.jsonl", "--task", "text"],
-            "--task text: goes with rows; the lines",
+            "--task text: for rows only; each line",
         ),
         (["data", "validate", "shards/set", "--task", "text"], "the task was chosen when they were encoded"),
         (["data", "preview", "shards/set", "--column", "text=a"], "columns goes with path"),
-        (["encode", "shapes", "--column", "text=a", "--out", "out"], "--column text=a: of shapes none has columns"),
+        (["encode", "shapes", "--column", "text=a", "--out", "out"], "--column text=a: none of shapes has columns"),
         (["encode", "lines.jsonl", "--task", "text", "--out", "out"], "its lines say what each document is"),
     ):
         with pytest.raises(SystemExit):

@@ -79,9 +79,9 @@ def test_the_card_of_the_author_is_pushed_as_it_is_and_figures_make_a_new_one(hu
 @pytest.mark.parametrize(
     ("name", "token", "message"),
     [
-        ("owner/mine", None, r"owner/mine: the hub did not take it \(.*401.*\); log in with `hf auth login`, or give"),
-        ("owner/mine", "hf_wrong", r"owner/mine: the hub did not take it \(.*401.*"),
-        ("other/mine", TOKEN, r"other/mine: the hub did not take it \(.*403.*"),
+        ("owner/mine", None, r"owner/mine: the upload failed \(.*401.*\); log in with `hf auth login`, or give"),
+        ("owner/mine", "hf_wrong", r"owner/mine: the upload failed \(.*401.*"),
+        ("other/mine", TOKEN, r"other/mine: the upload failed \(.*403.*"),
         ("mine", TOKEN, r"mine: not a name on the hub; write OWNER/NAME"),
         ("owner/mi ne", TOKEN, r"owner/mi ne: not a name on the hub \("),
     ],
@@ -97,7 +97,7 @@ def test_what_the_hub_refuses_is_one_line(hub, folder, tmp_path, name, token, me
 def test_a_hub_that_cannot_be_reached_is_one_line(folder, tmp_path):
     done = push(Hub("http://127.0.0.1:9"), tmp_path, str(folder), "owner/mine")
     assert done.returncode == 2
-    assert "latentlm: owner/mine: the hub did not take it" in done.stderr
+    assert "latentlm: owner/mine: the upload failed" in done.stderr
     assert "Traceback" not in done.stderr
 
 

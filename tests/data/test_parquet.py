@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_source_is_said_when_it_is_opened(tmp_path):
     path = picture_parquet(tmp_path / "a.parquet", 3)
     cases = {
         "no column 'imag' for image, did you mean 'image'": {"columns": {"image": "imag"}},
-        "say by task which documents it makes: text_to_image, image_to_text, text": {"task": "all"},
+        "give the task, one of: text_to_image, image_to_text, text": {"task": "all"},
         "no task 'text_to_imge', did you mean 'text_to_image'": {"task": "text_to_imge"},
     }
     for said, fields in cases.items():

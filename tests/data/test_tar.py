@@ -70,7 +70,7 @@ def test_what_is_wrong_is_named_with_file_and_member(tmp_path):
     with pytest.raises(ValueError, match=r"a\.tar: no \.wav or .* for speech \(its first row has png, txt\)"):
         sources.documents(config(tmp_path / "a.tar", task="text_to_speech"))
     write_tar(tmp_path / "apart.tar", {"0.png": png(0), "1.png": png(1), "0.txt": b"late"})
-    with pytest.raises(ValueError, match=r"apart\.tar: 0: its members do not stand together"):
+    with pytest.raises(ValueError, match=r"apart\.tar: 0: its members are not consecutive"):
         sources.documents(config(tmp_path / "apart.tar"))
     (tmp_path / "bad.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(ValueError, match=r"bad\.tar: not a readable tar"):

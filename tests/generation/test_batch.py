@@ -118,7 +118,7 @@ def test_no_seed_is_a_new_one_each_time(pipeline):
         ({"max_seconds": 1}, "max_seconds has no meaning for image; it is for speech"),
         ({"to": "speech", "max_seconds": 0}, "max_seconds must be above 0, got 0"),
         ({"to": "speech", "max_seconds": float("nan")}, "max_seconds must be a number from 0 on, got nan"),
-        ({"to": "speech", "max_seconds": 1, "max_latents": 3}, "max_seconds and max_latents are one limit"),
+        ({"to": "speech", "max_seconds": 1, "max_latents": 3}, "max_seconds and max_latents set the same limit"),
         ({"to": None}, "unknown target None"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_path_is_read_by_its_suffix(files):
         ([], "the prompt is empty"),
         (Path("nowhere.png"), "^nowhere.png: no such file"),
         (Path("nowhere"), "^nowhere: no such file"),
-        (Path("noext"), r"^noext: its kind is unknown, the name has no extension \(read are .png, "),
+        (Path("noext"), r"^noext: the name has no extension, so its kind is unknown \(known: .png, "),
         (Path("a.heic"), "^a.heic: no such file"),
         (Path("kept.heic"), "^kept.heic: files of this kind are not read, only .png, "),
         (Path("folder"), "^folder: is a folder; a prompt is made of files"),

@@ -57,9 +57,9 @@ def damaged(folder, name, damage):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("*.safetensors", lambda whole: whole[:-100], "this checkpoint's file is not whole"),
-        ("*.safetensors", lambda whole: whole[:20], "this checkpoint's file is not whole"),
-        ("*.safetensors", lambda whole: b"", "this checkpoint's file is not whole"),
+        ("*.safetensors", lambda whole: whole[:-100], "this checkpoint's file is incomplete"),
+        ("*.safetensors", lambda whole: whole[:20], "this checkpoint's file is incomplete"),
+        ("*.safetensors", lambda whole: b"", "this checkpoint's file is incomplete"),
         ("trainer.json", lambda whole: whole[:-100], "not JSON"),
         ("trainer.json", lambda whole: b"[]", "not a JSON object"),
     ],

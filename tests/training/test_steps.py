@@ -152,7 +152,7 @@ def test_weights_that_do_not_train_must_be_those_that_the_run_began_with(run, tm
         latentlm.load(folder)
     fields["metadata"]["recipe"]["model"]["start"] = None
     path.write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="holds only the weights that train"):
+    with pytest.raises(UserError, match="holds only the trained weights"):
         latentlm.load(folder)
 
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
     (file,) = (folder / "checkpoints" / "step-00000004" / "state").glob("*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match="this checkpoint's file is not whole"):
+    with pytest.raises(UserError, match="this checkpoint's file is incomplete"):
         latentlm.load(folder)
     file.write_bytes(whole)
     shutil.move(folder / "setup", tmp_path / "setup")

@@ -3,9 +3,9 @@
 Place in the flow: started by `speech.speak` as a script; nothing of the package imports this file, and this file
 imports nothing of the package, so eSpeak's library is never loaded into a program that uses latentlm.
 
-stdin:  one JSON object a line, {"text": str, "voice": "en-us+f1", "pitch": 0..99, "speed": words a minute}
-stdout: one answer a request, in order: uint32 sample rate, uint32 number of bytes (both little-endian), then that many
-        bytes of mono 16-bit little-endian samples. Rate 0: the bytes are an error message in UTF-8.
+stdin:  one JSON object per line, {"text": str, "voice": "en-us+f1", "pitch": 0..99, "speed": words per minute}
+stdout: one answer per request, in order: uint32 sample rate, uint32 number of bytes (both little-endian), then that
+        many bytes of mono 16-bit little-endian samples. Rate 0: the bytes are an error message in UTF-8.
 
 eSpeak carries its random state and filter memories from one utterance to the next. So that an utterance depends on its
 request alone, the library is loaded anew and the C library's random numbers are seeded for each (about 6 ms); where the

@@ -5,7 +5,7 @@
 Takes every single code point that the font draws in colour and Unicode names, except what is no picture by itself:
 keycap bases, regional indicators (flag letters), skin tones, and glyphs that only repeat another's picture. Each is
 drawn at the font's strike of 109 pixels per em on white and scaled to 32×32 (Lanczos). Writes emoji.png (the atlas,
-COLUMNS pictures a row) and emoji.txt (code point and name, a line each, in the order of the atlas).
+COLUMNS pictures per row) and emoji.txt (code point and name, one line each, in the order of the atlas).
 """
 
 from __future__ import annotations

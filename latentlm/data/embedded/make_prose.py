@@ -2,7 +2,7 @@
 
     python -m latentlm.data.embedded.make_prose /usr/share/state/us-declaration.gz /usr/share/state/us-constitution.gz
 
-One paragraph a line; headings, dates of ratification and lists of names are left out.
+One paragraph per line; headings, dates of ratification and lists of names are left out.
 """
 
 from __future__ import annotations

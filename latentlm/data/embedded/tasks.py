@@ -47,7 +47,7 @@ def _emoji() -> Source:
     items = Items(lambda split: len(emoji.load(split)), load, {"image": lambda item: item.image})
     return Source(
         "emoji",
-        "colour emoji, 32×32, with their Unicode names; one picture a name, so none is held out",
+        "colour emoji, 32×32, with their Unicode names; one picture per name, so none is held out",
         "SIL OFL 1.1 (Noto Color Emoji)",
         {
             "text_to_image": Task(items, _each(lambda item: build.text_to_image(item.name, item.image))),

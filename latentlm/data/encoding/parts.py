@@ -98,7 +98,7 @@ class PartEncoder:
         cache = LatentCache(self.tokenizers, batch_size=BATCH)
         try:
             cache.prepare([document for _, document, _ in read])
-        except UserError:  # one of them is wrong: encoded alone it is found
+        except UserError:  # one document is wrong: encode each alone to find it
             cache = LatentCache(self.tokenizers)
         found = []
         for index, document, keys in read:
@@ -116,10 +116,10 @@ class PartEncoder:
             return action(index)
         except UserError as error:
             where = place_of(self.job.documents[source], index, self.job.sources[source].label)
-            said = str(error)
+            message = str(error)
             if self.job.on_error == "stop":
-                raise UserError(said if said.startswith(where) else f"{where}: {said}") from None
-            self._skipped.append((where, said.removeprefix(where).lstrip(": ")))
+                raise UserError(message if message.startswith(where) else f"{where}: {message}") from None
+            self._skipped.append((where, message.removeprefix(where).lstrip(": ")))
             return None
 
     def _count(self, document: Document) -> None:

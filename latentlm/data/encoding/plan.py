@@ -124,8 +124,8 @@ def _identity(config: SourceConfig) -> dict[str, Any]:
 def shared_folder(job: Job, tokenizers: Mapping[str, Any], shared: Path) -> Path:
     """The folder below `shared` for the shards of `job`, the same for every run with the same data and tokenizers.
 
-    It is `job.out` itself where that holds shards already, and where the media lie in files that the signature of the
-    source does not cover: their changes would not be noticed.
+    Returns `job.out` itself if it holds shards already, or if the media are in files that the signature of the source
+    does not cover, so that changes of them would not be noticed.
     """
     own = Path(job.out)
     if own.is_dir() or any(names_other_files(config) for config in job.sources):

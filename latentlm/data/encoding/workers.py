@@ -36,7 +36,7 @@ def encode(
 
     tokenizers: those of the job, if they are loaded already; with one process they are used on their device.
     wait: whether to wait for another encoding into the same folder, instead of refusing.
-    Raises UserError for sources, documents or a folder that cannot be used; another call continues.
+    Raises UserError for sources, documents or a folder that cannot be used; a second call continues.
     """
     loaded = load_tokenizers(job.tokenizers) if tokenizers is None else tokenizers
     with _locked(job, wait):
@@ -62,7 +62,7 @@ def encode(
 
 @contextmanager
 def _locked(job: Job, wait: bool) -> Iterator[None]:
-    """Context manager: holds the lock of the shards' folder. UserError where another process has it, or `wait`."""
+    """Context manager: holds the lock of the shards' folder. If it is taken, waits (`wait`) or raises UserError."""
     folder = job.folder
     if folder.scheme != "file":
         yield

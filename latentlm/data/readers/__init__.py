@@ -25,7 +25,7 @@ SUFFIXES = (".jsonl", ".parquet", ".tar")
 
 
 def open_path(path: str, columns: Mapping[str, str]) -> JsonLines | Rows:
-    """The reader of a path. UserError if there is nothing, or nothing of a kind that is read."""
+    """The reader for the files at `path`. Raises UserError if there are none, or none of a kind that is read."""
     root = Location.of(path)
     files = root.files()
     kinds = {file.suffix for file in files} & set(SUFFIXES)

@@ -1,4 +1,4 @@
-"""Files of a source, on this machine or behind any fsspec URL, and what its readers share.
+"""Files of a source, on this machine or behind any fsspec URL; shared by all readers.
 
 Place in the flow: 2, below the readers. A path is a file, a folder, or a pattern (`data/part-*.tar`); a URL has a
 scheme in front (`s3://bucket/data.parquet`, `memory://set`). A UserError names the path.
@@ -22,8 +22,8 @@ STAMPS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "
 
 
 class _Systems(threading.local):
-    """A thread's file systems with options, by scheme and options. They are kept as long as the thread, since that of
-    an archive closes the files that are open in it when it goes; a forked process makes its own."""
+    """One thread's file systems with options, by scheme and options. They live as long as the thread, because the file
+    system of an archive closes its open files when it is deleted. A forked process makes its own."""
 
     def __init__(self):
         self.process = os.getpid()
@@ -56,7 +56,7 @@ class Location:
 
     @classmethod
     def of(cls, name: str) -> Location:
-        """The location of a path or URL. UserError if its scheme is unknown, its library missing or its host silent."""
+        """The location of a path or URL. UserError for an unknown scheme, a missing library or an unreachable host."""
         from fsspec.core import url_to_fs
 
         try:

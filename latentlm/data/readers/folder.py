@@ -47,7 +47,7 @@ class FolderRows(Rows):
         return self._file(index).read()
 
     def _check(self, index: int, column: str) -> None:
-        """UserError where file `index` has no such column."""
+        """Raise UserError where file `index` has no such column."""
         name = self.names[index]
         found = _modality(name)
         if column == "text" and not posixpath.dirname(name):

@@ -45,7 +45,7 @@ class Rows(ABC):
 
     @abstractmethod
     def require(self, column: str) -> None:
-        """UserError, which names the source, if there is no such column."""
+        """Raise UserError, which names the source, if there is no such column."""
 
     def value(self, index: int, column: str) -> Any:
         """The text or medium of row `index`. UserError, which names place and column, if it cannot be read."""
@@ -86,7 +86,7 @@ class RowDocuments(PlacedDocuments):
     def __init__(self, rows: Rows, task: str, source: str):
         """Raises UserError for an unknown task and for columns that `rows` does not have."""
         if task == "all":
-            raise UserError(f"{source}: say by task which documents it makes: {', '.join(_tasks_of(rows))}")
+            raise UserError(f"{source}: give the task, one of: {', '.join(_tasks_of(rows))}")
         if task not in TASKS:
             raise UserError(f"{source}: no task {task!r}{did_you_mean(task, TASKS)}")
         self.rows = rows
@@ -110,7 +110,7 @@ class RowDocuments(PlacedDocuments):
 
 
 def _tasks_of(rows: Rows) -> list[str]:
-    """The tasks whose columns `rows` has. UserError, which says what is missing, where there are none."""
+    """The tasks whose columns `rows` has. Raises UserError, which names the missing columns, if there are none."""
     found: list[str] = []
     missing: list[UserError] = []
     for task, (columns, _) in TASKS.items():

@@ -147,7 +147,7 @@ def _index(file: Location) -> _Tar:
     for key, suffix, offset, size in _members(file):
         if not keys or key != keys[-1]:
             if key in seen:
-                raise UserError(f"{file}: {key}: its members do not stand together")
+                raise UserError(f"{file}: {key}: its members are not consecutive")
             seen.add(key)
             keys.append(key)
             starts.append(len(offsets))
