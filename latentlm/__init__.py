@@ -1,6 +1,6 @@
 """LatentLM: one causal Transformer that reads and writes text, images and speech by next-token diffusion.
 
-The public names, nothing else. They arrive on first use, so that `import latentlm` costs nothing.
+Defines the public names. Each is imported on first use, so that `import latentlm` is fast.
 """
 
 import importlib

@@ -61,7 +61,7 @@ def packaged_models() -> dict[str, Path]:
 def newest(folder: Path) -> Path:
     """The newest model in `folder`: itself, a run's exported model, or its latest checkpoint if the run has continued.
 
-    Raises UserError where there is none, and for a run that has no checkpoint yet or none that can be loaded.
+    Raises UserError if there is no model, or only checkpoints of a run that cannot be loaded.
     """
     if (folder / "config.json").is_file() or is_step(folder):
         config_folder(folder)

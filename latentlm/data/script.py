@@ -183,9 +183,9 @@ def _refuse_bare_labels(lines: Sequence[tuple[int, str]], origin: str, has_label
     is_dialogue = len(found) > 1 and (2 * len(found) >= len(lines) or 1 < num_names < len(found))
     if found and (has_labels or is_dialogue):
         number, name = found[0]
-        mend = "join this line to the one above it" if has_labels else "write the text as one line"
+        remedy = "join this line to the one above it" if has_labels else "write the text as one line"
         raise UserError(
-            f"{origin}:{number}: '{name}:' is no label; write 'Speaker {name}: words' or, if no {name} speaks, {mend}"
+            f"{origin}:{number}: '{name}:' is no label; write 'Speaker {name}: words' or, if no {name} speaks, {remedy}"
         )
 
 

@@ -207,7 +207,7 @@ class Tokenizer(nn.Module):
     def calibrate(self, batches: Iterable[MediaBatch]) -> Calibration:
         """Fit `latent_mean` and `latent_std` to μ over the valid latents of `batches`, in fp64.
 
-        Raises UserError when there are none, or when μ does not vary.
+        Raises UserError if there are no valid latents, or if μ does not vary.
         """
         moments = RunningMoments(self.config.per_channel)
         for batch in batches:

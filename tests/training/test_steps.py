@@ -167,7 +167,7 @@ def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
     file.write_bytes(whole)
     shutil.move(folder / "setup", tmp_path / "setup")
     for place in (folder, folder / "checkpoints" / "step-00000004"):
-        with pytest.raises(UserError, match=r"step-00000004: a checkpoint of a run without setup/, whose steps cannot"):
+        with pytest.raises(UserError, match=r"step-00000004: cannot be loaded, because its run has no setup/"):
             latentlm.load(place)
     shutil.move(tmp_path / "setup", folder / "setup")
     shutil.rmtree(folder / "checkpoints")
