@@ -125,7 +125,7 @@ def tune(start: Path, manifest: Path, out: Path, way: str, seed: int, steps: int
 
 
 def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
-    """‖generated − cached‖ / ‖cached‖ over all clips, with the shorter of two padded, and the number of right lengths."""
+    """‖generated − cached‖ / ‖cached‖ over all clips, the shorter of two padded; and the number of right lengths."""
     cache = LatentCache({"speech": pipeline.tokenizers["speech"]})
     documents = [cache.resolve(document) for document in Manifest(manifest)]
     options = {"guidance": 1.0, "steps": 20, "max_latents": 100}

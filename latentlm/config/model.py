@@ -57,7 +57,7 @@ class TransformerConfig(Config):
     )
     rope_interleaved: bool = Field(
         False,
-        description="RoPE rotates the channel pairs (0, 1), (2, 3), … as in the code of the paper's authors; false: pairs of a "
+        description="RoPE rotates the channel pairs (0, 1), (2, 3), … as in the authors' code; false: pairs of a "
         "channel of the first half and one of the second, as Llama",
     )
     rope_closed: bool = Field(
