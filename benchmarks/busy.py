@@ -1,11 +1,11 @@
-"""The default number of threads against the best setting, on an idle machine and with a busy neighbour on every core.
+"""Compares the default number of threads with the best setting, on an idle machine and on one with every core busy.
 
     python benchmarks/busy.py --out busy.json        # about 15 minutes on 2 cores
 
 Each workload runs in a fresh process: a short training of a small model and one of a larger one (tokens per second,
 from the run's own log), a picture by `latentlm generate tiny` (process start to file), and a picture in Python, after
-the first one. The settings take turns, so that each sees the same machine; figures are medians. "before" is what torch
-does by itself: a thread per core, and OpenMP's threads spin while they wait.
+the first one. The settings take turns, so that each sees the same machine; figures are medians. "before" is the
+default of torch: one thread per core, and OpenMP's threads spin while they wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from commands import LATENTLM, printed_seconds, run
 from figures import Figure, describe, hardware, seconds_of, table, write_json
 
 SPIN = "300000"
-"""libgomp's own spin count where nobody sets one and there is a core per thread."""
+"""libgomp's default spin count if there is one core per thread."""
 IN_PYTHON = (
     "import time, latentlm; m = latentlm.load('tiny'); m.generate('red apple', to='image'); t = time.perf_counter(); "
     "m.generate('blue circle', to='image'); print(time.perf_counter() - t)"
@@ -62,7 +62,7 @@ def environment(variables: dict[str, str]) -> dict[str, str]:
 
 
 def trained(variables: dict[str, str], steps: int, more: list[str]) -> float:
-    """Tokens per second of a training on the shapes world, without its first steps."""
+    """Tokens per second of a training run on the shapes world, without its first steps."""
     sources = "data.sources=[{name: shapes, task: text_to_image, limit: 200}]"
     keys = [sources, f"training.steps={steps}", "training.log_every=1", "training.save_every=1000", *more]
     keys += ["training.max_minutes=null", "training.sample_every=null", "training.global_micro_batches=1"]
@@ -94,7 +94,7 @@ def neighbours(num: int) -> Iterator[None]:
 
 
 def measure(rounds: int, smoke: bool) -> list[Figure]:
-    """The rate by default over that of the best other setting, for each workload, idle and busy."""
+    """Rate of the default divided by that of the best other setting, for each workload, idle and busy."""
     figures = []
     for place, num, required in (("idle", 0, ">= 0.95"), ("busy", len(os.sched_getaffinity(0)), ">= 0.8")):
         for name, workload in workloads(smoke).items():
@@ -114,8 +114,8 @@ def measure(rounds: int, smoke: bool) -> list[Figure]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="times that each setting is measured")
-    parser.add_argument("--smoke", action="store_true", help="that it runs, not how fast")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per setting")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to check that it runs")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     machine = hardware()

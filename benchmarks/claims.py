@@ -1,6 +1,6 @@
-"""The two claims of the method on real digits, over seeds: C_σ against quality, guidance scale against quality.
+"""Tests two claims of the method on real digits over several seeds: how C_σ and the guidance scale affect quality.
 
-    python benchmarks/claims.py --out docs/results/claims.json          (stopped at any time, goes on where it was)
+    python benchmarks/claims.py --out docs/results/claims.json          (can be stopped; continues where it was)
     python benchmarks/claims.py --plot docs/results/claims.json         (two PNGs and the tables, from the JSON alone)
     python benchmarks/claims.py --target mean --out claims_mean.json    (the same, with μ as the target of diffusion)
 
@@ -45,8 +45,10 @@ FRECHET_DRAWS = 40
 
 @dataclass(frozen=True)
 class Setting:
-    """What the time of a run hangs on, optimiser steps of the two trainings and digits drawn a class, and what a
-    study varies as a whole: whether diffusion learns the sampled z or the posterior mean μ (the input is z)."""
+    """Settings of a study: optimiser steps of the two trainings, digits drawn per class, and the target of diffusion.
+
+    target: "sample", the sampled z, or "mean", the posterior mean μ. The input is always z.
+    """
 
     tokenizer_steps: int = 300
     model_steps: int = 450
@@ -61,7 +63,7 @@ SMOKE = Setting(tokenizer_steps=5, model_steps=5, digits_per_class=5)
 
 
 def tokenizer_recipe(c_sigma: float, seed: int, setting: Setting) -> ImageTokenizerRecipe:
-    """8×8 scans to 16 latents of 8 channels; C_σ relative to std(μ)."""
+    """A tokenizer of 8×8 scans, with 16 latents of 8 channels; C_σ relative to std(μ)."""
     posterior = {"kind": "sigma", "c_sigma": c_sigma} if c_sigma else {"kind": "none"}
     return parse_recipe(
         {
@@ -84,7 +86,7 @@ def tokenizer_recipe(c_sigma: float, seed: int, setting: Setting) -> ImageTokeni
 
 
 def model_recipe(tokenizer: Path, seed: int, setting: Setting) -> LatentLMRecipe:
-    """Word → digit; the sampled z is the input, and `setting.target` what diffusion learns."""
+    """A model from word to digit; its input is the sampled z, its diffusion target `setting.target`."""
     return parse_recipe(
         {
             "kind": "latentlm",
@@ -118,7 +120,7 @@ def _training(steps: int, seed: int) -> dict[str, Any]:
 
 
 def run(c_sigma: float, seed: int, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Train both, draw, judge: the record of one C_σ and one seed."""
+    """The record of one C_σ and one seed: trains tokenizer and model, draws digits, judges them."""
     began = time.process_time()
     tokenizer_folder = train_whole(tokenizer_recipe(c_sigma, seed, setting), folder / "tokenizer")
     tokenized = time.process_time()
@@ -138,9 +140,9 @@ def run(c_sigma: float, seed: int, setting: Setting, folder: Path) -> dict[str, 
 
 
 def train_whole(recipe: ImageTokenizerRecipe | LatentLMRecipe, folder: Path) -> Path:
-    """`train`, but a training that a signal ended early ends the study: its half-trained model must not become a point.
+    """`train`, but raises SystemExit if a signal ended the training early, so that no half-trained model is measured.
 
-    Raises SystemExit; the runs that are already in the JSON stay.
+    The runs that are already in the JSON stay.
     """
     trained = train(recipe, folder)
     step = read_log(folder / "train.jsonl")[-1]["step"]
@@ -152,8 +154,8 @@ def train_whole(recipe: ImageTokenizerRecipe | LatentLMRecipe, folder: Path) -> 
 
 
 def reconstruct(tokenizer, seed: int) -> dict[str, float]:
-    """Held-out digits through the tokenizer: mean squared error of pixels in [0, 1] and judged accuracy, by way of the
-    posterior means and by way of the sampled z, which is what the language model learns to draw."""
+    """Reconstruction of held-out digits from the posterior means and from sampled z: mean squared error of pixels in
+    [0, 1], and the judge's accuracy."""
     held_out, judge = real_scans("held_out"), load_judge()
     posteriors = tokenizer.encode([item.image for item in digits.load("held_out")])
     generator = torch.Generator().manual_seed(seed)
@@ -167,7 +169,7 @@ def reconstruct(tokenizer, seed: int) -> dict[str, float]:
 
 
 def draw(pipeline: Pipeline, scale: float, seed: int, setting: Setting) -> dict[str, float]:
-    """Digits at one guidance scale, classes balanced: judged accuracy and the Fréchet distance over real-to-real."""
+    """Draw digits at one guidance scale, classes balanced; returns the judge's accuracy and the Fréchet distances."""
     example = digits.load("train")[0].image  # only the word of the document is given to the model
     labels = [k for _ in range(setting.digits_per_class) for k in range(NUM_CLASSES)]
     prompts = [before_answer(documents.text_to_image(digits.WORDS[k], example)) for k in labels]
@@ -188,7 +190,7 @@ def draw(pipeline: Pipeline, scale: float, seed: int, setting: Setting) -> dict[
 
 
 def study(out: Path, seeds: Sequence[int], c_sigmas: Sequence[float], setting: Setting) -> None:
-    """Every run that `out` does not have yet; ValueError where `out` was made with other settings."""
+    """Make every run that `out` does not have yet. Raises ValueError if `out` was made with other settings."""
     record = _open(out, setting)
     done = {(entry["c_sigma"], entry["seed"]) for entry in record["runs"]}
     for seed in seeds:
@@ -217,7 +219,7 @@ def _open(out: Path, setting: Setting) -> dict[str, Any]:
     if not out.is_file():
         return {"hardware": hardware(), "settings": settings, "runs": []}
     record = json.loads(out.read_text())
-    for name in ("tokenizer", "model"):  # options that came since are at their defaults there
+    for name in ("tokenizer", "model"):  # fills in options that are newer than the file
         record["settings"][name] = parse_recipe(record["settings"][name]).model_dump(mode="json")
     if record["settings"] != settings:
         raise ValueError(f"{out}: was made with other settings than this script's; choose another file")
@@ -233,12 +235,12 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="JSON to write, or to go on with")
+    parser.add_argument("--out", type=Path, help="JSON to write or to continue")
     parser.add_argument("--plot", type=Path, nargs="+", help="JSONs to draw; the PNGs go beside the first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--c-sigma", type=float, nargs="+", default=list(C_SIGMAS), choices=C_SIGMAS)
-    parser.add_argument("--target", default="sample", choices=("sample", "mean"), help="what diffusion learns")
-    parser.add_argument("--smoke", action="store_true", help="a few steps of everything: does it run")
+    parser.add_argument("--target", default="sample", choices=("sample", "mean"), help="target of diffusion")
+    parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to check that it runs")
     arguments = parser.parse_args()
     if arguments.out is None and arguments.plot is None:
         parser.error("give --out, --plot or both")

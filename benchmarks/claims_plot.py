@@ -1,4 +1,4 @@
-"""What `claims.py` found, drawn: `c_sigma.png` and `guidance.png` beside its JSON, and the tables in Markdown.
+"""Plots the results of `claims.py`: `c_sigma.png` and `guidance.png` beside its JSON, and tables in Markdown.
 
 Every point is the mean over seeds with its standard error; the protocol stands below the panels.
 """
@@ -40,7 +40,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """One setting: where its points stand, and its estimates by quantity."""
+    """The line of one setting: x of its points, and its estimates by quantity."""
 
     places: Sequence[float]
     curves: dict[str, list[Estimate]]
@@ -55,13 +55,13 @@ def drawn(record: dict, c_sigma: float, scale: float, name: str) -> Estimate:
 
 
 def rebuilt(record: dict, c_sigma: float, name: str) -> Estimate:
-    """Errors are told in thousandths."""
+    """A figure of the reconstruction over seeds; mean squared errors are multiplied by 1000."""
     scale = 1000 if name.endswith("_mse") else 1
     return estimate([scale * e["reconstruction"][name] for e in record["runs"] if e["c_sigma"] == c_sigma])
 
 
 def plot(sources: Sequence[Path]) -> None:
-    """The two pictures beside the first of `sources`, one line a study and setting; the tables of each on stdout."""
+    """Write the two plots beside the first of `sources`, one line per study and setting; print the tables of each."""
     records = [json.loads(source.read_text()) for source in sources]
     folder = sources[0].parent
     by_scale, by_c_sigma = {}, {}
@@ -87,7 +87,7 @@ def c_sigmas(record: dict) -> list[float]:
 
 
 def _figure(path: Path, along: str, lines: dict[str, Line], record: dict) -> None:
-    """One panel a quantity, one line a setting, error bars over seeds, the protocol below."""
+    """Write a plot: one panel per quantity, one line per setting, error bars over seeds, the protocol below."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -119,15 +119,15 @@ def caption(record: dict) -> str:
     return (
         f"Mean ± standard error over {seeds} seeds (tokenizer and model trained anew for each). 8×8 digits, 16 latents "
         f"of 8 channels; tokenizer {tokenizer} steps,\nLatentLM of 4 layers × 128, {model} steps, sampled z is the "
-        f"input and, unless said, what is learnt. {num} drawn a point, classes balanced,\nprompt: the bare word, "
+        f"input and, unless noted, learnt. {num} drawings per point, classes balanced,\nprompt: the word alone, "
         f"{steps} DPM-Solver++(2M) steps, EMA weights, fp32. Judge: the packaged CNN. Fréchet distance in its "
-        f"features, mean of\n{settings['frechet_draws']} draws of {num} against {num} real, over that of disjoint "
-        f"halves of the real digits, same draws."
+        f"features, mean of\n{settings['frechet_draws']} draws of {num} against {num} real, divided by that of "
+        f"disjoint halves of the real digits, same draws."
     )
 
 
 def tables(record: dict, found: Sequence[float]) -> str:
-    """Markdown: every C_σ × guidance, then the reconstructions."""
+    """Tables in Markdown: every C_σ × guidance, then the reconstructions."""
     scales = record["settings"]["guidances"]
     rows = []
     for name, title in QUANTITIES.items():

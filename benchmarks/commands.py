@@ -1,4 +1,4 @@
-"""What a person at the prompt waits for: the import, a first picture from a fresh process, the demo's memory."""
+"""Time of the import and of a first picture in a fresh process, and the memory of the demo."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from figures import Figure, seconds_of
 IMPORT = "import time; t = time.perf_counter(); import latentlm; print(time.perf_counter() - t)"
 FIRST_USE = "import time; t = time.perf_counter(); from latentlm import load; print(time.perf_counter() - t)"
 LATENTLM = [sys.executable, "-c", "import sys; from latentlm.cli import main; sys.exit(main())"]
-"""What the installed script `latentlm` does, under this interpreter."""
+"""The installed script `latentlm`, run by this interpreter."""
 SAMPLE_SECONDS = 0.2
-"""Time between two looks at a process tree."""
+"""Time between two measurements of a process tree."""
 
 
 def import_figures(repeats: int) -> list[Figure]:
-    """Seconds that `import latentlm` takes inside a fresh interpreter; and with `load`, which brings torch."""
+    """Seconds of `import latentlm` in a fresh interpreter, without and with `load`, which imports torch."""
     bare = [printed_seconds(IMPORT) for _ in range(repeats)]
     whole = [printed_seconds(FIRST_USE) for _ in range(repeats)]
     note = f"median of {repeats} fresh processes"
@@ -38,7 +38,7 @@ def printed_seconds(code: str, environment: dict[str, str] | None = None) -> flo
 
 
 def cold_generate_figure(model: str, repeats: int) -> Figure:
-    """`latentlm generate MODEL "red apple" --to image`, process start to picture on disk."""
+    """Seconds of `latentlm generate MODEL "red apple" --to image`, from the start of the process to the file."""
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for number in range(repeats):
@@ -52,7 +52,7 @@ def cold_generate_figure(model: str, repeats: int) -> Figure:
 
 
 def run(arguments: list[str], environment: dict[str, str] | None = None) -> None:
-    """Raises RuntimeError with the command's last line where it fails."""
+    """Run a command. Raises RuntimeError with its last line of output if it fails."""
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]

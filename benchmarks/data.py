@@ -1,13 +1,13 @@
-"""Data that need not fit in memory: encoding a Parquet file, and training from its shards and from a million documents.
+"""Speed and memory with data on disk: encoding a Parquet file, training from its shards and from a million documents.
 
     python benchmarks/data.py --parquet cifar10-train.parquet --out data.json       about ten minutes on two cores
-    python benchmarks/data.py --scale smoke                                         seconds: does it run, not how fast
+    python benchmarks/data.py --scale smoke                                         seconds, to check that it runs
 
-A small image tokenizer (32×32, patch 4: 64 latents of 8 channels) is made on the spot and calibrated, the pictures are
-encoded with it, and a small model is trained on the shards in a process of its own, of which are measured: the seconds
-from its start to the end of its first step, its peak resident memory, and the share of the later steps that it waited
-for batches. The same for a synthetic set of a million documents: those of the first, again and again, in files of their
-own. Prints a table, and with --out writes JSON.
+A small image tokenizer with random weights (32×32, patch 4: 64 latents of 8 channels) is calibrated and encodes the
+pictures. A small model is trained on the shards in its own process. Three figures of that process are measured: seconds
+from its start to the end of its first step, peak resident memory, and the share of the time of later steps spent
+waiting for batches. The same is done for a synthetic set of a million documents, which repeats those of the first.
+Prints a table, and with --out writes JSON.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parquet", type=Path, help="pictures in a column image, words in a column text")
     parser.add_argument("--scale", choices=SCALES, default="full")
-    parser.add_argument("--processes", type=int, default=2, help="that encode")
-    parser.add_argument("--folder", type=Path, help="where shards and runs are kept (3 GB); default a temporary one")
+    parser.add_argument("--processes", type=int, default=2, help="processes that encode")
+    parser.add_argument("--folder", type=Path, help="folder for shards and runs (3 GB); default a temporary one")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # a recipe and a folder: what the child does
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # used by the child process: a recipe and a folder
     return parser.parse_args(arguments)
 
 
@@ -105,7 +105,7 @@ def measure(parquet: Path, folder: Path, scale: Scale, processes: int) -> Iterat
 
 
 def make_tokenizer(config: SourceConfig, num: int) -> ImageTokenizer:
-    """Random weights: what encoding costs does not hang on what they are."""
+    """A calibrated tokenizer with random weights: the cost of encoding does not depend on their values."""
     torch.manual_seed(0)
     posterior = PosteriorConfig(kind="sigma", c_sigma=0.2)
     sizes = {"image_size": 32, "patch_size": 4, "latent_dim": 8, "width": 96, "encoder_layers": 3, "decoder_layers": 3}
@@ -134,7 +134,7 @@ def encoding(config: SourceConfig, folder: Path, processes: int) -> Figure:
 
 
 def repeat(source: Path, target: Path, num: int, part: int) -> None:
-    """Shards of `num` documents: those of `source`, again and again, in files of `part` documents."""
+    """Write shards of `num` documents, which repeat those of `source`, in files of `part` documents."""
     found = ShardDocuments(str(source))
     if (target / "index.json").exists():
         return
@@ -158,7 +158,7 @@ def _records(found: ShardDocuments) -> Iterator[bytes]:
 
 
 def training(name: str, shards: Path, folder: Path, scale: Scale, *, startup: str, memory: str) -> Iterator[Figure]:
-    """Figures of a run in a process of its own."""
+    """Figures of a training run in its own process."""
     recipe = {
         "kind": "latentlm",
         "tokenizers": {"image": str(folder / "tokenizer")},
@@ -181,11 +181,13 @@ def training(name: str, shards: Path, folder: Path, scale: Scale, *, startup: st
     seconds = found["first_step"] - started
     yield Figure(f"data.{name}.startup", f"{num}: start to the end of the first step", seconds, "s", startup, found)
     yield Figure(f"data.{name}.memory", f"{num}: peak resident memory", found["peak_bytes"] / 1e9, "GB", memory)
-    yield Figure(f"data.{name}.wait", f"{num}: waiting for batches, of a step", 100 * found["wait"], "%", "<= 3")
+    yield Figure(
+        f"data.{name}.wait", f"{num}: share of a step spent waiting for batches", 100 * found["wait"], "%", "<= 3"
+    )
 
 
 def timed_run(recipe: Path, folder: Path) -> dict[str, Any]:
-    """Train, in this process; when the first step ended, what later steps waited for their batches, peak memory."""
+    """Train in this process; returns the end of the first step, the share of later steps spent waiting, peak memory."""
     from latentlm.config import load_recipe
     from latentlm.training import run
 

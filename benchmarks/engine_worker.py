@@ -1,9 +1,9 @@
-"""The engine of one checkout, advanced as its standard input says: the far end of `generation_speed.py --against`.
+"""Runs the engine of one checkout on commands from standard input; a worker of `generation_speed.py --against`.
 
     python benchmarks/engine_worker.py TREE '{"setting": {…}, "dtype": "fp32", "batch": 8, "threads": 1}'
 
-Each line of input is a number of positions; the seconds that they took are the answer. What a tree's engine needs to be
-called like, its own benchmarks know: model, requests and stepping are those of TREE/benchmarks/generation_speed.py.
+Each line of input is a number of positions; the answer is the seconds that they took. Model, requests and stepping are
+those of TREE/benchmarks/generation_speed.py, which fits the engine of its tree.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What every benchmark shares: one figure with its requirement, the hardware it was taken on, the table, the JSON."""
+"""Shared parts of the benchmarks: a figure with its requirement, a description of the hardware, the table, the JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number. `required` reads "< 5" or ">= 0.4"; empty where nothing is asked. `detail` is JSON."""
+    """One measured number. `required` reads "< 5" or ">= 0.4"; empty if there is no requirement. `detail` is JSON."""
 
     name: str
     what: str
@@ -43,7 +43,7 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory, versions, and what of bf16 the processor multiplies natively."""
+    """Processor, cores, memory, versions, and the processor's instructions for bf16 products."""
     import torch
 
     from latentlm.hardware import multiplies_bf16
@@ -63,7 +63,7 @@ def hardware() -> dict[str, Any]:
 
 
 def instructions() -> list[str]:
-    """What bf16 products may run on, as torch names it; oneDNN, which computes them, obeys ONEDNN_MAX_CPU_ISA."""
+    """Instruction sets for bf16 products, as torch names them; ONEDNN_MAX_CPU_ISA limits which of them oneDNN uses."""
     import torch
 
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")

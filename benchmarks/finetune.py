@@ -1,13 +1,13 @@
-"""Fine-tuning, checked by over-fitting: a tiny random model learns 8 clips by heart, with all weights and by LoRA.
+"""Checks fine-tuning by over-fitting: a tiny random model memorises 8 clips, with all weights and with LoRA.
 
     python benchmarks/finetune.py --out finetune.json             spoken digits of ../shared/data (extra dev)
     python benchmarks/finetune.py --clips espeak                  the embedded eSpeak voice instead
 
-The whole path is the user's: sound files and a manifest on disk, the recipe `finetune`, `latentlm.load` of the result.
-Each row: a way and a seed; the error of the generated latents, ‖generated − cached‖ / ‖cached‖ over all clips, before
-and after; of how many clips the length is right (the model says the end itself); the share of the weights that
-trained; seconds. It shows that gradients reach what should train and that what is kept is what was trained. How well a
-voice is learnt is another question: the backbone is random, where a user's is trained.
+It takes the same steps as a user: sound files and a manifest on disk, recipe `finetune`, `latentlm.load` of the result.
+Each row has a method and a seed; the error of the generated latents, ‖generated − cached‖ / ‖cached‖ over all clips,
+before and after; the number of clips with the right length (the model ends them itself); the share of the weights that
+trained; seconds. It tests that gradients reach all weights that should train, and that trained weights are saved. It
+does not test how well a voice is learnt: the backbone is random, while a user's is trained.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ WAYS = {
     "full": None,
     "lora": {"rank": 16, "alpha": 32, "full": ["heads", "embed_latents", "text_head"]},
 }
-"""The adapter of each. A random text head knows nothing of ends, so it trains as well."""
+"""The adapter of each method. The text head predicts the end of a span; as it is random, it trains too."""
 
 TOLERANCE = 0.1
-"""What the error of the generated latents may be; a model that has learnt nothing is at 1 or above."""
+"""Largest allowed error of the generated latents; a model that has learnt nothing has 1 or more."""
 
 
 def real_clips(path: Path, num: int) -> Iterator[tuple[str, Audio]]:
@@ -67,7 +67,7 @@ def real_clips(path: Path, num: int) -> Iterator[tuple[str, Audio]]:
 
 
 def spoken_clips(num: int) -> Iterator[tuple[str, Audio]]:
-    """The first of each word that the embedded voices say."""
+    """The first embedded clip of each of `num` words."""
     words: dict[str, Audio] = {}
     for document in get_source("spoken_digits").document_source("text_to_speech", limit=4 * num):
         said, speech = document.segments
@@ -88,7 +88,8 @@ def write_manifest(clips: Iterator[tuple[str, Audio]], folder: Path) -> Path:
 
 
 def random_start(folder: Path, seed: int) -> Path:
-    """A checkpoint of a small random model on the tokenizers of `tiny`. It diffuses the mean: one right answer each."""
+    """A checkpoint of a small random model on the tokenizers of `tiny`. Its diffusion target is the mean, so that
+    each clip has one right answer."""
     tokenizers = load_tokenizers(resolve("tiny") / "tokenizers")
     del tokenizers["image"]
     config = ModelConfig(
@@ -105,7 +106,7 @@ def random_start(folder: Path, seed: int) -> Path:
 
 
 def tune(start: Path, manifest: Path, out: Path, way: str, seed: int, steps: int) -> Path:
-    """The recipe `finetune` on all clips at once, each step."""
+    """Train by the recipe `finetune`, with all clips in every step."""
     changes = {
         "model.start": str(start),
         "data.sources": [{"manifest": str(manifest)}],
@@ -124,7 +125,7 @@ def tune(start: Path, manifest: Path, out: Path, way: str, seed: int, steps: int
 
 
 def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
-    """‖generated − cached‖ / ‖cached‖ over all clips (what is missing at an end counts as 0), and right lengths."""
+    """‖generated − cached‖ / ‖cached‖ over all clips, the shorter of two padded; and the number of right lengths."""
     cache = LatentCache({"speech": pipeline.tokenizers["speech"]})
     documents = [cache.resolve(document) for document in Manifest(manifest)]
     options = {"guidance": 1.0, "steps": 20, "max_latents": 100}
@@ -147,7 +148,7 @@ def error(pipeline: Pipeline, manifest: Path) -> tuple[float, int]:
 
 
 def trained_share(start: Path, tuned: Path) -> float:
-    """Of all weights, those whose tensors training changed; with an adapter, its own and what trains beside it."""
+    """Share of the weights whose tensors training changed; with an adapter, the size of the saved adapter instead."""
     before, after = (load_file(folder / "model.safetensors") for folder in (start, tuned / "model"))
     num = sum(value.numel() for value in before.values())
     if (tuned / "adapter").is_dir():

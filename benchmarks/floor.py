@@ -1,11 +1,11 @@
-"""The arithmetic floor of generation: the products that a latent needs, over the rate at which matrices multiply.
+"""The arithmetic floor of generation: FLOPs of the matrix products per latent, divided by the measured matrix rate.
 
-What is counted (2 FLOPs a multiply-add; norms, activations, softmax and the solver are not, nor prefill):
+Counted are (2 FLOPs per multiply-add; without norms, activations, softmax, the solver and prefill):
     R = cache rows of a step: B requests, twice with guidance;  S = positions in the cache;  n = head evaluations
     backbone    2·R·L·(D·(H+2K)·E + H·E·D + 3·D·F)         qkv, attention output, SwiGLU of every layer
     attention   4·R·L·H·E·S                                 q·kᵀ and softmax·v over the cached positions
     embed       2·B·C·D                                     the previous latent
-    condition   2·R·D·W                                     once a latent
+    condition   2·R·D·W                                     once per latent
     modulation  2·R·n·W·(3·W·k + 2·W)                       AdaLN of k blocks and the final layer
     ffn         2·R·n·3·W·G·k                               SwiGLU of the k blocks
     in, out     2·B·n·C·W + 2·R·n·W·C                       the noisy latent is the same for both branches
@@ -49,7 +49,7 @@ def step_flops(
 
 
 def occurring_shapes(config: ModelConfig, rows: int, evaluations: int) -> list[tuple[int, int, int]]:
-    """(M, K, N) of the matrix products that carry the work: M rows by K, times K by N."""
+    """Shapes (M, K, N) of the matrix products with most of the work: (M, K) times (K, N)."""
     t, h = config.transformer, config.head
     W = h.width or t.width
     G, G_backbone = h.ffn_width or ffn_width(W), t.ffn_width or ffn_width(t.width)
@@ -64,8 +64,8 @@ def occurring_shapes(config: ModelConfig, rows: int, evaluations: int) -> list[t
 
 
 class MatrixRate:
-    """How fast matrices multiply here in one dtype, by torch's own linear: the better of
-    the fastest of the shapes that occur, and a large square product. Both are measured again at every `probe`."""
+    """FLOP/s of torch's linear on this machine in one dtype: the higher rate of two products, that of the fastest shape
+    that occurs and a large square one. Both are measured again at every `probe`."""
 
     def __init__(self, shapes: Iterable[tuple[int, int, int]], dtype: torch.dtype, square: int, repeats: int = 5):
         self.dtype = dtype
@@ -78,7 +78,7 @@ class MatrixRate:
         self.squares: list[float] = []
 
     def probe(self) -> float:
-        """The rate now, FLOP/s."""
+        """Measure the current rate, in FLOP/s."""
         self.occurring.append(flops_per_second(self.best_shape, self.dtype, self.repeats))
         self.squares.append(flops_per_second(self.square, self.dtype, self.repeats))
         return max(self.occurring[-1], self.squares[-1])
@@ -95,7 +95,7 @@ class MatrixRate:
 
 @torch.inference_mode()
 def flops_per_second(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int) -> float:
-    """Median over `repeats` timings of about 50 MFLOP or one product each."""
+    """Median rate over `repeats` timings, each of about 50 MFLOP or of one product."""
     M, K, N = shape
     flops = 2 * M * K * N
     x, weight = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)

@@ -1,11 +1,11 @@
-"""Generation against its arithmetic floor, early and late in a sequence, while others come and go, and against itself.
+"""Speed of generation: against its arithmetic floor, late in a sequence, while requests come and go, by checkout.
 
     python benchmarks/generation_speed.py --against TREE --batch 1 8 32 --pairs 5 --out against.json
 
 compares the engine of this tree with that of another checkout (latents per second, this one over the other); all other
 figures are printed by `spine.py`.
-The engine runs as it does for users: prefill, unlike lengths of the two branches, a generator per request. Every few
-positions it pauses and the matrix rate is measured again, so both sides of each ratio see the same machine.
+The engine runs as it does for users: prefill, different lengths of the two branches, one generator per request. The
+matrix rate is measured again every few positions, so that both sides of a ratio are measured under the same load.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from latentlm.tokenizers.text import TextTokenizer
 PROMPT = "red apple"
 GUIDANCE = 2.0
 WARM_UP = PATIENCE + 1
-"""Positions before any is timed."""
+"""Positions before timing starts."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The model and the run of these figures."""
+    """Sizes of the model and of the run."""
 
     width: int = 384
     num_layers: int = 6
@@ -56,11 +56,11 @@ class Setting:
 
 
 SMOKE = Setting(width=32, num_layers=2, num_heads=2, num_latents=32, steps=3, chunk=2, square=64)
-"""Sizes that say whether it runs, not how fast."""
+"""Tiny sizes, to check that it runs."""
 
 
 def build(setting: Setting, dtype: torch.dtype) -> LatentLM:
-    """A model with random weights, none of them zero: the time does not depend on what it has learnt."""
+    """A model with random weights, none of them zero: the time does not depend on their values."""
     config = ModelConfig(
         transformer=TransformerConfig(
             width=setting.width,
@@ -109,7 +109,7 @@ class Stepper:
         self.engine = engine
 
     def advance(self, positions: int) -> float:
-        """Seconds for the next latents of every request."""
+        """Seconds to generate the next `positions` latents of every request."""
         started = time.perf_counter()
         for _ in range(positions):
             self.engine.step()
@@ -156,13 +156,13 @@ def floor_figure(setting: Setting, name: str, requests: int, required: str) -> F
     }
     what = (
         f"generation {name}, batch {requests}: {median(speeds):.0f} latents/s, "
-        f"{median(shares_products):.0%} of the time its products alone; of the floor"
+        f"{median(shares_products):.0%} of the time in matrix products; share of the floor"
     )
     return Figure(f"generation.{name}.batch{requests}.floor_share", what, median(shares), "", required, detail)
 
 
 def chunk_flops(config: ModelConfig, setting: Setting, requests: int, lengths: list[int]) -> int:
-    """FLOPs of the chunk that has just been generated; attention at its mean length, each row its own."""
+    """FLOPs of the chunk that has just been generated; attention at the mean length of the rows."""
     mean_context = sum(lengths) / len(lengths) - (setting.chunk - 1) / 2
     parts = step_flops(config, setting.latent_dim, requests=requests, guided=True, context=1, evaluations=setting.steps)
     attention = parts.pop("attention") * mean_context
@@ -173,7 +173,7 @@ def chunk_flops(config: ModelConfig, setting: Setting, requests: int, lengths: l
 
 
 def position_figure(setting: Setting, name: str, requests: int, near: int, far: int, repeats: int) -> Figure:
-    """Cost of a latent at `far` over that at `near`: two engines whose caches are filled so far, taking turns."""
+    """Time per latent at position `far` divided by that at `near`; two engines with filled caches take turns."""
     model = build(setting, DTYPES[name])
     steppers = [filled(model, setting, requests, position) for position in (near, far)]
     seconds: list[list[float]] = [[], []]
@@ -186,7 +186,7 @@ def position_figure(setting: Setting, name: str, requests: int, near: int, far: 
         "milliseconds_far": 1e3 * median(seconds[1]) / requests,
         "protocol": f"median ratio of {repeats} pairs in turn; both branches filled; {setting.steps} steps",
     }
-    what = f"cost of a latent at position {far:,} over {near}, {name}, batch {requests}"
+    what = f"time per latent at position {far:,} divided by position {near}, {name}, batch {requests}"
     return Figure(f"generation.{name}.position_ratio", what, median(ratios), "x", "< 1.5", detail)
 
 
@@ -207,14 +207,14 @@ def filled(model: LatentLM, setting: Setting, requests: int, position: int) -> S
 # ---------------------------------------------------------------------- churn
 
 LONG = 8
-"""Requests that stay, beside the place in which others come and go."""
+"""Requests that stay to the end; one more place is for visitors, which come and go."""
 STAY = 16
 """Positions that each visitor stays; the next one joins with the step after."""
 
 
 def churn_figure(setting: Setting, name: str) -> Figure:
-    """How much the time of a step of LONG requests changes while visitors come and go in one more place, against the
-    same with one more that stays. Two engines take turns, one visit at a time, joining and leaving included."""
+    """Change of the time per step of LONG requests when a further place is taken by one visitor after another, instead
+    of by one request that stays. Two engines take turns, one visit at a time; joining and leaving are included."""
     model = build(setting, DTYPES[name])
     stepper = Stepper(new_engine(model, setting, LONG + 1))
     visited = new_engine(model, setting, LONG + 1)
@@ -239,18 +239,18 @@ def churn_figure(setting: Setting, name: str) -> Figure:
         "protocol": f"median ratio of {len(ratios)} pairs of {STAY} positions in turn; {LONG} guided requests and a "
         f"guided ninth, of {STAY} positions or for good; {setting.steps} steps",
     }
-    what = f"time of a step of {LONG} requests while others come and go in a ninth place, {name}: change"
+    what = f"time per step of {LONG} requests, {name}: change if others come and go in a ninth place"
     return Figure(f"generation.{name}.churn", what, abs(median(ratios) - 1), "", "<= 0.05", detail)
 
 
 # -------------------------------------------------------------------- against
 
 ROUNDS = 4
-"""Turns that the two engines of a pair take."""
+"""Turns of each engine of a pair."""
 
 
 class Worker:
-    """The engine of a checkout in a process of its own, advanced on demand; see `engine_worker.py`."""
+    """The engine of a checkout in its own process, advanced on demand; see `engine_worker.py`."""
 
     def __init__(self, tree: Path, setting: Setting, dtype: str, batch: int):
         options = {"setting": asdict(setting), "dtype": dtype, "batch": batch, "threads": torch.get_num_threads()}
@@ -259,8 +259,8 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def advance(self, positions: int) -> float:
-        """Seconds for so many latents of every request."""
-        with suppress(BrokenPipeError):  # said below, where the answer is missing
+        """Seconds to generate the next `positions` latents of every request."""
+        with suppress(BrokenPipeError):  # reported below, as there is no answer
             print(positions, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -296,7 +296,7 @@ def against_figure(tree: Path, setting: Setting, dtype: str, batch: int, pairs: 
         "latents_per_second": {"this": median(speeds[1]), "other": median(speeds[0])},
         "ratios": ratios,
         "protocol": f"median over {pairs} pairs of processes that take {ROUNDS} turns of {setting.chunk} positions; "
-        f"{setting.steps} steps dpm++2m, guidance {GUIDANCE}; what is required leaves 3% to chance",
+        f"{setting.steps} steps dpm++2m, guidance {GUIDANCE}; the requirement allows for 3% of noise",
     }
     what = f"latents per second over {tree}, {dtype}, batch {batch}"
     return Figure(f"generation.{dtype}.batch{batch}.against", what, median(ratios), "x", ">= 0.97", detail)
@@ -308,9 +308,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
-    parser.add_argument("--threads", type=int, help="threads of torch, for both; default its own")
+    parser.add_argument("--threads", type=int, help="threads of torch, for both; default: torch's own")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run, not how fast")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to check that it runs")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

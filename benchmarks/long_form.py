@@ -1,10 +1,10 @@
-"""Memory of long speech: resident set, now and at its peak, after 1, 5, 15 and 30 minutes of one utterance, as JSON.
+"""Memory of long speech: current and peak resident set after 1, 5, 15 and 30 minutes of one utterance, as JSON.
 
     python benchmarks/long_form.py --out long_form.json
 
 A small model of VibeVoice's kind (two tokenizers of hop 3200 at 24 kHz, connectors, answers until <EOS>) with random
-weights speaks a script of four voices to a WAV file, guided, and never ends by itself. The cache has its whole size
-from the start, as it has with `--max-seconds`; what grows beyond the first minute would be kept for each frame.
+weights speaks a script of four voices to a WAV file, with guidance, and never ends by itself. The cache has its full
+size from the start, as with `--max-seconds`, so memory that grows after the first minute is a leak per frame.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STRIDES = (8, 20, 20)
 
 
 def build(positions: int, width: int = 64) -> Pipeline:
-    """A random model whose context holds `positions`, and whose answers go on and on."""
+    """A random model whose context holds `positions`, and whose answers never end."""
     torch.manual_seed(0)
     text = TextTokenizer()
     model = LatentLM(
@@ -65,7 +65,7 @@ def build(positions: int, width: int = 64) -> Pipeline:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-        # A tie to the last bit, and argmax goes on.
+        # Equal logits: argmax takes the first, <PROCEED>.
         model.text_head.weight[[special.proceed, special.eod, special.bod["speech"], special.eos]] = 0
     tokenizers = {"speech": tokenizer("both", "sigma", 16), "semantic": tokenizer("encoder", "none", 8)}
     return Pipeline(model, {"text": text} | tokenizers)
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         reached = speak(pipeline, options.minutes, Path(folder) / "talk.wav")
     growth = max(reached[-1][name] / reached[0][name] for name in ("resident_mib", "peak_mib"))
-    what = f"memory after {reached[-1]['minutes']:g} minutes of speech over that after {reached[0]['minutes']:g}"
+    what = f"memory after {reached[-1]['minutes']:g} minutes of speech divided by that after {reached[0]['minutes']:g}"
     detail = {"reached": reached, "cache_kib_per_second": cache_bytes_per_second(pipeline) / 1024}
     figure = Figure("long_form.growth", what, growth, "x", "< 1.05", detail)
     print(table([figure]), file=sys.stderr)

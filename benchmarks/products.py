@@ -1,8 +1,8 @@
-"""The matrix products of a position of generation, by themselves: how much of its time nothing else could save.
+"""The matrix products of one position of generation, timed alone: the part of its time that cannot be saved elsewhere.
 
-The floor asks for the rate of a large product. What the engine multiplies is another thing: a few rows by each of many
-matrices, one after the other, which together are larger than a core's own cache. So the products are also timed as they
-occur: the same operators with the same weights in the same order, on inputs of the same shapes, and nothing between.
+The floor assumes the rate of a large product. The engine multiplies a few rows by each of many matrices, one after the
+other, which together are larger than a core's cache. So the products are also timed as they occur: the same operators
+with the same weights in the same order, on inputs of the same shapes, without other operations in between.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PRODUCTS = {"aten::linear", "aten::mm", "aten::addmm", "mkl::_mkl_linear", "mkld
 
 
 class Products(TorchDispatchMode):
-    """The products within `position()`, recorded once and repeated at will."""
+    """The matrix products of `position()`, recorded once, which `seconds` repeats."""
 
     def __init__(self, position: Callable[[], object]):
         super().__init__()
@@ -36,5 +36,5 @@ class Products(TorchDispatchMode):
 
     @torch.inference_mode()
     def seconds(self) -> float:
-        """All of them, once."""
+        """Seconds of all products, run once."""
         return seconds_of(lambda: [function(*args, **kwargs) for function, args, kwargs in self.calls])

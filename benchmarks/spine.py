@@ -1,13 +1,13 @@
-"""Speed and memory of the whole: import, first picture, generation and its floor, long contexts, churn, training, demo.
+"""Speed and memory: import, first picture, generation and its floor, long contexts, churn, training, demo.
 
-    python benchmarks/spine.py --out spine.json            all but the demo's memory, which takes as long as the demo
+    python benchmarks/spine.py --out spine.json            all but the demo, which takes long
     python benchmarks/spine.py --only generation --threads 1
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/spine.py --only generation --threads 1     without AMX
     python benchmarks/spine.py --only demo
 
 Prints a table (what, measured, required) under a line of hardware, and writes the same with every detail as JSON.
-Both sides of every ratio are measured in the same run, in turns. Figures that miss their requirement are figures, not
-errors: the exit code is 0 unless something could not be measured.
+Both sides of every ratio are measured in the same run, in turns. The exit code is 0 even if a figure misses its
+requirement, unless something could not be measured.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts instead of all but demo")
     parser.add_argument("--demo", action="store_true", help="also the peak memory of the demo")
-    parser.add_argument("--demo-arguments", default="", help="further arguments of `latentlm demo`, one string")
-    parser.add_argument("--threads", type=int, help="threads of torch, for both sides of each ratio; default its own")
-    parser.add_argument("--model", default="tiny", help="the model of the cold picture")
+    parser.add_argument("--demo-arguments", default="", help="further arguments of `latentlm demo`, as one string")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own")
+    parser.add_argument("--model", default="tiny", help="model of the first picture in a fresh process")
     parser.add_argument("--recipe", default="demo", help="the recipe whose training is measured")
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32])
     parser.add_argument(
@@ -44,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=10, help="training steps in a block")
     parser.add_argument("--blocks", type=int, default=12, help="pairs of blocks")
     parser.add_argument("--repeats", type=int, default=15, help="pairs of latents at the two positions")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run, not how fast")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to check that it runs")
     return parser.parse_args(arguments)
 
 

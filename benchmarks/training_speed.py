@@ -1,8 +1,8 @@
-"""What the trainer costs over a plain eager loop: the same modules, the same batches, taking turns block by block.
+"""Overhead of the trainer over a plain eager loop with the same modules and batches; the two take turns by blocks.
 
 The trainer draws batches from its loader, keeps the average of the weights, logs, and saves checkpoints. The plain loop
-has its batches built beforehand and does what any loop must: forward, backward, clip, optimiser step. They interleave
-from inside the trainer's own `fit`: after every block it hands the machine over to the plain loop.
+has its batches built beforehand and does only forward, backward, clip and optimiser step. The trainer's `fit` runs the
+plain loop for a block after each of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latentlm.training.trainer import Trainer
 
 
 class PlainLoop:
-    """The loop that anyone would write: no log, no checkpoint, no average, no signals, no ranks."""
+    """A minimal training loop: no log, checkpoint, average of the weights, signals or ranks."""
 
     def __init__(self, model: nn.Module, recipe: LatentLMRecipe, batches: list[list]):
         training = recipe.training
@@ -70,9 +70,9 @@ class PlainLoop:
 
 
 class TurnTaking(Trainer):
-    """A trainer that ends each of its blocks of steps by one of the plain loop's.
+    """A trainer that runs a block of the plain loop after each block of its own steps.
 
-    A block of the trainer runs from one hand-over to the next, so what it does between its steps is inside.
+    Work of the trainer between its steps is included in its blocks.
     """
 
     def __init__(self, *arguments, plain: PlainLoop, block: int):
@@ -94,9 +94,9 @@ class TurnTaking(Trainer):
 
 
 def training_figure(recipe_name: str, overrides: dict, block: int, blocks: int) -> Figure:
-    """Time a token in `Trainer.fit` over time a token in the plain loop, minus one: median over pairs of blocks.
+    """Time per token in `Trainer.fit` divided by that in the plain loop, minus one: median over pairs of blocks.
 
-    A checkpoint falls due every `save_every` steps, so its cost is measured by itself and spread over as many.
+    The cost of a checkpoint is measured separately and spread over `save_every` steps.
     """
     recipe = load_recipe(recipe_name, overrides)
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def training_figure(recipe_name: str, overrides: dict, block: int, blocks: int) 
 def _measure(recipe: LatentLMRecipe, folder: Path, block: int, blocks: int) -> Figure:
     run = build_latentlm(recipe, folder, World())
     loader = document_loader(recipe, run, World())
-    prebuilt = [loader.next_step() for _ in range(block * (blocks + 1))]  # none twice: shapes vary, as they do
+    prebuilt = [loader.next_step() for _ in range(block * (blocks + 1))]  # no batch twice, as shapes vary in training
     plain = PlainLoop(copy.deepcopy(run.model), recipe, prebuilt)
     steps = block * (blocks + 2)  # the first block warms up; the last, which ends in a checkpoint, is not counted
     logged = {"steps": steps, "save_every": steps, "sample_every": None, "max_minutes": None}
@@ -118,7 +118,7 @@ def _measure(recipe: LatentLMRecipe, folder: Path, block: int, blocks: int) -> F
 
 
 def _save_seconds(trainer: Trainer) -> float:
-    """A checkpoint of a step that has none yet."""
+    """Seconds to save a checkpoint of a new step."""
     trainer.progress.step += 1
     return seconds_of(trainer.save)
 
@@ -136,8 +136,8 @@ def _figure(trainer: TurnTaking, recipe: LatentLMRecipe, block: int, save_second
         "checkpoint_overhead": saving,
         "checkpoint_seconds": save_seconds,
         "ratios": ratios,
-        "protocol": f"median over {len(pairs)} pairs of blocks of {block} steps in turn; loader, log and EMA inside; "
+        "protocol": f"median over {len(pairs)} pairs of blocks of {block} steps in turn; with loader, log and EMA; "
         f"a checkpoint spread over {recipe.training.save_every} steps of the plain loop",
     }
-    what = "training overhead over a plain eager loop, a token"
+    what = "training overhead over a plain eager loop, per token"
     return Figure("training.overhead", what, overhead, "", "<= 0.05", detail)

@@ -133,8 +133,8 @@ def test_one_entry_of_a_list_can_be_changed():
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("data.sources.99.weight", "'99' is none of the 10 entries, which count from 0"),
-        ("data.sources.first.weight", "'first' is none of the 10 entries"),
+        ("data.sources.99.weight", "there is no entry '99'; the 10 entries count from 0"),
+        ("data.sources.first.weight", "there is no entry 'first'"),
         ("description.a", "'description' has no key 'a', it is 'digits"),
     ],
 )
@@ -165,11 +165,11 @@ def test_a_list_is_called_a_list():
     [
         ({}, "give one of name (an embedded source), manifest (a JSONL path), path or shards"),
         ({"path": "a.tar", "shards": "b"}, "give one of name"),
-        ({"name": "digits", "held_out": 3}, "held_out goes with a manifest, path or shards; 'digits' has its own"),
-        ({"manifest": "a.jsonl", "held_out": 3}, "held_out of a manifest is another manifest, not 3"),
+        ({"name": "digits", "held_out": 3}, "held_out is for a manifest, path or shards; 'digits' has its own"),
+        ({"manifest": "a.jsonl", "held_out": 3}, "held_out of a manifest must be another manifest, not 3"),
         ({"path": "a.tar", "held_out": 0}, "held_out is a path, a number of documents or a share below 1, not 0"),
         ({"path": "a.tar", "held_out": 1.5}, "a share below 1, not 1.5"),
-        ({"shards": "a", "columns": {"image": "x"}}, "columns goes with path, not with 'a'"),
+        ({"shards": "a", "columns": {"image": "x"}}, "columns is only for path, not for 'a'"),
         ({"path": "a.parquet", "columns": {"imag": "x"}}, "columns: no column 'imag', did you mean 'image'?"),
         ({"shards": "a", "task": "text"}, "shards a: the task was chosen when they were encoded"),
         ({"path": "a.tar", "augmented_copies": 2}, "augmented_copies keeps all pictures in memory"),

@@ -54,6 +54,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def require_multiple(name: str, value: int, of: str, divisor: int) -> None:
-    """UserError, which names both, unless `value` is a multiple of `divisor`."""
+    """Raise UserError, naming both, unless `value` is a multiple of `divisor`."""
     if value % divisor:
         raise UserError(f"{name} {value} is not a multiple of {of} {divisor}")

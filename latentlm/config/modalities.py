@@ -52,7 +52,7 @@ def tokenizer_names() -> tuple[str, ...]:
 
 
 def tokenizer_kinds() -> Mapping[str, tuple[type, type]]:
-    """`kind` in a tokenizer's config.json -> (config class, Tokenizer class)."""
+    """The config class and Tokenizer class of each `kind` of a tokenizer's config.json."""
     return {kind: classes for each in modalities() for kind, classes in each.tokenizers.items()}
 
 

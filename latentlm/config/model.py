@@ -53,11 +53,12 @@ class TransformerConfig(Config):
     )
     rope_base: float = Field(10000.0, gt=0, description="base of the rotary position embedding")
     rope_scaling: RopeScalingConfig | None = Field(
-        None, description="RoPE scaling for longer contexts, as Llama 3; null: none"
+        None, description="RoPE scaling of Llama 3, for longer contexts; null: none"
     )
     rope_interleaved: bool = Field(
         False,
-        description="rotate pairs (0, 1), (2, 3), … as the code of the paper's authors; false: halves, as Llama",
+        description="RoPE rotates the channel pairs (0, 1), (2, 3), … as in the authors' code; false: pairs of a "
+        "channel of the first half and one of the second, as Llama",
     )
     rope_closed: bool = Field(
         False,
@@ -75,7 +76,9 @@ class TransformerConfig(Config):
         if self.num_heads % self.effective_num_kv_heads:
             raise UserError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.effective_head_dim % 2:
-            raise UserError(f"head_dim {self.effective_head_dim} is odd: positions rotate pairs")
+            raise UserError(
+                f"head_dim {self.effective_head_dim} is odd, but RoPE rotates pairs of channels: it must be even"
+            )
         return self
 
     @property
@@ -180,8 +183,8 @@ class ModelConfig(Config):
     )
     lowercase: bool = Field(
         False,
-        description="given texts of documents with media (of a picture or speech to make, or a question about one) are "
-        "lower-cased, in training and in prompts; plain text is not",
+        description="lower-case the texts that are a condition in documents with media (caption to draw, words to say, "
+        "question), in training and in prompts; plain text stays as it is",
     )
     transformer: TransformerConfig = Field(TransformerConfig(), description="the causal Transformer")
     head: HeadConfig = Field(DiffusionHeadConfig(), description="the head that predicts latents, for every modality")

@@ -19,7 +19,7 @@ from .recipes import Recipe
 from .renamed import current_name
 
 MOST_NAMED = 3
-"""Keys of other sections that a message names at most."""
+"""Most keys of other sections that a message names."""
 
 
 def recipe_names() -> list[str]:
@@ -204,4 +204,4 @@ def _set(raw: dict[str, Any], dotted: str, value: Any) -> None:
 def _index(entries: list, part: str, dotted: str) -> int:
     if part.isdecimal() and int(part) < len(entries):
         return int(part)
-    raise RecipeError(f"override {dotted!r}: {part!r} is none of the {len(entries)} entries, which count from 0")
+    raise RecipeError(f"override {dotted!r}: there is no entry {part!r}; the {len(entries)} entries count from 0")

@@ -60,7 +60,9 @@ class RecipeModelConfig(ModelConfig):
         if self.backbone is None and self.transformer is None:
             raise UserError("a model needs a transformer section or a backbone")
         if self.backbone is not None and self.transformer is not None:
-            raise UserError(f"the transformer section comes from backbone {self.backbone!r}, and is given as well")
+            raise UserError(
+                f"give transformer or backbone, not both: backbone {self.backbone!r} has its own transformer"
+            )
         return self
 
     def resolved(self, transformer: TransformerConfig | None = None) -> ModelConfig:
@@ -102,7 +104,7 @@ class LatentLMRecipe(Config):
     """Recipe of a language model over text and latents."""
 
     kind: Literal["latentlm"] = Field("latentlm", description="latentlm: a language model over text and latents")
-    description: str = Field("", description="a line for people")
+    description: str = Field("", description="one line that describes the recipe")
     tokenizers: TokenizersConfig = Field(TokenizersConfig(), description="the tokenizers of text and each modality")
     model: RecipeModelConfig = Field(RecipeModelConfig(), description="the model, or the model to start from")
     data: DataConfig = Field(description="the documents and how they are packed")
@@ -124,11 +126,11 @@ class LatentLMRecipe(Config):
     @model_validator(mode="after")
     def _one_text_tokenizer(self):
         if self.tokenizers.text.ids is not None:
-            raise UserError("tokenizers.text.ids: a recipe numbers no special tokens; a checkpoint keeps their ids")
+            raise UserError("tokenizers.text.ids: is written into checkpoints, a recipe cannot set it")
         if (self.model.backbone is None) == (self.tokenizers.text.kind == "backbone"):
             raise UserError(
                 f"tokenizers.text.kind is {self.tokenizers.text.kind!r} and model.backbone {self.model.backbone!r}: "
-                "a backbone brings its text tokenizer, and nothing else does"
+                "kind must be 'backbone' with a backbone, and something else without"
             )
         return self
 
@@ -141,7 +143,7 @@ class LatentLMRecipe(Config):
             given = [f"model.{name}" for name in sorted(self.model.model_fields_set - {"start"})]
             given += [f"tokenizers.{name}" for name in sorted(self.tokenizers.model_fields_set)]
             if given:
-                raise UserError(f"{given[0]}: model.start {self.model.start!r} brings its own; leave this key out")
+                raise UserError(f"{given[0]}: model.start {self.model.start!r} has its own; leave this key out")
         return self
 
     @model_serializer(mode="wrap")
@@ -181,7 +183,7 @@ class MediaConfig(Config):
     crop: float = Field(
         0.0, ge=0, lt=1, description="crop a random square of each picture, its side 1 - crop to 1 of the shorter side"
     )
-    gain: float = Field(0.0, ge=0, description="change the gain of clips by up to so many dB, with peaks kept below 1")
+    gain: float = Field(0.0, ge=0, description="largest random change of a clip's gain, in dB; peaks stay below 1")
     workers: NonNegativeInt | None = Field(
         None, description="processes that read and decode media; default 2 with a path, else 0"
     )
@@ -201,7 +203,7 @@ def _check_tokenizer_recipe(recipe: ImageTokenizerRecipe | SpeechTokenizerRecipe
     }
     for name in ("gain",) if recipe.kind == "image_tokenizer" else ("flip", "crop"):
         if getattr(recipe.data, name):
-            raise UserError(f"data.{name} does not go with a recipe of kind {recipe.kind}")
+            raise UserError(f"data.{name} is not for recipes of kind {recipe.kind}")
     for source in recipe.data.sources:
         for name, why in refused.items():
             if getattr(source, name) != SourceConfig.model_fields[name].default:
@@ -212,7 +214,7 @@ class ImageTokenizerRecipe(Config):
     """Recipe of a tokenizer of pictures."""
 
     kind: Literal["image_tokenizer"] = Field("image_tokenizer", description="image_tokenizer: a σ-VAE of pictures")
-    description: str = Field("", description="a line for people")
+    description: str = Field("", description="one line that describes the recipe")
     tokenizer: ImageTokenizerConfig = Field(description="the tokenizer's network and posterior")
     losses: ImageReconstructionConfig = Field(
         ImageReconstructionConfig(), description="weights of the reconstruction losses"
@@ -230,7 +232,7 @@ class SpeechTokenizerRecipe(Config):
     """Recipe of a tokenizer of speech."""
 
     kind: Literal["speech_tokenizer"] = Field("speech_tokenizer", description="speech_tokenizer: a σ-VAE of speech")
-    description: str = Field("", description="a line for people")
+    description: str = Field("", description="one line that describes the recipe")
     tokenizer: SpeechTokenizerConfig = Field(description="the tokenizer's network and posterior")
     losses: SpeechReconstructionConfig = Field(
         SpeechReconstructionConfig(), description="weights of the reconstruction losses"

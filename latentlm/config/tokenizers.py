@@ -143,7 +143,7 @@ class SpeechTokenizerConfig(Config):
     @model_validator(mode="after")
     def _frames_fit(self):
         if self.front == "waveform" and self.frame_hop != 1:
-            raise UserError(f"frame_hop {self.frame_hop}: of the front waveform it is 1, which works on samples")
+            raise UserError(f"frame_hop {self.frame_hop}: must be 1 with front waveform, which has no frames")
         if self.front == "spectral":
             require_multiple("frame_window", self.frame_window, "2 · frame_hop =", 2 * self.frame_hop)
         return self
@@ -180,7 +180,7 @@ class TextTokenizerConfig(Config):
             raise UserError(f"vocab_size {self.vocab_size} has no room for the 256 bytes")
         if self.special and self.kind != "backbone":
             raise UserError(
-                f"special tokens {sorted(self.special)} are named for a backbone only, kind is {self.kind!r}"
+                f"special {sorted(self.special)}: this key is only for kind 'backbone', not for {self.kind!r}"
             )
         beyond = {name: i for name, i in self.special.items() if i is not None and not 0 <= i < self.vocab_size}
         if beyond:

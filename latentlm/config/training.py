@@ -35,15 +35,15 @@ class SourceConfig(Config):
     task: str = Field("all", description="the kind of documents: text_to_image, image_to_text, …")
     held_out: StrictStr | StrictInt | StrictFloat | None = Field(
         None,
-        description="what is scored and never trained on: another manifest, path or folder of shards; for path and "
-        "shards also a number of documents, or a share below 1. Embedded sources have a held-out split of their own",
+        description="documents to score and never train on: another manifest, path or folder of shards; with path or "
+        "shards also a number of documents, or a share below 1. Embedded sources have their own held-out split",
     )
     weight: float = Field(
         1.0, gt=0, description="how often documents are drawn from this source, relative to the others"
     )
-    limit: int | None = Field(None, gt=0, description="use only the first so many items; null: all")
+    limit: int | None = Field(None, gt=0, description="number of items to use, from the first one; null: all")
     augmented_copies: int = Field(
-        0, ge=0, description="copies of each picture, slightly rotated, shifted and scaled, that are added"
+        0, ge=0, description="number of slightly rotated, shifted and scaled copies of each picture to add"
     )
     noise: float = Field(
         1.0, ge=0, description="factor of the posterior's standard deviation when latents of this source are drawn"
@@ -63,19 +63,21 @@ class SourceConfig(Config):
         if sum(place is not None for place in (self.name, self.manifest, self.path, self.shards)) != 1:
             raise UserError("give one of name (an embedded source), manifest (a JSONL path), path or shards")
         if self.held_out is not None and self.name is not None:
-            raise UserError(f"held_out goes with a manifest, path or shards; {self.name!r} has its own held-out split")
+            raise UserError(f"held_out is for a manifest, path or shards; {self.name!r} has its own held-out split")
         if self.manifest is not None and not isinstance(self.held_out, str | None):
-            raise UserError(f"held_out of a manifest is another manifest, not {self.held_out!r}; of a path it may be")
+            raise UserError(
+                f"held_out of a manifest must be another manifest, not {self.held_out!r}; with path it may be a number"
+            )
         if isinstance(self.held_out, int | float) and not (
             self.held_out >= 1 if isinstance(self.held_out, int) else 0 < self.held_out < 1
         ):
             raise UserError(f"held_out is a path, a number of documents or a share below 1, not {self.held_out!r}")
         if self.columns and self.path is None:
-            raise UserError(f"columns goes with path, not with {self.label!r}")
+            raise UserError(f"columns is only for path, not for {self.label!r}")
         if self.shards is not None and self.task != "all":
             raise UserError(f"shards {self.shards}: the task was chosen when they were encoded; leave out task")
         if self.augmented_copies and self.is_on_disk:
-            raise UserError("augmented_copies keeps all pictures in memory: it goes with name and manifest")
+            raise UserError("augmented_copies keeps all pictures in memory: it is only for name and manifest")
         return self
 
     @property
@@ -181,11 +183,11 @@ class TrainingConfig(Config):
     log_every: int = Field(10, gt=0, description="steps between two records in train.jsonl")
     save_every: int = Field(500, gt=0, description="steps between two checkpoints")
     sample_every: int | None = Field(
-        None, gt=0, description="steps between two samples, which are scored on held-out data too; null: none"
+        None, gt=0, description="steps between two rounds of samples and held-out losses; null: none"
     )
     keep: int = Field(2, gt=0, description="number of checkpoints that are kept")
     max_minutes: float | None = Field(
-        None, gt=0, description="length of the schedule in minutes, if that ends it sooner than steps"
+        None, gt=0, description="time limit in minutes; the schedule ends here or after steps, whichever comes first"
     )
     adapter: AdapterConfig | None = Field(
         None, description="train an adapter instead of all weights; null: all weights"

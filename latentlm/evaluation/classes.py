@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 MIN_PER_CLASS = 8
-"""Pictures of a class that a classifier can learn from."""
+"""Fewest pictures of a class."""
 MIN_COVERED = 0.9
 """Share of the held-out pictures whose words must be classes."""
 
 
 @dataclass(frozen=True)
 class LabelledPicture:
-    """A picture, the text that stands with it, and the document of both."""
+    """A picture, its text, and the document that they are from."""
 
     word: str
     picture: PILImage
@@ -36,7 +36,7 @@ class LabelledPicture:
 
 @dataclass(frozen=True)
 class ClassSplit:
-    """Pictures that a classifier learns from and pictures that it does not see, all of the same classes."""
+    """Pictures that a classifier is trained on, and held-out pictures of the same classes."""
 
     classes: tuple[str, ...]
     train: tuple[LabelledPicture, ...]
@@ -53,9 +53,11 @@ def labelled_picture(document: Document) -> LabelledPicture | None:
 
 
 def split_classes(train: Sequence[LabelledPicture], held_out: Sequence[LabelledPicture]) -> ClassSplit | None:
-    """The classes among the words of `train`: at least two words of MIN_PER_CLASS pictures or more, which nearly all of
-    `held_out` have. Where that fails, every second picture of `held_out` takes the place of `train`. None where that
-    fails too: the words are descriptions, or there are too few pictures.
+    """Pictures to train and to test a classifier, if their words are classes; else None.
+
+    Classes are the words with MIN_PER_CLASS or more pictures in `train`. There must be at least two, and MIN_COVERED of
+    the pictures in `held_out` must have one. If not, one half of `held_out` is tried as `train`, and the other half is
+    held out. None if that fails too: the words are descriptions, or there are too few pictures.
     """
     for learnt, kept in ((train, held_out), (held_out[1::2], held_out[::2])):
         counts = Counter(item.word for item in learnt)

@@ -1,4 +1,4 @@
-"""A picture classifier trained on the spot: the judge of pictures whose prompts are class words of a user's own data.
+"""A picture classifier that an evaluation trains: the judge of pictures drawn for class words of a user's own data.
 
 Place in the flow: labelled pictures ──▶ classes and features ──▶ `drawn.py`. Training takes a fixed number of examples,
 less than a minute of one core for thousands of pictures, and is a function of the pictures and the seed alone. Such a

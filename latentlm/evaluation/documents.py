@@ -134,7 +134,7 @@ def _write(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[D
     report.add(
         "documents.exact_match",
         rate,
-        f"{how}; the whole text is the real one",
+        f"{how}; exact match of the whole text",
         reference=Counter(wanted).most_common(1)[0][1] / len(wanted),
         reference_name="the most frequent text",
         interval=interval(rate, len(right)),
@@ -145,7 +145,7 @@ def _write(pipeline: Pipeline, protocol: Protocol, report: Report, asked: list[D
         for document, answer, text, ok in zip(asked, answers, wanted, right, strict=True)
     ]
     note = "The condition → the real text, then the text of the model."
-    for name, title, heard in (("text", "Texts written", False), ("sounds", "Sounds written down", True)):
+    for name, title, heard in (("text", "Texts written", False), ("sounds", "Speech transcribed", True)):
         some = tuple(item for item in exhibits if (item.sound is not None) == heard)
         if some:
             report.galleries.append(Gallery(f"documents-{name}", title, note, some[: SHOWN["text"]]))

@@ -1,7 +1,7 @@
 """Pictures drawn for the conditions of a user's own held-out documents.
 
 Place in the flow: pipeline ──▶ pictures ──▶ figures and gallery of the report. Where the conditions are class words, a
-classifier trained on the spot (`classifier.py`) says which class was drawn, and the Fréchet distance in its features
+classifier trained for the report (`classifier.py`) says which class was drawn, and the Fréchet distance in its features
 compares the drawings with held-out pictures. Other conditions have no judge: their drawings are only shown.
 Legend: `B` pictures, `F` features.
 """
@@ -70,7 +70,7 @@ def evaluate_drawn(
     )
     split = split_classes(learnt, held_out)
     if split is None:
-        reason = "the texts are no class words, or too few pictures have the same text"
+        reason = "the texts are not class words, or too few pictures have the same text"
         report.leave_out("documents.image_class_accuracy", reason)
         shown = list(asked[:SHOWN])
         _add_gallery(protocol, report, shown, _draw(pipeline, protocol, shown), [("", None)] * len(shown), origin)
@@ -128,13 +128,11 @@ def _add_accuracy(
     protocol: Protocol, report: Report, split: ClassSplit, judged: Judged, real: Judged, origin: str
 ) -> None:
     num = len(judged.labels)
-    judge = (
-        f"small CNN trained on the spot on {len(split.train)} real pictures of the same {len(split.classes)} classes"
-    )
+    judge = f"small CNN trained for this report on {len(split.train)} real pictures of the {len(split.classes)} classes"
     report.add(
         "documents.image_class_accuracy",
         judged.accuracy,
-        protocol.describe(f"{num} pictures drawn for class words of {origin}; class by a {judge}", "documents"),
+        protocol.describe(f"{num} pictures drawn for class words of {origin}, classified by a {judge}", "documents"),
         reference=real.accuracy,
         reference_name="real held-out pictures",
         interval=interval(judged.accuracy, num),
@@ -162,7 +160,7 @@ def _add_frechet(protocol: Protocol, report: Report, judged: Judged, real: Judge
         int(torch.bincount(real_labels, minlength=num_classes).min()) // 2,
     )
     if per_class * num_classes < max(MIN_FRECHET_SIZE, possible // 2):  # balancing would leave out too many pictures
-        labels, real_labels, balance = torch.zeros_like(labels), torch.zeros_like(real_labels), "classes as they come"
+        labels, real_labels, balance = torch.zeros_like(labels), torch.zeros_like(real_labels), "classes not balanced"
     draws, seed = protocol.counts.draws, protocol.seed
     found = compare_balanced(judged.features, labels, real.features, real_labels, draws, seed)
     how = protocol.describe(
@@ -173,7 +171,7 @@ def _add_frechet(protocol: Protocol, report: Report, judged: Judged, real: Judge
     report.add(
         "documents.image_frechet_ratio",
         found.ratio,
-        f"{how}; divided by that of real against real, disjoint halves, same draws and sizes",
+        f"{how}; divided by the distance of disjoint halves of the real pictures, same draws and sizes",
         reference=1.0,
         reference_name="real against real",
     )

@@ -91,7 +91,7 @@ def evaluate(
     parts = _parts_of(seen, bool(documents)) if tasks is None else tasks
     unseen = [task for task in TASKS if task not in parts and task != "documents"]
     if unseen and tasks is None:
-        why = "the model was not trained on their sources; --only measures them all the same"
+        why = "the model was not trained on their sources; name a part with --only to measure it anyway"
         report.notes.append(f"left out: {', '.join(unseen)} ({why}).")
     for task, run in _runs(pipeline, protocol, report, seen, documents, training).items():
         if task not in parts:
@@ -116,7 +116,7 @@ def evaluate_tokenizer(
 
     Raises UserError for errors in a manifest.
     """
-    report = Report(title, "A tokenizer alone: media to latents and back.")
+    report = Report(title, "Reconstruction by a tokenizer: media to latents and back.")
     protocol = Protocol(counts=QUICK if quick else Counts())
     tokenizers = {tokenizer.modality: tokenizer}
     if tokenizer.modality not in RECONSTRUCTED:
@@ -139,7 +139,7 @@ def has_solver(model: LatentLM) -> bool:
 
 
 def _parts_of(seen: Seen, has_documents: bool) -> list[str]:
-    """The parts that are about sources trained on; "documents" too where the user's own data hold none out."""
+    """The parts whose sources were trained on; "documents" also if the user's own data have no held-out part."""
     wanted = {"reconstruction": bool(_reconstructed(seen)), "documents": has_documents or bool(seen.own)}
     return [task for task in TASKS if wanted.get(task, seen.part(task))]
 
@@ -175,7 +175,7 @@ def _obstacle(task: str, pipeline: Pipeline, documents: Mapping[str, Sequence[Do
     if task == "reconstruction":
         return None
     if pipeline.tokenizers["text"].is_classes:
-        return "the model makes pictures of classes and knows no text"
+        return "the model is class-conditional and has no text"
     if task == "documents":
         return None if documents else "no held-out documents: name a manifest of them with --manifest"
     modality = {"digits": "image", "emoji": "image", "shapes": "image", "speech": "speech"}.get(task)

@@ -46,7 +46,7 @@ class EvaluationRequest:
 
 
 def evaluate_model(request: EvaluationRequest) -> Report:
-    """A LatentLM: on the sources of its recipe, or the manifests."""
+    """Evaluate a LatentLM on the sources of its recipe, or on the manifests."""
     weights = "raw" if request.raw else "ema"
     dtype = choose_dtype(request.dtype, request.device)
     pipeline = load(request.name, weights=weights, device=request.device, dtype=dtype)
@@ -54,7 +54,7 @@ def evaluate_model(request: EvaluationRequest) -> Report:
     seen = Seen.of(parse_recipe(trained, f"{request.name}: recipe")) if trained else Seen.nothing()
     if not trained and not request.manifests and not request.only:
         request.say(
-            f"{request.name} has no recipe that names its sources; name held-out documents of them with --manifest"
+            f"{request.name} has no recipe that names its training data; give held-out documents with --manifest"
         )
     return evaluate(
         pipeline,
@@ -75,7 +75,7 @@ def evaluate_model(request: EvaluationRequest) -> Report:
 
 
 def evaluate_tokenizer_folder(request: EvaluationRequest) -> Report:
-    """A tokenizer: the reconstruction of media."""
+    """Evaluate a tokenizer: the reconstruction of media."""
     if request.only or request.guidance or request.steps or request.solver or request.raw or request.dtype != "auto":
         given = "--only, --guidance, --steps, --solver, --raw and --dtype"
         raise UserError(f"{given} are for models, and {request.name} is a tokenizer")

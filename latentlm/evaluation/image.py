@@ -49,14 +49,14 @@ def _score_drawn_digits(drawn: list[PILImage], labels: list[int], protocol: Prot
     judge, held_out = load_judge(), real_scans("held_out")
     real_accuracy = accuracy(judge, held_out)
     scans = Scans(to_scans(drawn), torch.tensor(labels))
-    num, word = len(labels), "prompt: the bare word"
-    how = protocol.describe(f"{num} drawn, {num // NUM_CLASSES} a class, {word}", "digits")
+    num, word = len(labels), "prompt: the word alone"
+    how = protocol.describe(f"{num} drawn, {num // NUM_CLASSES} per class, {word}", "digits")
     name_of_judge = "small CNN trained on the 1,500 real training digits, averaged down to 8×8"
     rate = accuracy(judge, scans)
     report.add(
         "digits.prompt_accuracy",
         rate,
-        f"{how}; class by the packaged judge ({name_of_judge})",
+        f"{how}; classified by the packaged judge ({name_of_judge})",
         reference=real_accuracy,
         reference_name="real held-out digits",
         interval=interval(rate, num),
@@ -68,7 +68,7 @@ def _score_drawn_digits(drawn: list[PILImage], labels: list[int], protocol: Prot
     report.add(
         "digits.frechet_ratio",
         found.ratio,
-        f"{frechet}; over the mean of real against real, disjoint halves, same draws and sizes",
+        f"{frechet}; divided by the mean distance of disjoint halves of the real digits, same draws and sizes",
         reference=1.0,
         reference_name="real against real",
     )
@@ -84,7 +84,7 @@ def _score_drawn_digits(drawn: list[PILImage], labels: list[int], protocol: Prot
         Exhibit(digits.WORDS[k], picture=image, mark=ok)
         for image, k, ok in zip(drawn[:shown], labels, right, strict=False)
     )
-    note = "A column a word, drawn from the bare word; the first of each class, not chosen. Red: the judge saw another."
+    note = "One column per word, which is the whole prompt; not selected. Red: the judge saw another digit."
     report.galleries.append(Gallery("digits", "Digits drawn", note, tuple(exhibits), NUM_CLASSES))
 
 
@@ -130,11 +130,11 @@ def evaluate_emoji(
     right_all = nearest(pixels, atlas) == wanted
     rate, rate_all = float(right.float().mean()), float(right_all.float().mean())
     how = protocol.describe(f"{len(asked)} names in lower case, all trained on, so this measures memory", "emoji")
-    metric = "least mean square distance of pixels"
+    metric = "by mean squared error of the pixels"
     report.add(
         "emoji.top1",
         rate,
-        f"{how}; the named picture is the nearest of the {len(trained)} trained on, {metric}",
+        f"{how}; of the {len(trained)} pictures trained on, the named one is nearest to the drawing, {metric}",
         reference=1 / len(trained),
         reference_name="chance",
         interval=interval(rate, len(asked)),
@@ -142,7 +142,7 @@ def evaluate_emoji(
     report.add(
         "emoji.top1_all",
         rate_all,
-        f"{how}; the named picture is the nearest of all {len(everything)} in the atlas, {metric}",
+        f"{how}; of all {len(everything)} pictures in the atlas, the named one is nearest to the drawing, {metric}",
         reference=1 / len(everything),
         reference_name="chance",
         required=(">=", 0.95) if len(trained) == len(everything) else None,

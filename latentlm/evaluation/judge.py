@@ -129,7 +129,7 @@ def accuracy(judge: Judge, scans: Scans) -> float:
 def compare(generated: Scans, real: Scans, judge: Judge, num_draws: int = 40, seed: int = 0) -> FrechetComparison:
     """Fréchet distances in the judge's features, with balanced classes.
 
-    The labels of the generated are the prompted classes, drawn right or wrong. UserError where a class is missing.
+    The labels of `generated` are the prompted classes, drawn right or wrong. Raises UserError if a class is missing.
     """
     return compare_balanced(
         judge.features(generated.values), generated.labels, judge.features(real.values), real.labels, num_draws, seed

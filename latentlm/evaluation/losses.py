@@ -51,7 +51,7 @@ def score_others(pipeline: Pipeline, protocol: Protocol, report: Report, others:
         sums = [_loss(scores[i], name) for i in chosen]
         others_sums = [_loss(under_others[i], name) for i in chosen]
         unit = "nats per token" if name == "text" else pipeline.model.heads[name].unit
-        how = protocol.describe_scores(f"{len(chosen)} documents of {origin} that end in or hold {name}; {unit}")
+        how = protocol.describe_scores(f"{len(chosen)} documents of {origin} with {name} as a target; {unit}")
         loss, other = mean_per_element(sums, counts), mean_per_element(others_sums, counts)
         report.add(
             f"documents.{name}_loss",
@@ -66,7 +66,7 @@ def score_others(pipeline: Pipeline, protocol: Protocol, report: Report, others:
             report.add(
                 f"documents.{name}_condition_gain",
                 gain.value,
-                f"{how}; loss under another document's condition minus loss, document by document",
+                f"{how}; loss under another document's condition minus loss under its own, per document",
                 reference=0.0,
                 reference_name="a model that ignores its conditions",
                 standard_error=gain.standard_error,

@@ -19,12 +19,12 @@ GUIDANCE = {"digits": 1.0, "emoji": 2.0, "shapes": 2.0, "speech": 1.5, "document
 """Default guidance scale by task; for documents it is replaced by the model's own."""
 MAX_ANSWER_TOKENS = 64
 WORD_SECONDS, PHRASE_SECONDS = 3.0, 6.0
-"""An utterance that has not ended by then is cut: several times the longest real one."""
+"""Longest digit word and phrase, several times the longest real ones; an utterance is cut there."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of samples. judge_pictures: that a classifier of a user's own data is trained on."""
+    """Numbers of samples. judge_pictures: pictures of a user's own data that a classifier is trained on."""
 
     digits_per_class: int = 100
     captions: int = 297
@@ -63,7 +63,10 @@ class Protocol:
     batch_size: int = 250
 
     def with_guidance(self, guidance: float | Mapping[str, float] | None) -> Protocol:
-        """One scale for every task, or scales by task over the defaults; UserError for a task that does not exist."""
+        """The protocol with one guidance scale for every task, or with scales by task that replace the defaults.
+
+        Raises UserError for an unknown task.
+        """
         if guidance is None:
             return self
         if not isinstance(guidance, Mapping):
@@ -74,14 +77,14 @@ class Protocol:
         return replace(self, guidance=dict(self.guidance) | dict(guidance))
 
     def describe(self, samples: str, task: str | None = None) -> str:
-        """`samples`, then how they were generated: by the guidance of `task`, or greedily as text where it is None."""
+        """`samples`, then how they were generated: with the guidance of `task`, or as greedy text if `task` is None."""
         if task is None:
             return f"{samples}; greedy, {self._computed}"
         solver = f", {self.steps} steps of {self.solver}" if self.uses_solver else ""
         return f"{samples}; guidance {self.guidance[task]:g}{solver}, {self._computed}"
 
     def describe_scores(self, samples: str) -> str:
-        """`samples`, which were scored and not generated, then with which weights, dtype and seed."""
+        """`samples` that were scored, not generated, then weights, dtype and seed."""
         return f"{samples}; {self._computed}"
 
     @property
@@ -91,14 +94,14 @@ class Protocol:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """UserError for the first unknown name in `tasks`."""
+    """Raise UserError for the first unknown name in `tasks`."""
     for task in tasks:
         if task not in TASKS:
             raise UserError(f"unknown evaluation {task!r}{did_you_mean(task, TASKS)}")
 
 
 def before_answer(document: Document) -> Document:
-    """The document without its last segment, all of it condition: the prompt whose answer is that segment."""
+    """The prompt that asks for the last segment of a document: all other segments, as conditions."""
     return Document(tuple(replace(segment, condition=True, loss=False) for segment in document.segments[:-1]))
 
 

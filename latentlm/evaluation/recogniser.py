@@ -52,12 +52,12 @@ class Recogniser:
 
     @classmethod
     def of_words(cls, words: Sequence[str]) -> Recogniser:
-        """Hears exactly one of `words`, each a word or a sentence in the recogniser's spelling (`normalise`)."""
+        """A recogniser that hears one of `words`, each a word or sentence in its spelling (`normalise`)."""
         return cls(f"#JSGF V1.0;\ngrammar words;\npublic <word> = {' | '.join(words)};\n")
 
     @classmethod
     def of_phrases(cls) -> Recogniser:
-        """Hears any sentence of the language of `data.embedded.phrases`: every combination, held out or not."""
+        """A recogniser that hears any sentence of `data.embedded.phrases`: every combination, held out or not."""
         rules = {
             "number": phrases.DIGITS,
             "colour": phrases.COLOURS,

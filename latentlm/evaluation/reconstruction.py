@@ -41,7 +41,7 @@ def evaluate_reconstruction(
     report: Report,
     sets: Collection[str] = EMBEDDED_SETS,
 ) -> None:
-    """Embedded media through the tokenizers of their modality: those of `sets`, of EMBEDDED_SETS.
+    """Reconstruct the embedded media named in `sets`, keys of EMBEDDED_SETS, by the tokenizers of their modality.
 
     What cannot be measured is noted in the report.
     """
@@ -111,7 +111,7 @@ def _embedded_speech(tokenizer: Tokenizer, protocol: Protocol, report: Report) -
 def reconstruct_images(
     tokenizer: Tokenizer, report: Report, name: str, images: Sequence[PILImage], what: str
 ) -> list[PILImage]:
-    """The pictures after the tokenizer; adds the figure `name`_psnr."""
+    """The reconstructed pictures; adds the figure `name`_psnr."""
     pixels, decoded = _pixels(tokenizer, images), through(tokenizer, images)
     report.add(
         f"{name}_psnr",
@@ -126,7 +126,7 @@ def reconstruct_images(
 def reconstruct_speech(
     tokenizer: Tokenizer, report: Report, name: str, clips: Sequence[Audio], what: str
 ) -> list[Audio]:
-    """The clips after the tokenizer; adds the figures `name`_stoi and `name`_pesq, without clips too short for them."""
+    """The reconstructed clips; adds the figures `name`_stoi and `name`_pesq, over clips that are long enough."""
     decoded = through(tokenizer, clips)
     pairs = [pair for pair in zip(clips, decoded, strict=True) if pair[0].seconds >= SHORTEST_SECONDS]
     for metric, package, best in ((stoi, "pystoi", 1.0), (pesq, "pesq", 4.64)):
@@ -136,7 +136,7 @@ def reconstruct_speech(
             continue
         values = [value for value in (metric(*pair) for pair in pairs) if value is not None]
         if not values:
-            report.leave_out(figure, f"no clip of {SHORTEST_SECONDS} s in which anything is said")
+            report.leave_out(figure, f"no clip of {SHORTEST_SECONDS} s or more with speech")
             continue
         how = f"mean over {len(values)} {what}, 16 kHz; {HOW}"
         report.add(figure, float(np.mean(values)), how, reference=best, reference_name="identical sound")

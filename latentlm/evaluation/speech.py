@@ -29,7 +29,7 @@ LENGTHS = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class Utterance:
-    """A text, its generated clip, whether the model ended that, and the words that the recogniser heard."""
+    """A text, its generated clip, whether the model ended the clip, and the words that the recogniser heard."""
 
     text: str
     audio: Audio
@@ -97,7 +97,7 @@ def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
     report.add(
         "speech.word_ratio",
         rate / real_rate,
-        f"{how}; rate of words recognised over the rate of the real clips; {scored}",
+        f"{how}; share of words recognised, divided by that of the real clips; {scored}",
         reference=1.0,
         reference_name="real clips",
         interval=interval(rate, num) / real_rate,
@@ -116,7 +116,7 @@ def _say_words(pipeline: Pipeline, protocol: Protocol, report: Report) -> None:
         _players(
             "words",
             "Digit words said",
-            "The first ones. No voice is given: each seed finds its own.",
+            "The first ones. No voice is given, so the voice depends on the seed.",
             said[:SHOWN_WORDS],
         )
     )

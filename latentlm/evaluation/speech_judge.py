@@ -28,7 +28,10 @@ class SpeechJudge:
 
 
 def speech_judge_for(texts: Sequence[str]) -> SpeechJudge | str:
-    """The recogniser for speech with these texts, or the reason why there is none. UserError without pocketsphinx."""
+    """The recogniser for speech with these texts, or the reason why there is none.
+
+    Raises UserError if pocketsphinx is not installed.
+    """
     said = [text for text in map(normalise, texts) if text]
     if not said:
         return "its texts have no words"

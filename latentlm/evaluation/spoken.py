@@ -39,16 +39,16 @@ MAX_LATENTS = 1500
 """Latents of the real answers to all prompts together (two minutes of speech at 12.5 per second); at least SHOWN
 prompts are answered."""
 MAX_SECONDS = 30.0
-"""An utterance that has not ended by then is cut."""
+"""Length at which an utterance is cut."""
 LONGER = 2
-"""Other answers are cut at this multiple of the longest real one."""
+"""Length at which other answers are cut, in multiples of the longest real one."""
 NUM_TRAINING_TEXTS = 300
 SCRIPT_LINE = re.compile(r" Speaker \d+: (.+)\n")
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """A held-out document, the answer generated for it, and whether the model ended that."""
+    """A held-out document, the answer generated for it, and whether the model ended the answer."""
 
     document: Document
     made: Any
@@ -114,7 +114,7 @@ def _add_lengths(report: Report, name: str, spoken: Sequence[Spoken], how: str) 
     report.add(
         f"{prefix}.length_ratio",
         ratio.value,
-        f"{how}; generated length over the real",
+        f"{how}; generated length divided by the real length",
         reference=1.0,
         reference_name="real",
         standard_error=ratio.standard_error,
@@ -184,7 +184,7 @@ def _add_speakers(report: Report, spoken: Sequence[Spoken], how: str) -> None:
     report.add(
         "documents.speaker_similarity",
         found.value,
-        f"{how}; cosine of resemblyzer's speaker embeddings, to the voice that was given; {len(given)} clips",
+        f"{how}; cosine of resemblyzer's speaker embeddings of the answer and of the given voice; {len(given)} clips",
         reference=float(np.mean(real)),
         reference_name="real clips",
         standard_error=found.standard_error,

@@ -77,7 +77,9 @@ def evaluate_text(
         f"byte frequencies {trained_on}; {how}",
     )
     report.add("text.bits_per_byte_ngram2", order_2, f"{NGRAM} {trained_on}; {how}")
-    report.add("text.bits_per_byte_lzma", lzma_bits(held_out, train) / num_bytes, f"LZMA primed with the texts; {how}")
+    report.add(
+        "text.bits_per_byte_lzma", lzma_bits(held_out, train) / num_bytes, f"LZMA primed with the training texts; {how}"
+    )
     uniform = uniform_bits(pipeline.tokenizers["text"], held_out) / num_bytes
     report.add("text.bits_per_byte_uniform", uniform, f"every token equally likely, as before training; {how}")
     report.galleries.append(_continuations(pipeline, protocol))

@@ -30,13 +30,13 @@ STEMS = ("model", "diffusion_pytorch_model")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 READABLE = ("*.json", "*.txt", "*.model", "*.safetensors")
 ZIP = b"PK\x03\x04"
-"""How a zip file begins, and so a file that torch.save wrote."""
+"""First bytes of a zip file, the format of torch.save."""
 
 NOT_A_PICKLE = (
     *(UnpicklingError, RuntimeError, EOFError, IndexError, KeyError, ValueError, TypeError, AttributeError),
     *(AssertionError, struct.error),
 )
-"""What `torch.load` raises for a pickle with code, and for damaged bytes."""
+"""Exceptions that `torch.load` raises for a pickle with code and for damaged files."""
 
 SAFETENSORS_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -200,7 +200,7 @@ def _open_safetensors(file: Path) -> safe_open:
 
 
 def unpickle(file: Path) -> Mapping:
-    """The dictionary in a pickled file, by `weights_only`. UserError names a file that holds anything else."""
+    """The dictionary in a pickled file, by `weights_only`. Raises UserError naming a file that holds anything else."""
     log.warning("%s: pickled weights, read with weights_only (tensors and plain containers, no code)", file)
     is_zip = _is_whole_zip(file)
     # Training scripts of the MAE family keep their argument list beside the weights. A Namespace is plain data.
@@ -217,7 +217,7 @@ def unpickle(file: Path) -> Mapping:
 
 
 def _is_whole_zip(file: Path) -> bool:
-    """Whether `file` is a zip file. UserError for an empty file, and for a zip file without its end.
+    """Whether `file` is a zip file. Raises UserError for an empty file, and for a zip file without its end.
 
     torch takes a zip file without its end for one of its older formats.
     """

@@ -192,7 +192,7 @@ def from_files(files: CheckpointFiles, image_size: int | None = None) -> ConvIma
     if files.config:
         config, layout = read_config(files.config, image_size), "diffusers"
     elif image_size is None:
-        raise UserError(f"{files.path}: no config.json says how large the pictures are; give an image size")
+        raise UserError(f"{files.path}: there is no config.json with the size of the pictures; give an image size")
     else:
         config, layout = original_config(seen, image_size), "original"
     tokenizer = ConvImageTokenizer(config)

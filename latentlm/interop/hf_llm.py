@@ -102,7 +102,7 @@ class Backbone:
 
     @classmethod
     def open(cls, name: str | Path) -> Backbone:
-        """Open a folder of `transformers` with tokenizer.json, or a hub id. UserError, one line, says what is wrong."""
+        """Open a folder of `transformers` with tokenizer.json, or a hub id. Raises UserError saying what is wrong."""
         files = CheckpointFiles.open(locate(name))
         try:
             transformer = read_config(files.config)
@@ -129,7 +129,7 @@ class Backbone:
 
 
 def load(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Pipeline:
-    """A language model as a LatentLM of text alone. UserError, one line, says what does not fit."""
+    """A language model as a LatentLM of text alone. Raises UserError saying what does not fit."""
     backbone = Backbone.open(path)
     config = ModelConfig(transformer=backbone.transformer, special_offset=SPECIAL_OFFSET)
     with torch.device("meta"):
@@ -196,7 +196,10 @@ def read_config(fields: Mapping) -> TransformerConfig:
 
 
 def write_fields(config: TransformerConfig, vocab_size: int) -> dict:
-    """The fields of config.json for the class that has these layers. UserError names an option that no class has."""
+    """The fields of config.json for the class of `transformers` that has these layers.
+
+    Raises UserError naming an option that no class has.
+    """
     for name, option in TransformerConfig.model_fields.items():
         if name not in WRITTEN and getattr(config, name) != option.default:
             raise UserError(f"transformer.{name} {getattr(config, name)} has no counterpart in transformers")

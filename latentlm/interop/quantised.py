@@ -21,7 +21,7 @@ CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
 """Sections of a config.json that say how the weights are quantised, at any depth."""
 
 CONFIG_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""What GPTQ, AWQ and ModelOpt write beside the weights."""
+"""Files that GPTQ, AWQ and ModelOpt write beside the weights."""
 
 SUFFIXES = (
     *("SCB", "weight_format", "qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "nested_absmax"),
@@ -34,7 +34,7 @@ ADVICE = "quantised weights are not supported; take the checkpoint in bfloat16, 
 
 
 def refuse_quantised_config(folder: Path, config: Mapping) -> None:
-    """UserError where config.json, or a file beside it, says that the weights in `folder` are quantised."""
+    """Raise UserError if config.json, or a file beside it, says that the weights in `folder` are quantised."""
     for key, value in _sections(config):
         method = value.get("quant_method") if isinstance(value, Mapping) else value
         named = key if method is None else f"{key} ({method})"
@@ -45,14 +45,18 @@ def refuse_quantised_config(folder: Path, config: Mapping) -> None:
 
 
 def refuse_quantised_tensors(files: CheckpointFiles, wanted: Iterable[str]) -> None:
-    """UserError where one of the `wanted` tensors is no plain float, or where tensors of scales lie beside them."""
+    """Raise UserError if one of the `wanted` tensors is no plain float, or where tensors of scales lie beside them."""
     scales = sorted(name for name in files.names if name.rpartition(".")[2] in SUFFIXES)
     other = sorted(name for name in wanted if name in files.names and files.dtype(name) not in FLOATS)
     if other:
         dtype = str(files.dtype(other[0])).removeprefix("torch.")
-        raise UserError(f"{files.path}: {len(other)} tensors are no floats, first {other[0]} ({dtype}): {ADVICE}")
+        raise UserError(
+            f"{files.path}: {len(other)} tensors have an unsupported dtype, first {other[0]} ({dtype}): {ADVICE}"
+        )
     if scales:
-        raise UserError(f"{files.path}: {len(scales)} tensors of a quantisation, first {scales[0]}: {ADVICE}")
+        raise UserError(
+            f"{files.path}: {len(scales)} tensors with scales of quantised weights, first {scales[0]}: {ADVICE}"
+        )
 
 
 def _sections(fields: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

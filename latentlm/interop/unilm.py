@@ -77,7 +77,7 @@ class Run(Config):
 
 
 def read_run(fields: dict) -> Run:
-    """The validated fields of config.json. UserError names one that is unknown, missing or not supported."""
+    """The validated fields of config.json. Raises UserError naming one that is unknown, missing or not supported."""
     try:
         return Run.model_validate(fields)
     except ValidationError as error:
@@ -85,7 +85,10 @@ def read_run(fields: dict) -> Run:
 
 
 def read_config(fields: dict, num_latents: int) -> ModelConfig:
-    """Our config from the fields of config.json, for pictures of `num_latents` latents. UserError as `read_run`."""
+    """Our config from the fields of config.json, for pictures of `num_latents` latents.
+
+    Raises UserError as `read_run` does.
+    """
     run = read_run(fields)
     ours = (run.hidden_size, run.depth, run.num_heads, run.diffusion_depth, run.mlp_ratio)
     width, layers, heads, head_layers, ratio = SIZES[run.model] if run.model else ours

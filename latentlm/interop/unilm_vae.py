@@ -47,8 +47,8 @@ def read_config(fields: dict, scale: float) -> ImageTokenizerConfig:
     """Our config from the `fields` of "config" in a tokenizer file.
 
     scale: the scaling factor stored with the image model. Their σ is drawn from N(0, (std/0.8)²) in raw units; ours is
-    relative to the std of the latents. Fields that are not read here have no effect in their code. UserError names a
-    field that is missing or not supported.
+    relative to the std of the latents. Fields that are not read here have no effect in their code. Raises UserError
+    naming a field that is missing or not supported.
     """
     for name, known, default in (("encoder_arch", ENCODERS, ENCODERS[0]), ("decoder_arch", DECODERS, DECODERS[0])):
         if fields.get(name, default) not in known:
@@ -112,7 +112,7 @@ def view(files: CheckpointFiles, config: ImageTokenizerConfig) -> View:
 
 
 def load_sigma_vae(files: CheckpointFiles, config: ImageTokenizerConfig) -> ImageTokenizer:
-    """The tokenizer, uncalibrated. UserError lists the names that do not fit."""
+    """The tokenizer, uncalibrated. Raises UserError listing the names that do not fit."""
     tokenizer = ImageTokenizer(config)
     fill(tokenizer, view(files, config), rules(config), ignore=IGNORE, keep=KEEP)
     return tokenizer.eval()

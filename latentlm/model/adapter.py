@@ -53,14 +53,14 @@ def named(patterns: Iterable[str], names: Iterable[str], key: str) -> set[str]:
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze the weights that `patterns` name. Raises UserError as `named`."""
+    """Freeze the weights that `patterns` name. Raises UserError as `named` does."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name in named(patterns, weights, "training.freeze"):
         weights[name].requires_grad_(False)
 
 
 def require_peft() -> None:
-    """Raise UserError, which says how to install it, where peft is missing."""
+    """Raise UserError, with the command that installs it, if peft is missing."""
     if importlib.util.find_spec("peft") is None:
         raise UserError("training.adapter needs peft, which is not installed: pip install peft")
 
@@ -85,7 +85,9 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
         if name in full:
             raise UserError(f"training.adapter: {name} is both in targets and in full")
         if name == "text_head":  # the end of a span is read from two of its rows
-            raise UserError("training.adapter.targets: text_head cannot be adapted; name it in full")
+            raise UserError(
+                "training.adapter.targets: text_head cannot have an adapter; list it in training.adapter.full"
+            )
     layers = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -97,11 +99,11 @@ def insert(model: nn.Module, config: AdapterConfig, base: str) -> None:
     for name in full:
         for weight in model.get_submodule(name).parameters(recurse=False):
             weight.requires_grad_(True)
-    layers.modules_to_save = full  # after the layers are in: peft would wrap these modules, and they train as they are
+    layers.modules_to_save = full  # set only now: peft would have wrapped these modules
 
 
 def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a plain model, with the adapter merged, from `tensors`, the whole state of an adapted `model`.
+    """The weights of a plain model with the adapter merged; `tensors` is the whole state of the adapted `model`.
 
     Raises UserError where merging changes no weight.
     """
@@ -117,7 +119,7 @@ def merge(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif ".lora_" not in name:
             plain[f"{layer}.{kind}" if adapted else name] = value
     if not changed:
-        raise UserError("the adapter changes nothing: training left no adapted weight different from the start")
+        raise UserError("the adapter changes nothing: after training, all adapted weights are the same as before")
     return plain
 
 
@@ -170,13 +172,13 @@ def apply(model: LatentLM, folder: str | Path) -> None:
     if problems := shape_mismatches(found, expected):
         raise UserError(f"{path}: this adapter does not fit the model; {problems}")
     if not layers:
-        raise UserError(f"{path}: no adapter, none of its {len(tensors)} tensors is a lora_A")
+        raise UserError(f"{path}: not an adapter: none of its {len(tensors)} tensors is a lora_A")
     check_floats(path, tensors)
     start = start_of(model)
     if read_note(path) not in (None, start):
         raise UserError(
-            f"{path}: this adapter was trained on {base}, these are other weights; "
-            "where it is merged already, as in the model of its own run, leave it out"
+            f"{path}: this adapter was trained on {base}, but this model has other weights; "
+            "if the adapter is merged already, as in model/ of its run, load the model without it"
         )
     before = _answers(model)
     with torch.no_grad():
@@ -186,7 +188,7 @@ def apply(model: LatentLM, folder: str | Path) -> None:
         for name in tensors.keys() & weights.keys():
             weights[name].copy_(tensors[name])
     if all(torch.equal(a, b) for a, b in zip(before, _answers(model), strict=True)):
-        raise UserError(f"{path}: the adapter changes nothing, the model answers with it as without it")
+        raise UserError(f"{path}: the adapter changes nothing: the model gives the same output without it")
 
 
 def merge_into(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> None:
@@ -206,7 +208,10 @@ def _merged(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def _read_config(path: Path) -> tuple[float, str]:
-    """s = alpha / rank of a saved adapter, and the name of its base model. UserError for another kind of adapter."""
+    """Read s = alpha / rank of a saved adapter and the name of its base model.
+
+    Raises UserError for another kind of adapter.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; an adapter is a folder with {CONFIG} and {WEIGHTS}")
     try:

@@ -6,9 +6,9 @@ block that a pass looks at, `H` query heads, `T` new positions.
 
 A request claims a row for its condition and, with guidance, a second one for the null branch; it releases them at its
 end. Rows never move. A forward pass works on a view of the block from its first to its last row. Rows of the block that
-are not in the pass get queries of zeros, whose results are dropped; nothing is written to them. Where they are many,
-the pass copies its own rows out instead. Positions beyond a row's length are masked. Masking needs finite numbers, so
-memory starts as zeros, and a released row is set to zeros.
+are not in the pass get queries of zeros, whose results are dropped; nothing is written to them. If the block has many
+such rows, the pass works on a copy of its own rows instead. Positions beyond a row's length are masked. Masking needs
+finite numbers, so memory starts as zeros, and a released row is set to zeros.
 Lengths are kept on the host, so that deciding what to attend to needs no device sync.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 MOST_SPREAD = 2
-"""A pass copies its rows out of a block that has more than this many rows for each row of the pass."""
+"""If the block has more than this many rows per row of the pass, the pass works on a copy of its own rows."""
 
 
 @dataclass
@@ -31,9 +31,9 @@ class LayerCache:
     keys: Tensor  # (P, K, S, E), a view
     values: Tensor
     rows: Tensor | None  # (B,) rows of the block that are in this pass, None for all of them in order
-    places: tuple[Tensor, Tensor] | int  # rows (B, 1) and columns (B, T) of the new keys, or the column all begin at
+    places: tuple[Tensor, Tensor] | int  # rows (B, 1), columns (B, T) of the new keys; or their common first column
     horizon: int  # positions [0, horizon) are attended
-    apart: bool  # the rows lie far apart: P is B, by a copy
+    apart: bool  # the pass works on a copy of its own rows: P is B
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, K, T, E) at `places`; return the keys and values of the block up to the horizon,

@@ -15,7 +15,7 @@ from .layers import Attention, RMSNorm, SwiGLU, ffn_width, rotary
 
 
 class Block(nn.Module):
-    """x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
+    """Transformer block: x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()

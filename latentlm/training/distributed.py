@@ -167,10 +167,10 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
             process = subprocess.Popen(command, env=environment | mine, start_new_session=True, **streams)
             processes.append(process)
             outputs.append(output)
-        stack.enter_context(on_signals((signal.SIGTERM,), lambda number: sys.exit(128 + number)))  # the second one
+        stack.enter_context(on_signals((signal.SIGTERM,), lambda number: sys.exit(128 + number)))  # the second signal
         stack.enter_context(on_signals((signal.SIGINT, signal.SIGTERM), lambda number: _end(processes)))
         failed = _wait(processes)
-        if failed and processes[0].returncode in (0, -signal.SIGTERM):  # rank 0 has nothing to say about it
+        if failed and processes[0].returncode in (0, -signal.SIGTERM):  # rank 0 has not printed the reason
             outputs[failed].seek(0)
             sys.stderr.write(outputs[failed].read().decode(errors="replace"))
         code = 0 if failed is None else processes[failed].returncode

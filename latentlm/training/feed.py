@@ -55,7 +55,7 @@ def with_latents(
 ) -> list[ResolvedDocuments]:
     """The sources with latents for media. The main process encodes what is not cached yet, the others read its files.
 
-    folder: of this run, where earlier releases kept its latents.
+    folder: the folder of this run, where earlier releases kept the latents.
 
     Collective. Raises UserError for shards of other tokenizers than those of `cache`.
     """
@@ -95,8 +95,8 @@ def with_latents(
 
 
 def latents_folder(run_folder: Path, world: World) -> Path:
-    """Where encoded media are kept: the cache of this machine, which its runs share; of a run on several machines its
-    own folder, which all of them see."""
+    """The folder for encoded media: the cache of this machine, which its runs share, or, for a run on several machines,
+    the run's own folder, which all of them see."""
     return default_cache_dir() / "latents" if world.size == world.local_size else run_folder / "latents"
 
 
@@ -146,9 +146,9 @@ def fit_rows(
 ) -> list[ResolvedDocuments]:
     """The sources with documents that fit a row and `context`: longer plain texts are split (`data/long_texts.py`).
 
-    Collective. UserError naming the first other document that is too long. Positions begin anew with each document, so
-    rows may be longer than the model's context, documents not. Of shards only those documents are read whose bytes and
-    latents might be too many.
+    Collective. Raises UserError naming the first other document that is too long. Positions begin anew with each
+    document, so rows may be longer than the model's context, documents not. Of shards, only documents with enough bytes
+    and latents to be too long are read.
     """
     limit, what = min((config.sequence_length, "data.sequence_length"), (context, "the model's context"))
     pairs = list(zip(config.sources, sources, strict=True))
@@ -164,7 +164,7 @@ def fit_rows(
 def _cuts(
     config: SourceConfig, source: ResolvedDocuments, encoder: DocumentEncoder, limit: int, what: str
 ) -> dict[int, list[int]]:
-    """Number -> where the document is cut, of the plain texts of more than `limit` positions."""
+    """The places to cut each plain text of more than `limit` positions, by number of the document."""
     found: dict[int, list[int]] = {}
     numbers = _perhaps_longer(source.documents, limit)
     with Progress("measuring", "documents", len(numbers)) as progress:
@@ -181,11 +181,11 @@ def _cuts(
             if is_plain_text(document) and limit > SMALLEST and not encoder.tokenizer.is_classes:
                 found[number] = cuts(first.text, encoder.tokenizer.encode, limit - 1)
                 continue
-            said = f"has {length} positions, {what} is {limit}; only plain text is split"
+            said = f"has {length} positions, but {what} is {limit}; only plain text is split"
             raise UserError(_at(source, config, number, said, ""))
     if found:
         pieces = len(found) + sum(map(len, found.values()))
-        notice(f"{config.label}: {len(found)} texts of more than {limit} positions are learnt as {pieces} documents")
+        notice(f"{config.label}: {len(found)} texts of more than {limit} positions are split into {pieces} documents")
     return found
 
 

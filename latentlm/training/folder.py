@@ -99,8 +99,8 @@ def check_sources(folder: Path, fingerprints: Sequence[str | None], sources: Seq
     for source, before, now in zip(sources, then, fingerprints, strict=True):
         if before != now:
             raise UserError(
-                f"{path}: was trained on other documents of data source {source.label!r}, which has changed or is "
-                "another one; cannot resume"
+                f"{path}: was trained on other documents: data source {source.label!r} was changed or replaced; "
+                "cannot resume"
             )
 
 

@@ -24,9 +24,9 @@ from ..tokenizers.base import Tokenizer
 from ..types import Document
 
 NUM_DOCUMENTS = 40
-"""Documents of each kind, or media of a tokenizer, that are scored, about."""
+"""About how many documents of each kind, or media of a tokenizer, are scored."""
 BATCH = 8
-"""Media of a tokenizer that are scored at a time."""
+"""Media of a tokenizer per batch."""
 
 
 def choose(

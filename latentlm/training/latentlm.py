@@ -91,8 +91,10 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
 
 
 def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
-    """The run of `build_latentlm` for --dry-run: writes nothing, encodes a medium only when its document is read, and a
-    new model has shapes but no weights (torch's meta device)."""
+    """The same run as `build_latentlm` for --dry-run, without writing anything.
+
+    A medium is encoded only when its document is read. A new model is on torch's meta device: it has no weights.
+    """
     parts = open_parts(recipe, world.device)
     cache = LatentCache(without_text(parts.tokenizers))
     documents = [
@@ -107,7 +109,7 @@ def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
 
 @dataclass(frozen=True)
 class RecipeParts:
-    """What a recipe names, opened: the model to start from, the backbone, the tokenizers, the documents by source."""
+    """The opened parts of a recipe: the model to start from, the backbone, the tokenizers, the documents by source."""
 
     start: Pipeline | None
     backbone: Backbone | None
@@ -215,8 +217,8 @@ def build_tokenizers(
 ) -> dict:
     """The tokenizers by name: text from the backbone or trained on the recipe's text, the others from their folders.
 
-    Text for training is read from all documents in memory, and of a source on disk from `data.placed.TEXT_SAMPLE`
-    documents; for classes from all documents; for bytes none is needed.
+    A BPE is trained on all documents in memory and on `data.placed.TEXT_SAMPLE` documents of each source on disk.
+    Classes are collected from all documents. Bytes need no training.
     """
     found: dict = {}
     for name in tokenizer_names():
@@ -247,7 +249,7 @@ def _tokenizers_from_data(recipe: LatentLMRecipe, known: Collection[str]) -> dic
 
 
 def _text_tokenizer(config: TextTokenizerConfig, sources: list[Sequence[Document]]) -> TextTokenizer:
-    everything = config.kind == "classes"  # each text is an entry of its own, none may be missing
+    everything = config.kind == "classes"  # every distinct text gets an entry
     most = [len(source) if everything else TEXT_SAMPLE for source in sources]
     texts = [] if config.kind == "bytes" else [texts_of(s, num) for s, num in zip(sources, most, strict=True)]
     return TextTokenizer.train(config, chain.from_iterable(texts))

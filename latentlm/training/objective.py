@@ -50,7 +50,7 @@ class Pass:
 
 
 Loss = Callable[[Any, torch.Generator, Pass], Mapping[str, Tensor]]
-"""(batch, generator, pass) -> sums of named losses; no two phases give one of the same name."""
+"""(batch, generator, pass) -> sums of named losses; the names of all phases differ."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def plain(model: nn.Module, optimizer: OptimizerConfig, loss_weights: Mapping[st
 
 
 def adaptive_weight(reference: Tensor, loss: Tensor, weight: Tensor, most: float = ADAPTIVE_MOST) -> Tensor:
-    """‖∂reference/∂weight‖ / (‖∂loss/∂weight‖ + 1e-4), at most `most`, detached: a scalar that makes the gradient of
-    `loss` at the parameter `weight` as long as that of `reference` (Esser et al. 2021, λ of VQGAN's equation 7).
+    """The factor that makes the gradient of `loss` at the parameter `weight` as long as that of `reference`, detached:
+    min(‖∂reference/∂weight‖ / (‖∂loss/∂weight‖ + 1e-4), most)        (Esser et al. 2021, λ of VQGAN's equation 7)
 
     reference and loss are scalars, means over one micro-batch; weight is that of the last layer that both run through.
     Within a phase's loss this is one number per micro-batch, so it does not depend on the number of processes.
@@ -150,7 +150,7 @@ class PhaseTraining:
         self.precision = resolve_precision(world.device, config.precision)
         self.gradients = parallelize(self.module, config.parallel, world)
         self.optimizers = Optimizers(self.module, phase.optimizer)
-        self.inputs = None if alone else self.gradients.parameters  # what backward reaches; None: all that it can
+        self.inputs = None if alone else self.gradients.parameters  # parameters that get gradients; None: all
 
     def step(
         self, batches: Sequence[Batch], passes: Sequence[Pass], counts: Mapping[str, float], progress: float
@@ -169,7 +169,7 @@ class PhaseTraining:
         return sums, norm
 
     def _accumulate(self, batch: Batch, one: Pass, counts: Mapping[str, float]) -> dict[str, Tensor]:
-        """Forward and backward of one micro-batch; its loss sums, detached. Its randomness hangs on its seed alone."""
+        """Forward and backward of one micro-batch; returns its loss sums, detached. Its seed fixes all randomness."""
         generator = torch.Generator(self.world.device).manual_seed(batch.seed + self.number)
         torch.manual_seed(batch.seed + self.number + _DROPOUT_SEED)
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -184,8 +184,8 @@ class PhaseTraining:
 
 
 def begin(objective: Objective, model: nn.Module, config: TrainingConfig, world: World) -> list[PhaseTraining]:
-    """The phases of `objective` on their device, equal on all ranks. UserError for phases that do not go together, or
-    that `training.parallel` cannot have."""
+    """The phases of `objective` on their device, equal on all ranks. Raises UserError for phases that cannot be
+    combined, or that `training.parallel` does not support."""
     objective.check(model)
     if len(objective.phases) > 1 and config.parallel == "shard" and world.size > 1:
         names = ", ".join(phase.name for phase in objective.phases)

@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(L, rows, columns) → the same shape with all singular values near one (0.7 to 1.2 after five steps)."""
+    """`matrices` (L, rows, columns) with all singular values moved near one (0.7 to 1.2 after five steps)."""
     tall = matrices.shape[1] > matrices.shape[2]
     a, b, c = NEWTON_SCHULZ
     x = matrices.mT if tall else matrices  # (L, M, N)

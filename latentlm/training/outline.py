@@ -2,7 +2,7 @@
 
 Place in the flow: 5, between a built `Run` and the trainer. The part that differs between kinds of recipe is a
 `Workload`, made by `workload.py`. Memory is estimated by these rules:
-    weights     as they are stored; with bf16 a copy of 2 bytes per weight besides
+    weights     as they are stored, and with bf16 a copy of 2 bytes per weight
     gradients   the size of the trained weights
     optimiser   AdamW: twice the trained weights; Muon: once, for the matrices of the blocks
     average     4 bytes per trained weight, unless training.ema is 0
@@ -26,9 +26,9 @@ from .parallelize import resolve_precision
 
 MEGABYTE = 1e6
 MEMORY_RULE = (
-    "weights as stored (with bf16 2 bytes each more), gradients and AdamW's two moments of trained weights (Muon: "
-    "one), 4 bytes per averaged weight; tokenizers and cached latents are not counted; measured on a "
-    "CPU, runs peaked at 1.2 to 1.6 times this"
+    "weights as stored (plus a copy of 2 bytes each with bf16), gradients and two AdamW moments of the trained "
+    "weights (one with Muon), 4 bytes per averaged weight; without tokenizers and cached latents; on a CPU, the "
+    "measured peaks were 1.2 to 1.6 times this"
 )
 
 
@@ -142,7 +142,7 @@ def outline(run: Run, training: TrainingConfig, world: World, work: Workload | N
             lines.append(f"tokenizers  {names} parameters, not trained")
         lines += _source_lines(work)
         lines.append(f"step        {work.step}; {_scientific(work.flops)} FLOPs")
-    lines.append(f"memory      about {_bytes(sum(sizes.values()))} besides Python and the data")
+    lines.append(f"memory      about {_bytes(sum(sizes.values()))}, without Python and the data")
     return lines + _wrapped(f"{name} {_bytes(size)}" for name, size in sizes.items())
 
 
@@ -201,7 +201,7 @@ def _scientific(number: float) -> str:
 
 
 def first_line(kind: str, training: TrainingConfig, world: World) -> str:
-    """What is trained on what: kind, device, precision, threads and processes."""
+    """The first line of the header: kind of recipe, device, precision, threads and processes."""
     precision = resolve_precision(world.device, training.precision)
     threads = torch.get_num_threads()
     processes = f", {world.size} processes" if world.size > 1 else ""

@@ -80,7 +80,7 @@ class Sharded:
             value.grad = None
 
     def reduce(self) -> None:
-        """FSDP2 has reduced during backward."""
+        """Does nothing: FSDP2 reduces the gradients during backward."""
 
     def clip(self, limit: float) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)

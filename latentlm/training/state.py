@@ -26,9 +26,9 @@ FINGERPRINT_OPTIONAL = ("data.sources",)
 """Keys of the identity that checkpoints of older releases lack, and that are then not compared."""
 
 NUM_NAMED = 3
-"""Differences that a message names."""
+"""Most differences that a message names."""
 MAX_CHARACTERS = 120
-"""Characters of a value that a message shows."""
+"""Most characters of a value that a message shows."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class LogWindow:
         return {name: value / self.counts[name] for name, value in sorted(self.sums.items()) if self.counts[name]}
 
     def dump(self) -> dict[str, Any]:
-        """As JSON; without what only a run of several phases has where there is none."""
+        """The sums as JSON; keys of further phases only if there are any."""
         further = () if self.norms else ("norms", "norm_counts")
         return {name: value for name, value in asdict(self).items() if name not in further}
 

@@ -68,7 +68,7 @@ class Trainer:
         self.last_losses: dict[str, float] = {}
         self._sum_counts, self._sum_losses = NamedSum(self.world), NamedSum(self.world)
         self._asked = False  # this process has received a signal
-        self._stop = False  # some process has, which all know at the end of a step
+        self._stop = False  # any process has received one; updated on all ranks after each step
 
     # ------------------------------------------------------------------ the loop
 
@@ -274,7 +274,7 @@ class Trainer:
 
     def export(self, folder: str | Path) -> None:
         """Write `model.safetensors` and `ema.safetensors` (full tensors, EMA in the model's dtypes), then call
-        `on_export`. Collective. Raises OSError, which names the file, where the disk refuses."""
+        `on_export`. Collective. Raises OSError, which names the file, if it cannot be written."""
         folder = Path(folder)
         self.world.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         write, on_export = self.run.write, self.run.on_export
@@ -291,8 +291,11 @@ class Trainer:
 
 
 def _add(sums: list[dict[str, Tensor]], found: list[dict[str, Tensor]], phase: str) -> None:
-    """Add the losses of `phase`, by micro-batch, to those of earlier phases. UserError for a name that occurs twice."""
+    """Add the losses of `phase`, by micro-batch, to those of earlier phases.
+
+    Raises UserError for a name that occurs twice.
+    """
     for known, new in zip(sums, found, strict=True):
         if twice := known.keys() & new.keys():
-            raise UserError(f"phase {phase!r} gives a loss {min(twice)!r}, as an earlier phase does: name it otherwise")
+            raise UserError(f"phase {phase!r} has a loss {min(twice)!r}, and so has an earlier phase: rename one")
         known.update(new)

@@ -30,7 +30,7 @@ NUM_MEASURED = 24
 MAX_EXAMPLE_TEXT = 60
 """Characters of a text that an example shows."""
 KEPT_PER_LINEAR = 4 / 3
-"""Elements that are kept for the backward pass, per input and output of a linear layer: 1.33 measured in the
+"""Elements kept for the backward pass per element of the inputs and outputs of the linear layers; measured: 1.33 in the
 Transformer, 1.16 to 1.19 in a diffusion head (docs/log.md)."""
 
 FLOPS_RULE = (
@@ -38,8 +38,8 @@ FLOPS_RULE = (
     "latents × timesteps_per_latent); attention: 12 × layers × row length × width per position"
 )
 ACTIVATIONS_RULE = (
-    "4/3 of the inputs and outputs of all linear layers for one micro-batch, and 12 bytes per text target and entry "
-    "of the vocabulary"
+    "4/3 of the inputs and outputs of all linear layers for one micro-batch, and 12 bytes × text targets × "
+    "vocabulary size"
 )
 
 
@@ -96,7 +96,7 @@ def tokenizer_workload(
         flops=3 * num * size * counter.get_total_flops(),
         flops_rule="3 × the forward pass of one example, times the examples of a step",
         activations=size * kept * (0.5 if resolve_precision(world.device, alone.precision) == "bf16" else 1),
-        activations_rule="those of the forward pass of one example, times the examples of a micro-batch; bf16: half",
+        activations_rule="bytes kept by the forward pass of one example × examples of a micro-batch; half with bf16",
     )
 
 
@@ -132,7 +132,7 @@ def kept_bytes(model: nn.Module, batch: object) -> int:
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)  # or its address would be given to another
+        alive.append(tensor)  # otherwise another tensor could get its address
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):

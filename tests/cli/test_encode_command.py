@@ -164,7 +164,7 @@ def test_a_task_and_columns_count_or_are_refused(folder, capsys):
             "--task text: for rows only; each line",
         ),
         (["data", "validate", "shards/set", "--task", "text"], "the task was chosen when they were encoded"),
-        (["data", "preview", "shards/set", "--column", "text=a"], "columns goes with path"),
+        (["data", "preview", "shards/set", "--column", "text=a"], "columns is only for path"),
         (["encode", "shapes", "--column", "text=a", "--out", "out"], "--column text=a: none of shapes has columns"),
         (["encode", "lines.jsonl", "--task", "text", "--out", "out"], "its lines say what each document is"),
     ):

@@ -61,6 +61,8 @@ def test_an_adapter_is_trained_used_and_merged(folder, capsys):
 
     capsys.readouterr()
     again = ["generate", "runs/mine", *SPEAK, "--adapter", "runs/mine", "--out", "twice.wav"]
-    assert "this adapter was trained on start, these are other weights; where it is merged" in refused(again, capsys)
+    assert "this adapter was trained on start, but this model has other weights; if the adapter is merged" in refused(
+        again, capsys
+    )
     assert "merged: is already there" in refused(["merge", "start", "runs/mine", "--out", "merged"], capsys)
     assert "runs/mine: already holds a run" in refused([*TRAIN, "--out", "runs/mine"], capsys)

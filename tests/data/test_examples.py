@@ -81,10 +81,10 @@ def test_each_kind_of_recipe_has_its_own():
         "data": {"sources": [{"name": "digits"}], "flip": True, "crop": 0.1},
     }
     assert isinstance(parse_recipe(recipe), ImageTokenizerRecipe)
-    with pytest.raises(ValueError, match=r"data\.gain does not go with a recipe of kind image_tokenizer"):
+    with pytest.raises(ValueError, match=r"data\.gain is not for recipes of kind image_tokenizer"):
         parse_recipe(recipe | {"data": {"sources": [{"name": "digits"}], "gain": 3}})
     speech = {"kind": "speech_tokenizer", "tokenizer": {}, "data": {"sources": [{"name": "speech"}], "flip": True}}
-    with pytest.raises(ValueError, match=r"data\.flip does not go with a recipe of kind speech_tokenizer"):
+    with pytest.raises(ValueError, match=r"data\.flip is not for recipes of kind speech_tokenizer"):
         parse_recipe(speech)
     with pytest.raises(ValueError, match=r"data\.sources\.shards is for language models; they hold latents"):
         parse_recipe(recipe | {"data": {"sources": [{"shards": "x"}]}})

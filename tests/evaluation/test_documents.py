@@ -58,7 +58,7 @@ def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
     installed = {name for name, packages in judged.items() if all(map(find_spec, packages))}
     assert set(report.figures) == {f"documents.{name}" for name in names.split()} | installed
     assert all("not installed" in report.left_out[name] for name in set(judged) - installed)
-    assert "no class words" in report.left_out["documents.image_class_accuracy"]
+    assert "not class words" in report.left_out["documents.image_class_accuracy"]
     for name, package in (("stoi", "pystoi"), ("pesq", "pesq")):
         reason = "no clip of 0.5 s" if find_spec(package) else "is not installed"
         assert reason in report.left_out[f"documents.speech_{name}"]
@@ -69,14 +69,14 @@ def test_every_kind_of_document_has_its_figures_and_is_shown(pipeline):
     assert report.galleries[2].exhibits[0].reference is RED
     assert "7 documents" not in report.figures["documents.image_loss"].protocol
     assert report.figures["documents.image_loss"].protocol.startswith(
-        "3 documents of own.jsonl that end in or hold image; diffusion loss per latent"
+        "3 documents of own.jsonl with image as a target; diffusion loss per latent"
     )
     assert all("QUICK" not in figure.protocol for figure in report.figures.values())
     for figure in measured(pipeline, documents, counts=QUICK).figures.values():
         assert "QUICK run, noisy" in figure.protocol or "no language model" in figure.protocol
     page = render_page(report)
     assert "your own texts written exactly" in page
-    assert "Sounds written down" in page
+    assert "Speech transcribed" in page
 
 
 def test_losses_are_those_of_score_and_stand_beside_those_under_other_conditions(pipeline):
@@ -104,7 +104,7 @@ def test_answers_of_vectors_may_be_twice_the_longest_and_a_loss_has_the_unit_of_
     documents = [Document((Text("a", **GIVEN), latentlm.Vectors(array))) for array in arrays]
     report = measured(pipeline, documents)
     assert {request.max_latents for request in asked} == {1200}
-    assert "that end in or hold vectors; nats per latent" in report.figures["documents.vectors_loss"].protocol
+    assert "with vectors as a target; nats per latent" in report.figures["documents.vectors_loss"].protocol
 
 
 def test_conditions_are_swapped_within_a_kind_for_others():

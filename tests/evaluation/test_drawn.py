@@ -1,4 +1,4 @@
-"""Pictures of a user's own class words: a classifier trained on the spot tells right drawings from wrong ones."""
+"""Pictures of a user's own class words: a classifier trained for the report tells right drawings from wrong ones."""
 
 import re
 
@@ -70,7 +70,7 @@ def test_drawings_of_class_words_are_judged(wrong, has_training, margin):
     margin("share judged as it is", 1 - abs(figure.value - (1 - wrong)), at_least=0.95)
     margin("accuracy on real pictures", figure.reference, at_least=0.95)
     assert figure.reference == report.figures["documents.image_judge_accuracy"].value
-    assert f"on {90 if has_training else 60} real pictures of the same 3 classes" in figure.protocol
+    assert f"on {90 if has_training else 60} real pictures of the 3 classes" in figure.protocol
     assert report.figures["documents.image_judge_accuracy"].reference == pytest.approx(1 / 3, abs=0.15)
     (gallery,) = [gallery for gallery in report.galleries if gallery.name == "documents-image"]
     assert all(item.text.startswith("seen as ") == (item.mark is False) for item in gallery.exhibits)
@@ -101,7 +101,7 @@ def test_descriptions_are_shown_and_not_judged():
     painter = FakePipeline()
     painter._answer = lambda request: Image(coloured("red", 0))
     report = measured(painter, described)
-    assert "no class words" in report.left_out["documents.image_class_accuracy"]
+    assert "not class words" in report.left_out["documents.image_class_accuracy"]
     (gallery,) = [gallery for gallery in report.galleries if gallery.name == "documents-image"]
     assert [item.mark for item in gallery.exhibits] == [None] * 3
 

@@ -95,7 +95,7 @@ def test_emoji_are_searched_among_those_trained_on():
     pipeline = FakePipeline()
     report = evaluate(pipeline, tasks=["emoji"], quick=True, seen=Seen(emoji_names=names))
     assert sorted(request.prompt.segments[0].text for request in pipeline.requests) == sorted(names)
-    assert "nearest of the 10 trained on" in report.figures["emoji.top1"].protocol
+    assert "of the 10 pictures trained on, the named one is nearest" in report.figures["emoji.top1"].protocol
     assert report.figures["emoji.top1"].reference == 0.1
     assert report.figures["emoji.top1_all"].required is None
     with pytest.raises(ValueError, match="no emoji named 'blue apple'"):
@@ -166,7 +166,7 @@ def test_a_model_of_classes_is_measured_as_far_as_it_goes():
     pipeline.tokenizers["text"] = SimpleNamespace(is_classes=True)
     report = evaluate(pipeline, quick=True)
     assert "reconstruction.digits_psnr" in report.figures
-    reason = "not measured, the model makes pictures of classes and knows no text"
+    reason = "not measured, the model is class-conditional and has no text"
     flat = report.to_dict()
     assert {flat[f"protocol.{task}"] for task in TASKS if task not in ("reconstruction", "documents")} == {reason}
     assert flat["protocol.reconstruction.speech"] == "not measured, the model has no speech"

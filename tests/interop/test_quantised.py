@@ -90,7 +90,10 @@ def test_weights_that_are_no_plain_floats(checkpoint, dtype):
     path = weights_file(checkpoint[0])
     tensors = {name: t.to(dtype) if t.dim() > 1 else t for name, t in load_file(path).items()}
     save_file(tensors, path)
-    refused(checkpoint, rf"tensors are no floats, first \S+ \({str(dtype).removeprefix('torch.')}\): quantised weights")
+    refused(
+        checkpoint,
+        rf"tensors have an unsupported dtype, first \S+ \({str(dtype).removeprefix('torch.')}\): quantised weights",
+    )
 
 
 def test_a_norm_alone_in_fp8(checkpoint):
@@ -98,14 +101,14 @@ def test_a_norm_alone_in_fp8(checkpoint):
     tensors = load_file(path)
     name = next(name for name in sorted(tensors) if tensors[name].dim() == 1 and len(tensors[name]) > 1)
     save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, path)
-    refused(checkpoint, r"1 tensors are no floats, first \S+ \(float8_e4m3fn\): quantised weights")
+    refused(checkpoint, r"1 tensors have an unsupported dtype, first \S+ \(float8_e4m3fn\): quantised weights")
 
 
 @pytest.mark.parametrize("suffix", ["SCB", "qzeros", "weight_scale", "weight.absmax"])
 def test_scales_beside_weights_of_any_dtype(checkpoint, suffix):
     path = weights_file(checkpoint[0])
     save_file(load_file(path) | {f"layer.{suffix}": torch.ones(2)}, path)
-    refused(checkpoint, rf"1 tensors of a quantisation, first layer.{suffix}: quantised weights")
+    refused(checkpoint, rf"1 tensors with scales of quantised weights, first layer.{suffix}: quantised weights")
 
 
 def test_pickled_integers(tmp_path):
@@ -113,7 +116,7 @@ def test_pickled_integers(tmp_path):
     path = weights_file(tmp_path / "theirs")
     torch.save({name: t.to(torch.int8) for name, t in load_file(path).items()}, path.with_name("pytorch_model.bin"))
     path.unlink()
-    refused((tmp_path / "theirs", "hf-llm"), r"tensors are no floats, first \S+ \(int8\)")
+    refused((tmp_path / "theirs", "hf-llm"), r"tensors have an unsupported dtype, first \S+ \(int8\)")
 
 
 # ------------------------------------------------------------------ checkpoints of several dtypes

@@ -143,7 +143,7 @@ def test_a_modality_without_a_token_is_one_line(tmp_path, model, tokenizers):
 
 
 def test_a_recipe_numbers_no_special_tokens():
-    with pytest.raises(ValueError, match=r"tokenizers.text.ids: a recipe numbers no special tokens"):
+    with pytest.raises(ValueError, match=r"tokenizers.text.ids: is written into checkpoints"):
         load_recipe("tiny", {"tokenizers.text.ids": {"eos": 300}})
 
 

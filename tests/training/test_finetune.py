@@ -163,9 +163,9 @@ def test_the_end_of_every_utterance_is_in_the_loss(recipe, tmp_path, notices):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.transformer": {"width": 192}}, "model.transformer: model.start .* brings its own"),
-        ({"model.diffusion.target": "mean"}, "model.diffusion: model.start .* brings its own"),
-        ({"tokenizers.speech": "runs/mine"}, "tokenizers.speech: model.start .* brings its own"),
+        ({"model.transformer": {"width": 192}}, "model.transformer: model.start .* has its own"),
+        ({"model.diffusion.target": "mean"}, "model.diffusion: model.start .* has its own"),
+        ({"tokenizers.speech": "runs/mine"}, "tokenizers.speech: model.start .* has its own"),
         ({"training.loss_weights": {"speach": 1.0}}, "training.loss_weights: no loss 'speach', did you mean 'speech'?"),
         ({"training.adapter": {"rnak": 3}}, "unknown key 'training.adapter.rnak', did you mean 'rank'"),
         ({"training.adapter": {}, "training.freeze": ["heads"]}, "training: adapter and freeze exclude each other"),

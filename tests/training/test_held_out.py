@@ -115,7 +115,7 @@ def test_what_is_wrong_with_it_is_said_before_the_first_step(folder, kept, messa
 
 def test_an_embedded_source_has_its_own():
     with pytest.raises(
-        ValueError, match="held_out goes with a manifest, path or shards; 'digits' has its own held-out split"
+        ValueError, match="held_out is for a manifest, path or shards; 'digits' has its own held-out split"
     ):
         parse_recipe({"kind": "latentlm", "data": {"sources": [{"name": "digits", "held_out": "kept.jsonl"}]}})
 

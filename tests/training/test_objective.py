@@ -338,7 +338,7 @@ def test_two_phases_may_not_give_a_loss_of_one_name(tmp_path):
     first, second = pair.objective().phases
     same = replace(second, loss=lambda *a: {"features": pair.discriminator_loss(*a)["hinge"]})
     run = Run(model=pair.generator, objective=Objective((first, same)))
-    with pytest.raises(ValueError, match="phase 'discriminator' gives a loss 'features', as an earlier phase does"):
+    with pytest.raises(ValueError, match="phase 'discriminator' has a loss 'features', and so has an earlier phase"):
         Trainer(run, Density(2), tiny_config(loss_weights={}), tmp_path).fit()
 
 

@@ -35,7 +35,7 @@ def recipe(source, **training):
 def test_other_texts_are_refused_by_the_name_of_their_source(tmp_path, key):
     own, other = texts(tmp_path / "own.jsonl", "one", "two"), texts(tmp_path / "other.jsonl", "one", "three")
     train(recipe({key: str(own)}), tmp_path / "run")
-    with pytest.raises(UserError, match=r"trained on other documents of data source '\S+other\.jsonl'.*cannot resume"):
+    with pytest.raises(UserError, match=r"trained on other documents: data source '\S+other\.jsonl'.*cannot resume"):
         train(recipe({key: str(other)}, steps=3), tmp_path / "run", resume=True)
     moved = texts(tmp_path / "moved.jsonl", "one", "two")
     train(recipe({key: str(moved)}, steps=3), tmp_path / "run", resume=True)
@@ -95,7 +95,7 @@ def pictures(folder, name, seed, num=3):
 def test_a_tokenizer_resumes_on_its_own_media(tmp_path):
     own, other = pictures(tmp_path, "own", 0), pictures(tmp_path, "other", 1)
     train(tokenizer_recipe({"manifest": own}), tmp_path / "run")
-    with pytest.raises(UserError, match=r"other documents of data source '\S+other\.jsonl'"):
+    with pytest.raises(UserError, match=r"other documents: data source '\S+other\.jsonl'"):
         train(tokenizer_recipe({"manifest": other}, steps=3), tmp_path / "run", resume=True)
     train(tokenizer_recipe({"manifest": own}, steps=3), tmp_path / "run", resume=True)
 

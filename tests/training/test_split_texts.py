@@ -38,18 +38,20 @@ def write(folder: Path, *documents: list[dict]) -> str:
 @pytest.mark.parametrize("kind", ["manifest", "path"])
 def test_plain_text_is_split_and_all_of_it_learnt(tmp_path, kind):
     path = write(tmp_path, [{"text": "Short."}], [{"text": LONG}])
-    with pytest.warns(Notice, match=r"prose\.jsonl: 1 texts of more than 64 positions are learnt as 6 documents"):
+    with pytest.warns(Notice, match=r"prose\.jsonl: 1 texts of more than 64 positions are split into 6 documents"):
         run = build_latentlm(recipe({kind: path}), tmp_path / "run", World())
     (documents,) = run.documents
     assert "".join(document.segments[0].text for document in documents) == "Short." + LONG
     assert documents.documents.place(1).endswith(", piece 1 of 6")
     assert len(document_loader(recipe({kind: path}), run, World()).next_step()) == 1
-    with pytest.warns(Notice, match="are learnt as"):
+    with pytest.warns(Notice, match="are split into"):
         train(recipe({kind: path}), tmp_path / "run")
     assert len(read_log(tmp_path / "run" / "train.jsonl")) == 3
 
 
 def test_what_is_not_plain_text_is_refused_with_its_line(tmp_path):
     path = write(tmp_path, [{"text": "Short."}], [{"text": "Who?", "condition": True}, {"text": LONG}])
-    with pytest.raises(ValueError, match=r"prose\.jsonl:2 has 317 positions, data\.sequence_length is 64; only plain"):
+    with pytest.raises(
+        ValueError, match=r"prose\.jsonl:2 has 317 positions, but data\.sequence_length is 64; only plain"
+    ):
         build_latentlm(recipe({"manifest": path}), tmp_path / "run", World())

@@ -206,7 +206,7 @@ def test_of_shards_only_documents_that_may_be_too_long_are_read_before_training(
         assert list(feed._perhaps_longer(source, limit)) == expected
     assert read == []
     short = built.model_copy(update={"data": built.data.model_copy(update={"sequence_length": 13})})
-    with pytest.raises(ValueError, match=r"shards: document 1 has 14 positions, data\.sequence_length is 13"):
+    with pytest.raises(ValueError, match=r"shards: document 1 has 14 positions, but data\.sequence_length is 13"):
         train(short, tmp_path / "run")
     assert read == [1]
 

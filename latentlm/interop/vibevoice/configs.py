@@ -61,7 +61,7 @@ class VibeVoice:
 
 
 def read_config(fields: Mapping) -> VibeVoice:
-    """The configuration in the fields of config.json. UserError, one line, names a field that is not supported."""
+    """The configuration in the fields of config.json. Raises UserError naming a field that is not supported."""
     if "acoustic_tokenizer_config" in fields and "decoder_config" in fields:
         read = _original
     elif fields.get("model_type") == "vibevoice":
@@ -236,7 +236,7 @@ def _original_tokenizer(fields: Mapping, name: str, parts: str) -> SpeechTokeniz
     for key, allowed in mirror.items():
         _among(fields, name, key, allowed)
     if (_depths(fields, name, "decoder_depths") or depths[::-1]) != depths[::-1]:
-        raise UserError(f"{name}.decoder_depths {fields['decoder_depths']!r} is not the mirror of encoder_depths")
+        raise UserError(f"{name}.decoder_depths {fields['decoder_depths']!r} is not encoder_depths reversed")
     later = {"channels": fields.get("channels", 1), "rms_norm_eps": fields.get("layernorm_eps", NORM_EPS)}
     later |= {"depths": depths, "downsampling_ratios": ratios[::-1], "num_filters": filters}
     return _tokenizer(later | {"hidden_size": _count(fields, name, "vae_dim")}, name, parts)
@@ -254,7 +254,7 @@ def _depths(fields: Mapping, part: str, name: str) -> list[int] | None:
 
 
 def _refuse_unknown(fields: Mapping, name: str, known: tuple[str, ...]) -> None:
-    """UserError for a field of section `name` that might change the computation and is not read here."""
+    """Raise UserError for a field of section `name` that might change the computation and is not read here."""
     for key, value in fields.items():
         if key not in known and key not in NO_EFFECT and not key.startswith("_"):
             raise UserError(f"{name}.{key} {value!r} is not supported{did_you_mean(key, known)}")

@@ -48,7 +48,7 @@ def load(
     """
     files, found = open_checkpoint(path)
     if found.semantic is None:
-        raise UserError(f"{files.path}: VibeVoice-Realtime does not generate here; `load_realtime` gives its parts")
+        raise UserError(f"{files.path}: VibeVoice-Realtime cannot generate here; `load_realtime` loads its parts")
     text = read_text_tokenizer(files.folder, tokenizer, found)
     scale, bias = read_factors(files, found)
     found = with_processor(found, files.folder, scale)
@@ -61,7 +61,7 @@ def load(
 
 
 def open_checkpoint(path: str | Path) -> tuple[CheckpointFiles, VibeVoice]:
-    """The files and the configuration of a checkpoint. UserError names the file."""
+    """The files and the configuration of a checkpoint. Raises UserError naming the file."""
     files = CheckpointFiles.open(locate(path))
     try:
         return files, read_config(files.config)
@@ -119,7 +119,7 @@ def with_processor(found: VibeVoice, folder: Path, scale: float) -> VibeVoice:
 
 
 def read_factors(files: CheckpointFiles, found: VibeVoice) -> tuple[float, float]:
-    """Scale and bias of the latents. UserError where they are missing or not finite (never fitted)."""
+    """Scale and bias of the latents. Raises UserError where they are missing or not finite (never fitted)."""
     values = []
     for name in (found.layout.scale, found.layout.bias):
         if name not in files.names:
@@ -134,7 +134,10 @@ def read_factors(files: CheckpointFiles, found: VibeVoice) -> tuple[float, float
 
 
 def read_text_tokenizer(folder: Path, given: str | Path | None, found: VibeVoice) -> TextTokenizer:
-    """The text tokenizer: the one given, or tokenizer.json of the checkpoint. UserError says what to put where."""
+    """The text tokenizer: the one given, or tokenizer.json of the checkpoint.
+
+    Raises UserError, saying where to put tokenizer.json, if there is none.
+    """
     path = Path(given) if given is not None else folder
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():

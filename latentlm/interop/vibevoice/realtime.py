@@ -58,7 +58,7 @@ class RealtimeParts(nn.Module):
 
 
 def load_realtime(path: str | Path) -> RealtimeParts:
-    """The parts in a folder or of a hub id, in fp32. UserError, one line, says what does not fit."""
+    """The parts in a folder or of a hub id, in fp32. Raises UserError saying what does not fit."""
     files, found = open_checkpoint(path)
     if found.num_upper is None:
         raise UserError(f"{files.path}: not VibeVoice-Realtime, which has tts_backbone_num_hidden_layers; use `load`")

@@ -41,7 +41,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """x + gate · SwiGLU(RMSNorm(x)·(1 + scale) + shift)."""
+    """Residual block with AdaLN-Zero: x + gate · SwiGLU(RMSNorm(x)·(1 + scale) + shift)."""
 
     def __init__(self, width: int, ffn: int, config: DiffusionHeadConfig):
         super().__init__()
@@ -103,16 +103,16 @@ class DiffusionNetwork(nn.Module):
         return [layer.modulation(c) for layer in (*self.blocks, self.final)]
 
     def predict(self, x: Tensor, modulations: Sequence[Tensor]) -> Tensor:
-        """x = latent_in(noisy latent) (..., W) -> prediction (..., C)."""
+        """The prediction (..., C) from x (..., W), which is `latent_in` of the noisy latent."""
         *blocks, final = modulations
         for block, modulation in zip(self.blocks, blocks, strict=True):
             x = block(x, modulation)
         return self.final(x, final)
 
     def denoise(self, noisy: Tensor, conditioning: Tensor) -> Tensor:
-        """noisy (..., C), conditioning = condition + timestep embedding (..., W) -> prediction (..., C)."""
+        """The prediction (..., C) from noisy (..., C) and conditioning (..., W) = condition + timestep embedding."""
         return self.predict(self.latent_in(noisy), self.modulations(conditioning))
 
     def forward(self, noisy: Tensor, t: Tensor, hidden: Tensor) -> Tensor:
-        """noisy (M, C), t (M,) in 0..T-1, hidden (M, D) -> prediction (M, C)."""
+        """The prediction (M, C) from noisy (M, C), t (M,) in 0..T-1 and hidden (M, D)."""
         return self.denoise(noisy, self.condition(hidden) + self.timestep(t))

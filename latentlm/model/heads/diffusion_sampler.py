@@ -114,7 +114,7 @@ class Denoiser:
             yield from self.views[: len(some)]
 
     def predict(self, x: Tensor, modulations: tuple[Modulation, ...]) -> Tensor:
-        """x = latent_in(noisy latent) (M, W) -> prediction (M, C)."""
+        """The prediction (M, C) from x (M, W), which is `latent_in` of the noisy latent."""
         *blocks, (shift, scale) = modulations
         for (up, down), (block_shift, block_scale, gate) in zip(self.ffns, blocks, strict=True):
             opened, value = up(self._modulated(x, block_shift, block_scale)).chunk(2, dim=-1)

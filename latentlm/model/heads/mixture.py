@@ -75,7 +75,7 @@ class GaussianMixture:
 
 
 class MixtureBlock(nn.Module):
-    """x + SwiGLU(RMSNorm(x))."""
+    """Residual block: x + SwiGLU(RMSNorm(x))."""
 
     def __init__(self, width: int, ffn: int, norm_eps: float):
         super().__init__()
@@ -87,7 +87,7 @@ class MixtureBlock(nn.Module):
 
 
 class MixtureHead(Head):
-    """Its loss is in nats per latent."""
+    """The mixture head; its loss is in nats per latent."""
 
     unit = "nats per latent"
 
