@@ -81,6 +81,7 @@ def prefers_mkl() -> bool:
 
 
 _set_here: list[int] = []  # what `set_threads` has set in this process
+SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 PARAMETERS_PER_THREAD = 2_000_000
 """Fewer than this per thread, and threads wait for each other longer than they compute."""
 
@@ -105,27 +106,35 @@ def set_threads(requested: int | None = None, *, processes: int = 1, parameters:
 
 def set_default_threads(parameters: int) -> None:
     """`set_threads` for a model of so many parameters, unless this process has set its threads before."""
-    if not _set_here and torch.get_num_threads() == num_cores():
+    if not _set_here and torch.get_num_threads() in (num_cores(), len(_cores())):
         set_threads(parameters=parameters)
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(_cores())
+    """Cores that this process may use; the two threads of a core count once."""
+    cores = _cores()
+    found = set()
+    for core in cores:
+        try:
+            with open(SIBLINGS.format(core), encoding="ascii") as file:
+                found.add(file.read())
+        except OSError:  # not Linux
+            return len(cores)
+    return len(found)
 
 
 def free_cores(seconds: float = 0.1) -> int:
-    """Cores that this process may use and that are idle now, at least 1.
+    """Cores that this process may use and that are idle now, at least 1, at most `num_cores`.
 
     Measured over `seconds` from /proc/stat on Linux; elsewhere all cores count as idle.
     """
     cores = _cores()
     before = _idle_ticks(cores)
     if before is None:
-        return len(cores)
+        return num_cores()
     time.sleep(seconds)
     idle = (_idle_ticks(cores) - before) / (seconds * os.sysconf("SC_CLK_TCK"))
-    return min(len(cores), max(1, round(idle)))
+    return min(num_cores(), max(1, round(idle)))
 
 
 def _cores() -> set[int]:
