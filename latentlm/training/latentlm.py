@@ -92,7 +92,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
 
 def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
     """The run of `build_latentlm` for --dry-run: writes nothing, encodes a medium only when its document is read, and a
-    new model has shapes but no weights (torch's meta device)."""
+    new model has shapes but no weights (torch's meta device). Long texts are split in sources without media; to measure
+    the documents of the others, all their media would have to be encoded."""
     parts = open_parts(recipe, world.device)
     cache = LatentCache(without_text(parts.tokenizers))
     documents = [
@@ -101,6 +102,12 @@ def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
     ]
     with torch.device("meta"):
         model = parts.start.model if parts.start else _new_model(recipe, parts.tokenizers, parts.backbone)
+    encoder = DocumentEncoder(parts.tokenizers["text"], model.config.lowercase)
+    context = model.config.transformer.context_length
+    for number, config in enumerate(recipe.data.sources):
+        if not any(holds(config, name) for name in modality_names()):
+            data = recipe.data.model_copy(update={"sources": (config,)})
+            (documents[number],) = fit_rows(data, [documents[number]], encoder, context, world)
     _choose_trained(model, recipe)
     return LatentLMRun(model=model, tokenizers=parts.tokenizers, documents=documents, held_out=[])
 
