@@ -30,6 +30,7 @@ def run(
     *,
     setup_seconds: float = 0.0,
     processes: int | None = None,
+    threads: int | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train and evaluate the demo into `folder`; returns the path of report.html.
@@ -37,6 +38,7 @@ def run(
     minutes: of training; default: the recipe's, or what is left of WHOLE_MINUTES.
     quick: train for a minute and evaluate few samples, to check that it runs.
     setup_seconds: duration of the installation, for the report. processes: default: one per core or GPU, at most two.
+    threads: CPU threads per process; default: the free cores.
     Raises UserError if `folder` already holds a run.
     """
     started = time.perf_counter()
@@ -60,12 +62,12 @@ def run(
     ready = time.perf_counter()
     before = setup_seconds + ready - started
     minutes = minutes or (QUICK_MINUTES if quick else training_minutes(recipe, before))
-    recipe = load_recipe(RECIPE, {"training.max_minutes": minutes})
+    recipe = load_recipe(RECIPE, {"training.max_minutes": minutes, "training.threads": threads})
     count = processes or default_processes()
     say(f"training on {count} process{'es' * (count > 1)}, {minutes:.1f} minutes; samples go to {folder / 'samples'} …")
     model = train(recipe, folder, processes=count)
     trained = time.perf_counter()
-    pipeline = load(model)
+    pipeline = load(model, threads=threads)
     report = evaluate(pipeline, seen=Seen.of(recipe), quick=quick, title="The demo's model", progress=say)
     report.add_seconds(
         setup=before,

@@ -80,7 +80,10 @@ def prefers_mkl() -> bool:
     return "AMD" not in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
-_set_here: list[int] = []  # numbers of threads that `set_threads` has set in this process
+_asked_for: list[int] = []  # numbers of threads that were asked for in this process
+SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+FREE_CORES = "LATENTLM_FREE_CORES"
+"""Environment variable from the process that launches several to each of them."""
 PARAMETERS_PER_THREAD = 2_000_000
 """Fewest parameters per thread; with fewer, threads wait for each other longer than they compute."""
 
@@ -99,33 +102,45 @@ def set_threads(requested: int | None = None, *, processes: int = 1, parameters:
     if requested is None and not given and parameters is not None:
         chosen = min(chosen, round(parameters / PARAMETERS_PER_THREAD))
     torch.set_num_threads(max(1, chosen))
-    _set_here.append(max(1, chosen))
+    if requested is not None:
+        _asked_for.append(requested)
     return max(1, chosen)
 
 
 def set_default_threads(parameters: int) -> None:
-    """Call `set_threads` for a model with `parameters` parameters, unless this process has set its threads already."""
-    if not _set_here and torch.get_num_threads() == num_cores():
+    """Call `set_threads` for a model with `parameters` parameters, unless somebody asked for a number of threads."""
+    if not _asked_for and torch.get_num_threads() in (num_cores(), len(_cores())):
         set_threads(parameters=parameters)
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(_cores())
+    """Cores that this process may use; the two threads of a core count once."""
+    cores = _cores()
+    found = set()
+    for core in cores:
+        try:
+            with open(SIBLINGS.format(core), encoding="ascii") as file:
+                found.add(file.read())
+        except OSError:  # not Linux
+            return len(cores)
+    return len(found)
 
 
 def free_cores(seconds: float = 0.1) -> int:
-    """Cores that this process may use and that are idle now, at least 1.
+    """Cores that this process may use and that are idle now, at least 1, at most `num_cores`.
 
-    Measured over `seconds` from /proc/stat on Linux; elsewhere all cores count as idle.
+    Measured over `seconds` from /proc/stat on Linux; elsewhere all cores count as idle. A process that was launched by
+    another takes that one's figure (FREE_CORES): its own would count its siblings, which are just starting.
     """
+    if given := os.environ.get(FREE_CORES):
+        return int(given)
     cores = _cores()
     before = _idle_ticks(cores)
     if before is None:
-        return len(cores)
+        return num_cores()
     time.sleep(seconds)
     idle = (_idle_ticks(cores) - before) / (seconds * os.sysconf("SC_CLK_TCK"))
-    return min(len(cores), max(1, round(idle)))
+    return min(num_cores(), max(1, round(idle)))
 
 
 def _cores() -> set[int]:

@@ -97,7 +97,7 @@ def test_bf16_is_chosen_on_gpus_that_multiply_it(gpus, monkeypatch, bf16, name, 
 
 @pytest.fixture
 def own_threads(monkeypatch):
-    monkeypatch.setattr(hardware, "_set_here", [])
+    monkeypatch.setattr(hardware, "_asked_for", [])
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -124,7 +124,24 @@ def test_threads_are_those_asked_for_or_the_free_cores(monkeypatch, own_threads,
     assert set_threads(**arguments) == chosen == torch.get_num_threads()
 
 
-def test_a_model_that_is_loaded_sets_threads_once_and_never_what_the_user_set(monkeypatch, own_threads):
+def test_the_two_threads_of_a_core_count_once(tmp_path, monkeypatch, own_threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr(hardware, "_cores", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(hardware, "SIBLINGS", str(tmp_path / "{}"))
+    assert num_cores() == 4, "nothing says which belong together"
+    for core, pair in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        (tmp_path / str(core)).write_text(pair)
+    assert num_cores() == 2
+    monkeypatch.setattr(hardware, "_idle_ticks", lambda cores: None)
+    assert free_cores() == 2
+    for default in (2, 4):  # torch's own: with and without MKL
+        monkeypatch.setattr(hardware, "_asked_for", [])
+        torch.set_num_threads(default)
+        set_default_threads(100)
+        assert torch.get_num_threads() == 1
+
+
+def test_a_model_that_is_loaded_sets_threads_but_never_changes_what_the_user_set(monkeypatch, own_threads):
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     monkeypatch.setattr(hardware, "free_cores", lambda: 2)
     monkeypatch.setattr(hardware, "num_cores", lambda: 3)
@@ -134,9 +151,15 @@ def test_a_model_that_is_loaded_sets_threads_once_and_never_what_the_user_set(mo
     torch.set_num_threads(3)
     set_default_threads(10**9)
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(3)
+    set_threads(3)
     set_default_threads(10**9)
     assert torch.get_num_threads() == 3
+
+
+def test_a_launched_process_takes_the_figure_of_the_one_that_launched_it(monkeypatch):
+    monkeypatch.setattr(hardware, "_idle_ticks", lambda cores: pytest.fail("measured again"))
+    monkeypatch.setenv(hardware.FREE_CORES, "6")
+    assert free_cores() == 6
 
 
 def test_no_threads_are_refused():
@@ -147,6 +170,7 @@ def test_no_threads_are_refused():
 def test_idle_cores_are_those_whose_ticks_go_on(monkeypatch):
     """/proc/stat of a machine with 4 cores, of which this process may use 3 and one of those is busy."""
     monkeypatch.setattr(hardware, "_cores", lambda: {0, 1, 3})
+    monkeypatch.setattr(hardware, "num_cores", lambda: 3)
     monkeypatch.setattr(hardware.time, "sleep", lambda seconds: None)
     stat = "cpu 0 0 0 {total}\ncpu0 9 9 9 {a} 0\ncpu1 9 9 9 {b} 0\ncpu2 9 9 9 {c} 0\ncpu3 9 9 9 {d} 0\nintr 1\n"
     second = os.sysconf("SC_CLK_TCK")

@@ -28,6 +28,7 @@ def encode(
     engine: Literal["local", "ray"] = "local",
     on_error: Literal["stop", "skip"] = "stop",
     dtype: Literal["float32", "float16"] = "float32",
+    threads: int | None = None,
 ) -> None:
     """Encode pictures and sounds of a data set of any size into shards of latents.
 
@@ -56,10 +57,12 @@ def encode(
         stop at a document that cannot be read, or skip it and list it at the end.
     dtype
         Type of the latents; float16 halves the size and rounds them to 11 bits.
+    threads
+        CPU threads per process; default: the free cores.
     """
     from ..data.encoding.plan import Job
     from ..data.encoding.workers import encode as run
-    from ..hardware import free_cores
+    from ..hardware import set_threads
 
     if not sources:
         raise UserError("name at least one source")
@@ -72,7 +75,7 @@ def encode(
         out=out,
         dtype=dtype,
         on_error=on_error,
-        threads=max(1, free_cores() // processes),
+        threads=set_threads(threads, processes=processes),
     )
     print(describe_summary(out, run(job, processes=processes, engine=engine)))
 

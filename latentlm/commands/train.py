@@ -19,6 +19,7 @@ def demo(
     out: Path = Path("runs/demo"),
     minutes: float | None = None,
     quick: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    threads: int | None = None,
     setup_seconds: Annotated[float, Parameter(show=False)] = 0.0,
 ) -> None:
     """Train one small model on text, pictures and speech, evaluate it, and write a report.
@@ -31,6 +32,8 @@ def demo(
         Minutes of training, instead of the recipe's.
     quick
         Train for a minute and evaluate few samples, to check that everything runs.
+    threads
+        CPU threads per process; default: the free cores.
     setup_seconds
         Seconds that the installation took, for the report.
     """
@@ -38,8 +41,9 @@ def demo(
 
     if minutes is not None and minutes <= 0:
         raise UserError(f"--minutes must be above 0, got {minutes}")
+    _check_threads(threads)
     with _one_line():
-        page = run(out, minutes, quick, setup_seconds=setup_seconds)
+        page = run(out, minutes, quick, setup_seconds=setup_seconds, threads=threads)
     print(f"open {page}")
     if sys.stdout.isatty():
         webbrowser.open(page.resolve().as_uri())
@@ -84,9 +88,8 @@ def train(
     is_run = recipe not in recipe_names() and (Path(recipe) / "recipe.yaml").is_file()
     named = Path(recipe) / "recipe.yaml" if is_run else recipe
     changes = dict(_override(item) for item in overrides)
+    _check_threads(threads)
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"--threads must be at least 1, got {threads}")
         changes["training.threads"] = threads
     loaded = load_recipe(named, changes)
     from ..training.run import preview
@@ -98,6 +101,11 @@ def train(
     with _one_line():
         target = Path(recipe) if is_run else Path("runs") / Path(recipe).stem
         run(loaded, out or target, processes=processes, resume=resume)
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads must be at least 1, got {threads}")
 
 
 @contextmanager

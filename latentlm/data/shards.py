@@ -154,7 +154,7 @@ def array_record() -> Any:
     try:
         from array_record.python import array_record_module
     except ImportError:
-        raise UserError("shards need array_record: pip install 'latentlm[data]'") from None
+        raise UserError("shards need array_record: pip install array_record") from None
     return array_record_module
 
 

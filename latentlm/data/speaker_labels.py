@@ -58,7 +58,7 @@ KEYWORD = re.compile(
 INNER_TAG = re.compile(r"(?=\[\s*(?:s|spk|speaker)[\s_#-]*\d+\s*\])", re.IGNORECASE)
 UNREADABLE = re.compile(rf"[\W_]*{NUMBERED}", re.IGNORECASE)
 """The beginning of a line that was meant to open a turn."""
-INNER_LABEL = re.compile(rf"\b{NUMBERED}\s*(?:{IN_BRACKETS})?[*_`~]*\s*[{COLONS}]", re.IGNORECASE)
+INNER_LABEL = re.compile(rf"\b{NUMBERED}\s*(?:{IN_BRACKETS})?[*_`~)\]>}}»”’\"']*\s*[{COLONS}]", re.IGNORECASE)
 """A label that does not begin its line."""
 
 MAX_NAME_WORDS = 8
@@ -119,8 +119,10 @@ def read_label(line: str) -> Label | None:
     if found is None and head:
         found = _labelled(head[1], head[2])
     if found is None:
-        if UNREADABLE.match(body) or UNREADABLE.match(line) or _is_name_alone(body):
-            raise UserError(f"{line[:40]!r} has no colon; write 'Speaker 1: words'")
+        wide = unicodedata.normalize("NFKC", body)  # full-width letters as plain ones
+        if any(map(UNREADABLE.match, (body, line, wide))) or _is_name_alone(body):
+            fault = "is no label that is known" if head else "has no colon"
+            raise UserError(f"{line[:40]!r} {fault}; write 'Speaker 1: words'")
         _refuse_inner_label(line)
         return None
     _refuse_inner_label(found.words)
@@ -138,7 +140,7 @@ def bare_label(line: str, capitals: bool) -> str | None:
         return None
     head = BRACKETS.sub(" ", MARKS.sub("", found[1])) if found[1].strip()[0] not in "[(" else found[1].strip("[]()")
     words = head.split()
-    if not 1 <= len(words) <= 3 or not all(map(_is_word, words)) or not words[0][0].isalpha():
+    if not 1 <= len(words) <= 3 or not all(map(_is_word, words)) or not words[0][0].isalnum():
         return None
     if words[-1][-1].isdigit() and found[2][:1].isdigit():  # a time, a verse
         return None

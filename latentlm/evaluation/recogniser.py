@@ -39,7 +39,7 @@ class Recogniser:
 
     def __init__(self, grammar: str | None = None):
         if not available():
-            raise UserError("judging speech needs pocketsphinx: pip install 'latentlm[demo]'")
+            raise UserError("judging speech needs pocketsphinx: pip install pocketsphinx")
         from pocketsphinx import Decoder
 
         options = {"samprate": SAMPLE_RATE, "bestpath": False, "loglevel": "FATAL", "cmn": "batch"}
@@ -107,7 +107,7 @@ def num_word_errors(heard: str, said: str) -> int:
     Raises UserError where jiwer is not installed.
     """
     if importlib.util.find_spec("jiwer") is None:
-        raise UserError("word error rates need jiwer: pip install 'latentlm[demo]'")
+        raise UserError("word error rates need jiwer: pip install jiwer")
     import jiwer
 
     found = jiwer.process_words(said, heard)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 OTHER_MEDIA = (
-    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".ico", ".m4a", ".aac", ".opus", ".aiff", ".aif", ".wma"),
+    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".ico", ".m4a", ".aac", ".wma"),
     *(".amr", ".mid", ".mp4", ".mov", ".mkv", ".avi", ".webm", ".gz", ".zip", ".tar", ".7z"),
 )
 OTHER_DOCUMENTS = (

@@ -52,6 +52,11 @@ class Rule:
         return list(tensor.split(sizes))
 
 
+def weight_and_bias(ours: str, theirs: str) -> list[Rule]:
+    """The rules of a layer that has a weight and a bias on both sides."""
+    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
+
+
 def fill(
     module: nn.Module,
     files: CheckpointFiles,

@@ -12,7 +12,7 @@ from ..config import ImageTokenizerConfig, PosteriorConfig
 from ..errors import UserError
 from ..tokenizers.image import ImageTokenizer
 from .checkpoint_files import CheckpointFiles
-from .mapping import Rule, fill
+from .mapping import Rule, fill, weight_and_bias
 from .view import Derived, View
 
 ENCODERS = ("beit3-base", "vit-base")
@@ -70,15 +70,21 @@ def read_config(fields: dict, scale: float) -> ImageTokenizerConfig:
 def rules(config: ImageTokenizerConfig) -> list[Rule]:
     """Rules for files as `view` shows them."""
     result = [
-        *_both("to_latent", "encoder_post_processor.dense"),
-        *_both("from_latent", "decoder.patch_embed.proj"),
-        *_both("patch_out.0", "decoder_post_processor.fc1"),
-        *_both("patch_out.2", "decoder_post_processor.fc2"),
+        *weight_and_bias("to_latent", "encoder_post_processor.dense"),
+        *weight_and_bias("from_latent", "decoder.patch_embed.proj"),
+        *weight_and_bias("patch_out.0", "decoder_post_processor.fc1"),
+        *weight_and_bias("patch_out.2", "decoder_post_processor.fc2"),
         *_vit_rules("decoder", config.decoder_layers),
     ]
     if not config.encoder_sub_norm:
-        return [*result, *_both("patch_in", "encoder.patch_embed.proj"), *_vit_rules("encoder", config.encoder_layers)]
-    result += _both("patch_in", "encoder.vision_embed.proj") + _both("encoder.norm", "encoder.encoder.layer_norm")
+        return [
+            *result,
+            *weight_and_bias("patch_in", "encoder.patch_embed.proj"),
+            *_vit_rules("encoder", config.encoder_layers),
+        ]
+    result += weight_and_bias("patch_in", "encoder.vision_embed.proj") + weight_and_bias(
+        "encoder.norm", "encoder.encoder.layer_norm"
+    )
     result += [Rule(f"encoder.{name}", (f"encoder.{name}",)) for name in ("positions", "class_token")]
     for i in range(config.encoder_layers):
         ours, theirs = f"encoder.blocks.{i}", f"encoder.encoder.layers.{i}"
@@ -86,7 +92,7 @@ def rules(config: ImageTokenizerConfig) -> list[Rule]:
             qkv = tuple(f"{theirs}.self_attn.{part}_proj.{kind}" for part in "qkv")
             result.append(Rule(f"{ours}.attention.qkv.{kind}", qkv, "cat"))
         for name, our_name in BEIT3_BLOCK.items():
-            result += _both(f"{ours}.{our_name}", f"{theirs}.{name}")
+            result += weight_and_bias(f"{ours}.{our_name}", f"{theirs}.{name}")
     return result
 
 
@@ -120,14 +126,10 @@ def load_sigma_vae(files: CheckpointFiles, config: ImageTokenizerConfig) -> Imag
 
 def _vit_rules(side: str, num_layers: int) -> list[Rule]:
     result = [Rule(f"{side}.{name}", (f"{side}.{name}",)) for name in ("positions", "class_token")]
-    result += _both(f"{side}.norm", f"{side}.fc_norm")
+    result += weight_and_bias(f"{side}.norm", f"{side}.fc_norm")
     for i in range(num_layers):
         block = f"{side}.blocks.{i}"
-        result += _both(f"{block}.attention.qkv", f"{block}.attn.qkv")
+        result += weight_and_bias(f"{block}.attention.qkv", f"{block}.attn.qkv")
         for name, our_name in VIT_BLOCK.items():
-            result += _both(f"{block}.{our_name}", f"{block}.{name}")
+            result += weight_and_bias(f"{block}.{our_name}", f"{block}.{name}")
     return result
-
-
-def _both(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
-from ..hardware import choose_device, free_cores, num_cores
+from ..hardware import FREE_CORES, choose_device, free_cores, num_cores
 
 Result = TypeVar("Result")
 
@@ -150,7 +150,7 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     if num_processes < 1:
         raise UserError(f"processes must be at least 1, got {num_processes}")
     environment = dict(popen.pop("env", os.environ))
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, free_cores() // num_processes)))
+    environment[FREE_CORES] = str(free_cores())
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     size = str(num_processes)
     with ExitStack() as stack:

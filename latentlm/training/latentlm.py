@@ -93,7 +93,8 @@ def build_latentlm(recipe: LatentLMRecipe, folder: Path, world: World) -> Latent
 def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
     """The same run as `build_latentlm` for --dry-run, without writing anything.
 
-    A medium is encoded only when its document is read. A new model is on torch's meta device: it has no weights.
+    A medium is encoded only when its document is read. A new model is on torch's meta device: it has no weights. Long
+    texts are split in sources without media only; to measure other documents, all their media would be encoded.
     """
     parts = open_parts(recipe, world.device)
     cache = LatentCache(without_text(parts.tokenizers))
@@ -103,6 +104,12 @@ def preview_latentlm(recipe: LatentLMRecipe, world: World) -> LatentLMRun:
     ]
     with torch.device("meta"):
         model = parts.start.model if parts.start else _new_model(recipe, parts.tokenizers, parts.backbone)
+    encoder = DocumentEncoder(parts.tokenizers["text"], model.config.lowercase)
+    context = model.config.transformer.context_length
+    for number, config in enumerate(recipe.data.sources):
+        if not any(holds(config, name) for name in modality_names()):
+            data = recipe.data.model_copy(update={"sources": (config,)})
+            (documents[number],) = fit_rows(data, [documents[number]], encoder, context, world)
     _choose_trained(model, recipe)
     return LatentLMRun(model=model, tokenizers=parts.tokenizers, documents=documents, held_out=[])
 

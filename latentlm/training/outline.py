@@ -125,12 +125,13 @@ def _trained(objective: Objective) -> list[tuple[str, nn.Parameter, str]]:
 
 
 def outline(run: Run, training: TrainingConfig, world: World, work: Workload | None) -> list[str]:
-    """The lines of the header: model, tokenizers, data, step and memory."""
+    """The lines of the header: threads (which the size of the model decides), model, tokenizers, data, step, memory."""
     parts = count_parameters(run.model)
     total = sum(parts.values())
     trained = sum(value.numel() for value in run.model.parameters() if value.requires_grad)
     share = "all trained" if trained == total else f"{_short(trained)} trained"
     lines = [
+        f"threads     {torch.get_num_threads()}{' per process' if world.size > 1 else ''}",
         f"model       {_short(total)} parameters, {share}",
         *_wrapped(f"{n} {_short(c)}" for n, c in parts.items()),
     ]
@@ -201,8 +202,7 @@ def _scientific(number: float) -> str:
 
 
 def first_line(kind: str, training: TrainingConfig, world: World) -> str:
-    """The first line of the header: kind of recipe, device, precision, threads and processes."""
+    """The first line of the header: kind of recipe, device, precision and processes."""
     precision = resolve_precision(world.device, training.precision)
-    threads = torch.get_num_threads()
     processes = f", {world.size} processes" if world.size > 1 else ""
-    return f"{kind} on {world.device}, {precision}, {threads} thread{'s' * (threads > 1)}{processes}"
+    return f"{kind} on {world.device}, {precision}{processes}"

@@ -77,6 +77,7 @@ def preview(recipe: Recipe) -> list[str]:
         raise UserError(f"a recipe of kind {recipe.kind} has no --dry-run")
     set_threads(recipe.training.threads)
     run = lookup(spec.preview)(recipe, world)
+    _set_threads_of(run, recipe.training.threads, world)
     work = lookup(spec.workload)(recipe, run, world)
     lines = [first_line(recipe.kind, recipe.training, world), *outline(run, recipe.training, world, work)]
     return [*lines, *details(work)]
@@ -92,9 +93,7 @@ def _train(recipe: Recipe, folder: Path, world: World) -> None:
     set_threads(threads, processes=world.local_size)
     _say(world, [f"{folder}: training {first_line(recipe.kind, recipe.training, world)}"])
     run = lookup(spec.build)(recipe, folder, world)
-    if threads is None and world.device.type == "cpu":
-        parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        set_threads(processes=world.local_size, parameters=parameters)
+    _set_threads_of(run, threads, world)
     loader = lookup(spec.loader)(recipe, run, world)
     export = lookup(spec.export)
     run.on_start = lambda: _begin(recipe, run, folder)
@@ -111,6 +110,13 @@ def _train(recipe: Recipe, folder: Path, world: World) -> None:
     finish(world, 0 if result.finished else STOPPED)
     if not result.finished:
         raise ProcessFailed(STOPPED)
+
+
+def _set_threads_of(run: Run, requested: int | None, world: World) -> None:
+    """On a CPU, set the threads by the size of the model, unless a number was `requested`."""
+    if requested is None and world.device.type == "cpu":
+        parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        set_threads(processes=world.local_size, parameters=parameters)
 
 
 def _begin(recipe: Recipe, run: Run, folder: Path) -> None:

@@ -149,8 +149,8 @@ def test_demo_passes_what_it_is_told(monkeypatch, tmp_path, capsys):
         return tmp_path / "report.html"
 
     monkeypatch.setattr("latentlm.demo.run", record)
-    cli.main(["demo", "--out", "here", "--minutes", "2.5", "--quick", "--setup-seconds", "61"])
-    assert calls == [((Path("here"), 2.5, True), {"setup_seconds": 61.0})]
+    cli.main(["demo", "--out", "here", "--minutes", "2.5", "--quick", "--setup-seconds", "61", "--threads", "3"])
+    assert calls == [((Path("here"), 2.5, True), {"setup_seconds": 61.0, "threads": 3})]
     assert "report.html" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
@@ -14,6 +15,7 @@ from small import small_tokenizers
 
 from latentlm import cli
 from latentlm.data.shards import ShardDocuments
+from latentlm.errors import UserError
 from latentlm.training.logs import read_log
 
 
@@ -44,6 +46,25 @@ def test_a_parquet_file_becomes_shards_that_train(folder, capsys):
     assert [record["step"] for record in read_log(folder / "run" / "train.jsonl")] == [1, 2]
     cli.main([*PARQUET, "--tokenizers", "image", "--out", "shards/set"])
     assert "40 documents had been encoded before" in capsys.readouterr().out
+
+
+def test_threads_are_those_asked_for_or_of_omp(folder, monkeypatch):
+    jobs = []
+
+    def stop(job, **_):
+        jobs.append(job)
+        raise UserError("stop")
+
+    monkeypatch.setattr("latentlm.data.encoding.workers.encode", stop)
+    before = torch.get_num_threads()
+    try:
+        for more, threads in ((["--threads", "2"], 2), ([], 1)):
+            monkeypatch.setenv("OMP_NUM_THREADS", "1")
+            with pytest.raises(SystemExit):
+                cli.main([*PARQUET, "--tokenizers", "image", "--out", "shards/set", *more])
+            assert jobs[-1].threads == threads == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_folder_with_two_processes_and_the_tokenizers_of_a_model(folder, capsys):
@@ -101,8 +122,10 @@ def test_mistakes_are_one_line(folder, capsys, arguments, said):
     assert said in line
 
 
-@pytest.mark.parametrize(("module", "said"), [("array_record", "latentlm[data]"), ("pyarrow", "latentlm[data]")])
-def test_a_missing_library_is_named_with_its_extra(folder, capsys, monkeypatch, module, said):
+@pytest.mark.parametrize(
+    ("module", "said"), [("array_record", "pip install array_record"), ("pyarrow", "pip install pyarrow")]
+)
+def test_a_missing_library_is_named_with_its_installation(folder, capsys, monkeypatch, module, said):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.python", None)
     monkeypatch.setitem(sys.modules, f"{module}.parquet", None)
@@ -111,11 +134,11 @@ def test_a_missing_library_is_named_with_its_extra(folder, capsys, monkeypatch, 
     assert said in capsys.readouterr().err
 
 
-def test_ray_that_is_missing_is_named_with_its_extra(folder, capsys, monkeypatch):
+def test_ray_that_is_missing_is_named_with_its_installation(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SystemExit):
         cli.main([*PARQUET, "--tokenizers", "image", "--out", "out", "--engine", "ray"])
-    assert "engine ray needs Ray: pip install 'latentlm[ray]'" in capsys.readouterr().err
+    assert "engine ray needs Ray: pip install 'ray[data]'" in capsys.readouterr().err
 
 
 def test_preview_and_validate_read_the_same_sources(folder, capsys):

@@ -51,7 +51,7 @@ def test_a_dry_run_shows_what_a_run_has_and_writes_nothing(tmp_path, monkeypatch
     cli.main(["train", "demo", "--dry-run", "--threads", "1", *settings])
     shown = capsys.readouterr().out.splitlines()
     assert list(tmp_path.iterdir()) == []
-    assert shown[0] == "latentlm on cpu, fp32, 1 thread"
+    assert shown[:2] == ["latentlm on cpu, fp32", "threads     1"]
     assert all(len(line) <= 80 or line.startswith(("data", "            ")) for line in shown)
     text = "\n".join(shown)
     assert "digits (text_to_image): 40 documents, about 320 tokens per epoch, 75.0% of draws" in text
@@ -62,11 +62,23 @@ def test_a_dry_run_shows_what_a_run_has_and_writes_nothing(tmp_path, monkeypatch
 
     train(load_recipe("demo", SMALL), tmp_path / "run")
     header = capsys.readouterr().err.splitlines()
-    assert header[0] == f"{tmp_path / 'run'}: training latentlm on cpu, fp32, 1 thread"
+    assert header[0] == f"{tmp_path / 'run'}: training latentlm on cpu, fp32"
     body = [line for line in header[1:] if not line.startswith("encoded media are kept in ")]
     body = list(takewhile(lambda line: not line.startswith("step 1"), body))
     assert body == shown[1 : 1 + len(body)]
     assert len(body) > 6
+
+
+def test_the_header_says_the_threads_that_the_size_of_the_model_leaves(tmp_path, monkeypatch, capsys):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr("latentlm.hardware.free_cores", lambda: 2)
+    try:
+        assert preview(load_recipe("demo", SMALL))[1] == "threads     1"
+        train(load_recipe("demo", SMALL), tmp_path / "run")
+        assert "threads     1" in capsys.readouterr().err.splitlines()
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["tiny_image", "tiny_speech"])

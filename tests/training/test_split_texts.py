@@ -12,7 +12,7 @@ from latentlm.errors import Notice
 from latentlm.training.distributed import World
 from latentlm.training.latentlm import build_latentlm, document_loader
 from latentlm.training.logs import read_log
-from latentlm.training.run import train
+from latentlm.training.run import preview, train
 
 LONG = "A sentence of some words. " * 12
 
@@ -47,6 +47,17 @@ def test_plain_text_is_split_and_all_of_it_learnt(tmp_path, kind):
     with pytest.warns(Notice, match="are split into"):
         train(recipe({kind: path}), tmp_path / "run")
     assert len(read_log(tmp_path / "run" / "train.jsonl")) == 3
+
+
+def test_a_dry_run_splits_as_training_does(tmp_path):
+    path = write(tmp_path, [{"text": "Short."}], [{"text": LONG}])
+    with pytest.warns(Notice, match="are learnt as 6 documents"):
+        lines = preview(recipe({"manifest": path}))
+    assert any("prose.jsonl: 7 documents" in line for line in lines)
+    (tmp_path / "other").mkdir()
+    path = write(tmp_path / "other", [{"text": "Who?", "condition": True}, {"text": LONG}])
+    with pytest.raises(ValueError, match=r"prose\.jsonl:1 has 317 positions"):
+        preview(recipe({"manifest": path}))
 
 
 def test_what_is_not_plain_text_is_refused_with_its_line(tmp_path):

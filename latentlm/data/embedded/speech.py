@@ -1,7 +1,7 @@
 """Synthetic speech: digit words and short phrases spoken by eSpeak NG in 30 voices, six of which are held out.
 
 Place in the flow: raw items for `data.sources`; 16 kHz mono. eSpeak NG (GPL-3) runs in a process of its own (see
-`espeak_process`); it comes with `pip install latentlm[demo]`. Clips are trimmed, brought to one loudness, and kept in
+`espeak_process`); it comes with `pip install espeakng-loader`. Clips are trimmed, brought to one loudness, and kept in
 memory and in one file per split in the cache folder.
 Splits: "train" is 24 voices saying the digit words, and each train phrase in six of them; "held_out" is six other
 voices saying the digit words and the held-out phrases, each in three.
@@ -183,5 +183,5 @@ def _espeak_version() -> str:
         return importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            "the embedded speech needs eSpeak NG, which is not installed: pip install latentlm[demo]"
+            "the embedded speech needs eSpeak NG, which is not installed: pip install espeakng-loader"
         ) from None

@@ -63,7 +63,7 @@ def encode_parts(job: Job, parts: Sequence[Part], workers: int, progress: Progre
         import ray
         import ray.data
     except ImportError:
-        raise UserError("engine ray needs Ray: pip install 'latentlm[ray]'") from None
+        raise UserError("engine ray needs Ray: pip install 'ray[data]'") from None
     started = not ray.is_initialized()
     if started:
         here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers, "include_dashboard": False}

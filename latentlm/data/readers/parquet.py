@@ -114,7 +114,7 @@ def _open(file: Location, handle: Any) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{file}: Parquet needs pyarrow: pip install 'latentlm[data]'") from None
+        raise UserError(f"{file}: Parquet needs pyarrow: pip install pyarrow") from None
     try:
         return pyarrow.parquet.ParquetFile(handle)
     except (pyarrow.ArrowException, OSError) as error:

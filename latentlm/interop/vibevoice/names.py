@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ...config import DiffusionHeadConfig, ModelConfig, SpeechTokenizerConfig
 from ..hf_llm import rules as backbone_rules
-from ..mapping import Rule
+from ..mapping import Rule, weight_and_bias
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,23 @@ def half_rules(ours: str, theirs: str, half: str, config: SpeechTokenizerConfig,
     """Rules for the encoder or decoder (`half`) of a speech tokenizer."""
     depths = config.depths if half == "encoder" else config.depths[::-1]
     resampling = {"encoder": "downs", "decoder": "ups"}[half]
-    found = _pair(f"{ours}.stem", f"{theirs}.{layout.stems[half]}")
+    found = weight_and_bias(f"{ours}.stem", f"{theirs}.{layout.stems[half]}")
     for stage, depth in enumerate(depths):
         place = {"stage": stage, "layer": stage - 1}
         if stage:
-            found += _pair(f"{ours}.{resampling}.{stage - 1}", f"{theirs}.{layout.resamplings[half].format(**place)}")
+            found += weight_and_bias(
+                f"{ours}.{resampling}.{stage - 1}", f"{theirs}.{layout.resamplings[half].format(**place)}"
+            )
         for block in range(depth):
             name = (layout.block if stage else layout.stem_block).format(**place, block=block)
             found += block_rules(f"{ours}.stages.{stage}.blocks.{block}", f"{theirs}.{name}", layout)
-    return found + _pair(f"{ours}.head", f"{theirs}.{layout.out}")
+    return found + weight_and_bias(f"{ours}.head", f"{theirs}.{layout.out}")
 
 
 def block_rules(ours: str, theirs: str, layout: Layout) -> list[Rule]:
     """Rules for a ConvNeXt block."""
     pairs = {"mixer": layout.mixer, "ffn.0": "ffn.linear1", "ffn.2": "ffn.linear2"}
-    found = [rule for a, b in pairs.items() for rule in _pair(f"{ours}.{a}", f"{theirs}.{b}")]
+    found = [rule for a, b in pairs.items() for rule in weight_and_bias(f"{ours}.{a}", f"{theirs}.{b}")]
     same = ("norm.weight", "ffn_norm.weight", "gamma", "ffn_gamma")
     return found + [Rule(f"{ours}.{name}", (f"{theirs}.{name}",)) for name in same]
 
@@ -129,7 +131,11 @@ def block_rules(ours: str, theirs: str, layout: Layout) -> list[Rule]:
 def connector_rules(ours: str, theirs: str, layout: Layout) -> list[Rule]:
     """Rules for a connector."""
     up, norm, out = (f"{theirs}.{name}" for name in layout.connector)
-    return [*_pair(f"{ours}.up", up), Rule(f"{ours}.norm.weight", (f"{norm}.weight",)), *_pair(f"{ours}.out", out)]
+    return [
+        *weight_and_bias(f"{ours}.up", up),
+        Rule(f"{ours}.norm.weight", (f"{norm}.weight",)),
+        *weight_and_bias(f"{ours}.out", out),
+    ]
 
 
 def head_rules(ours: str, theirs: str, config: DiffusionHeadConfig, layout: Layout) -> list[Rule]:
@@ -150,10 +156,6 @@ def head_rules(ours: str, theirs: str, config: DiffusionHeadConfig, layout: Layo
         up = tuple(f"{theirs}.{layer}.ffn.{part}_proj.weight" for part in ("gate", "up"))
         found.append(Rule(f"{ours}.{block}.ffn.up.weight", up, "cat"))
     return found + [Rule(f"{ours}.{a}.weight", (f"{theirs}.{b}.weight",)) for a, b in names.items()]
-
-
-def _pair(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.{kind}", (f"{theirs}.{kind}",)) for kind in ("weight", "bias")]
 
 
 def _prefixed(prefix: str, found: list[Rule]) -> list[Rule]:
