@@ -59,7 +59,7 @@ def explain(error: CycloptsError, arguments: Sequence[str]) -> str:
     """The parser's message, with a hint where the shell split a value or a prompt begins with a dash."""
     message = " ".join(str(error).split())
     if isinstance(error, UnusedCliTokensError) and (value := _split_value(arguments)):
-        return f"the shell split the value of --set at its spaces; quote it: --set '{value}'"
+        return f"the shell split the value of --set at its spaces; quote it: --set '{value.strip('“”‘’')}'"
     if isinstance(error, UnknownOptionError) and arguments[:1] == ["generate"]:
         word = error.token.value or error.token.keyword or ""
         if not OPTION.fullmatch(word):

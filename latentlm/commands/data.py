@@ -64,7 +64,7 @@ def preview(
     out
         Folder to write the pictures, sounds, and plots of other media to.
     task
-        Kind of document to make from the rows of a path: text_to_image, image_to_text, …
+        Kind of document to make from rows: text_to_image, image_to_text, … Needed for Parquet, tars and folders.
     columns
         NAME=COLUMN: the Parquet column or tar suffix that holds NAME (text, image or speech). May be repeated.
     """
@@ -102,7 +102,7 @@ def preview(
     help_epilogue=examples(
         "latentlm data validate mine.jsonl",
         "latentlm data validate mine.jsonl --recipe my_recipe.yaml",
-        "latentlm data validate set.tar --task speech_to_text",
+        "latentlm data validate photos --task text_to_image",
     ),
 )
 def validate(
@@ -120,11 +120,11 @@ def validate(
     name
         JSONL manifest, Parquet file, tar, folder of pictures or sounds, or shards; see docs/data_format.md.
     task
-        Kind of document to make from rows: text_to_image, image_to_text, …
+        Kind of document to make from rows: text_to_image, image_to_text, … Needed for Parquet, tars and folders.
     columns
         NAME=COLUMN: the Parquet column or tar suffix that holds NAME (text, image or speech). May be repeated.
     recipe
-        Recipe of a model: also encode each document with its tokenizers, and find those that do not fit
+        Recipe or run of a model: also encode each document with its tokenizers, and find those that do not fit
         `data.sequence_length`.
     """
     from ..config import SourceConfig
@@ -181,12 +181,14 @@ def _validate_rows(name: str, source: SourceConfig) -> None:
 
 
 def _validate_for(recipe: str, source: SourceConfig) -> None:
-    """Check the documents of a source against the tokenizers and the row length of a recipe."""
-    from ..config import load_recipe
+    """Check the documents of a source against the tokenizers and the row length of a recipe, or of a run's."""
+    from ..config import load_recipe, recipe_names
     from ..config.kinds import KINDS
     from ..training.check_data import check_data
 
-    loaded = load_recipe(recipe, {"data.sources": [source.model_dump(mode="json", exclude_defaults=True)]})
+    run = Path(recipe) / "recipe.yaml"
+    named = run if recipe not in recipe_names() and run.is_file() else recipe
+    loaded = load_recipe(named, {"data.sources": [source.model_dump(mode="json", exclude_defaults=True)]})
     if KINDS[loaded.kind].no_model is not None:
         raise UserError(f"--recipe {recipe}: is of kind {loaded.kind}; name the recipe of a model")
     (documents,) = check_data(loaded)

@@ -188,6 +188,8 @@ class MediaFiles(Sequence):
 def read(path: str | Path) -> list[ManifestLine]:
     """Parse and check all lines, without reading media. Empty lines are skipped. Raises UserError."""
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, and a manifest is a JSONL file")
     if not path.is_file():
         raise UserError(f"{path}: no such manifest")
     refuse_compressed(str(path))

@@ -79,6 +79,8 @@ def evaluate_tokenizer_folder(request: EvaluationRequest) -> Report:
     if request.only or request.guidance or request.steps or request.solver or request.raw or request.dtype != "auto":
         given = "--only, --guidance, --steps, --solver, --raw and --dtype"
         raise UserError(f"{given} are for models, and {request.name} is a tokenizer")
+    if not request.manifests:
+        request.say("measured on media of the package; --manifest names a JSONL file of your own")
     tokenizer = load_tokenizer(request.folder).to(request.device)
     return evaluate_tokenizer(tokenizer, manifests=request.manifests, quick=request.quick, title=request.name)
 

@@ -182,6 +182,10 @@ class Pipeline:
 
     def _active_requests(self, requests: Sequence[Request]) -> list[ActiveRequest]:
         """The requests in the form that the engine takes; their media are encoded together."""
+        for request in requests:
+            if not isinstance(request, Request):
+                kind = type(request).__name__
+                raise UserError(f"expected a latentlm.Request, such as Request('red apple', to='image'), not {kind}")
         requests = [with_defaults(self._with_document(request), self.model.config.sampling) for request in requests]
         for request in requests:
             check(request, self.model.modalities, self.tokenizers["text"])

@@ -75,6 +75,10 @@ class Audio:
         except UserError as error:
             raise UserError(f"{self.name}: {error}" if self.name else str(error)) from None
 
+    def __repr__(self) -> str:
+        name = f"{self.name}: " if self.name else ""
+        return f"<Audio: {name}{self.seconds:.2f} s at {self.sample_rate:,} Hz>"
+
     @property
     def seconds(self) -> float:
         return self.samples.shape[-1] / self.sample_rate

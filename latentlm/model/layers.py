@@ -9,6 +9,7 @@ and Qwen3.
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,10 @@ from .cache import LayerCache
 CONNECTOR_EPS = 1e-6
 TILE = 32
 """`pad_rows` rounds the number of rows of a matrix product up to a multiple of this."""
+
+
+# Said once per process by torch's norm of bf16 values with fp32 weights on a CPU, which is what is meant here.
+warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
 class RMSNorm(nn.Module):

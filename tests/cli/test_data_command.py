@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
@@ -19,6 +20,8 @@ from sets import png, write_lines
 from latentlm import cli
 from latentlm.config import SourceConfig
 from latentlm.data import sources
+from latentlm.data.encoding.plan import names_other_files
+from latentlm.media.picture import image_to_tensor
 
 
 @pytest.fixture
@@ -131,6 +134,8 @@ def test_validate_finds_what_does_not_fit_a_recipe(folder, capsys):
     cli.main(["data", "validate", "mine.jsonl", "--recipe", "recipe.yaml"])
     said = capsys.readouterr()
     assert "recipe.yaml: 5 documents fit rows of 64 positions" in said.out
+    cli.main(["data", "validate", "mine.jsonl", "--recipe", "."])  # the folder of a run, which has its recipe
+    assert ".: 5 documents fit rows of 64 positions" in capsys.readouterr().out
     assert "mine.jsonl: 1 texts of more than 64 positions are split into 4 documents" in said.err
     lines = [{"segments": [{"text": "a"}]}, {"segments": [{"text": "a" * 70, "condition": True}, {"text": "b"}]}]
     write_lines(folder / "mine.jsonl", lines)
@@ -147,3 +152,23 @@ def test_validate_finds_what_does_not_fit_a_recipe(folder, capsys):
     with pytest.raises(SystemExit):
         cli.main(["data", "validate", "lines.jsonl", "--recipe", "tiny_image"])
     assert "--recipe tiny_image: is of kind image_tokenizer; name the recipe of a model" in capsys.readouterr().err
+
+
+def test_pictures_of_a_folder_are_named(folder, capsys, notices):
+    for name, size in (("a.png", (8, 4)), ("b.png", (4, 4))):
+        (folder / "photos" / "red_fox").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(folder / "photos" / "red_fox" / name)
+    with pytest.raises(SystemExit):
+        cli.main(["data", "validate", "photos"])
+    assert "image_to_text, text (in a command: --task text_to_image)" in capsys.readouterr().err
+    config = SourceConfig(path="photos", task="text_to_image")
+    assert not names_other_files(config)
+    (document, _) = sources.documents(config)
+    image_to_tensor(document.segments[1].content, 4)
+    assert ["photos/red_fox/a.png: not square" in said for said in notices()] == [True]
+    (folder / "photos" / "red_fox" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        cli.main(["data", "validate", "photos", "--task", "text_to_image"])
+    said = capsys.readouterr().err
+    assert "photos/red_fox/b.png: image: not a readable" in said
+    assert said.count("b.png") == 1

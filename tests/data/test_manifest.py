@@ -131,6 +131,8 @@ def test_what_is_wrong_is_named_by_file_line_and_key(folder, line, message):
 def test_missing_and_empty_manifests(folder):
     with pytest.raises(ValueError, match=r"absent\.jsonl: no such manifest"):
         read(folder / "absent.jsonl")
+    with pytest.raises(ValueError, match="is a folder, and a manifest is a JSONL file"):
+        read(folder)
     with pytest.raises(ValueError, match="the manifest is empty"):
         read(write(folder, "", "  "))
     (folder / "latin.jsonl").write_bytes(b'{"segments": [{"text": "caf\xe9"}]}')

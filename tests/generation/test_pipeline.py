@@ -7,6 +7,7 @@ from small import clip, picture, small_model
 
 from latentlm import Request
 from latentlm.diffusion.solvers import make_plan, sample
+from latentlm.errors import UserError
 from latentlm.generation.pipeline import Pipeline
 from latentlm.media.sound import Audio
 from latentlm.modalities.image import Image
@@ -77,6 +78,12 @@ def test_num_answers_use_consecutive_seeds(pipeline):
 def test_a_pipeline_shows_what_it_is_in_one_line(pipeline):
     size = sum(parameter.numel() for parameter in pipeline.model.parameters())
     assert repr(pipeline) == f"<Pipeline: text, image, speech; {size:,} parameters>"
+
+
+def test_a_prompt_that_is_no_request_is_refused(pipeline):
+    for call in (lambda: pipeline.generate_batch(["red apple"]), lambda: next(pipeline.stream("red apple"))):
+        with pytest.raises(UserError, match=r"expected a latentlm\.Request, .* not str"):
+            call()
 
 
 def test_guidance_is_two_branches_fed_by_the_same_latent(pipeline):

@@ -233,3 +233,8 @@ def test_what_is_no_plain_file_is_written_in_place_and_a_link_stays(tmp_path):
     save_image(noise_picture(), tmp_path / "link.png")
     assert (tmp_path / "link.png").is_symlink()
     assert load_image(tmp_path / "there.png").size == (64, 64)
+
+
+def test_an_audio_shows_its_length_not_its_samples():
+    assert repr(Audio(np.zeros(8000), 16000)) == "<Audio: 0.50 s at 16,000 Hz>"
+    assert repr(Audio(np.zeros(8000), 16000, "a.wav")) == "<Audio: a.wav: 0.50 s at 16,000 Hz>"

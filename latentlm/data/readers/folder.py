@@ -46,6 +46,9 @@ class FolderRows(Rows):
             return posixpath.basename(posixpath.dirname(self.names[index])).replace("_", " ")
         return self._file(index).read()
 
+    def file_name(self, index: int) -> str:
+        return str(self._file(index))
+
     def _check(self, index: int, column: str) -> None:
         """Raise UserError where file `index` has no such column."""
         name = self.names[index]

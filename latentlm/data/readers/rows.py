@@ -47,19 +47,24 @@ class Rows(ABC):
     def require(self, column: str) -> None:
         """Raise UserError, which names the source, if there is no such column."""
 
+    def file_name(self, index: int) -> str:
+        """The name of the file that row `index` is, for notices; empty where rows are parts of a file."""
+        return ""
+
     def value(self, index: int, column: str) -> Any:
         """The text or medium of row `index`. UserError, which names place and column, if it cannot be read."""
         try:
-            return decode(self.read(index, column), column)
+            return decode(self.read(index, column), column, self.file_name(index))
         except UserError as error:
-            raise UserError(f"{self.place(index)}: {column}: {error}") from None
+            place = self.place(index)
+            said = str(error).removeprefix(f"{place}: ")
+            raise UserError(f"{place}: {column}: {said}") from None
 
 
-def decode(stored: bytes | str | Location, column: str) -> Any:
-    """A stored value as text or medium. UserError if it cannot be decoded."""
+def decode(stored: bytes | str | Location, column: str, name: str = "") -> Any:
+    """A stored value as text or medium, of a file called `name`. UserError if it cannot be decoded."""
     if column == "text":
         return _text(stored)
-    name = ""
     if isinstance(stored, Location):
         name, stored = str(stored), stored.read()
     if not isinstance(stored, bytes):
@@ -86,7 +91,9 @@ class RowDocuments(PlacedDocuments):
     def __init__(self, rows: Rows, task: str, source: str):
         """Raises UserError for an unknown task and for columns that `rows` does not have."""
         if task == "all":
-            raise UserError(f"{source}: give the task, one of: {', '.join(_tasks_of(rows))}")
+            tasks = _tasks_of(rows)
+            command = f"in a command: --task {tasks[0]}"
+            raise UserError(f"{source}: give the task, one of: {', '.join(tasks)} ({command})")
         if task not in TASKS:
             raise UserError(f"{source}: no task {task!r}{did_you_mean(task, TASKS)}")
         self.rows = rows
