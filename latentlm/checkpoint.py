@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from .config import FORMAT_VERSION, ModelConfig, describe, read_json
+from .config.base import did_you_mean
 from .config.kinds import TrainSpec, spec_of_folder
 from .config.modalities import modality, modality_names, tokenizer_names
 from .errors import UserError, notice
@@ -48,7 +49,8 @@ def resolve(name: str | Path) -> Path:
         return newest(folder)
     if not is_hub_id(name):
         known = ", ".join(packaged) or "none"
-        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged (packaged: {known})")
+        hint = f" (packaged: {known})" if "mean" not in (said := did_you_mean(str(name), packaged)) else said
+        raise UserError(f"no model {str(name)!r}: not a folder, nor packaged{hint}")
     return from_hub(str(name))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .errors import UserError
 
-SETUP, CHECKPOINTS, MODEL = "setup", "checkpoints", "model"
+RECIPE, SETUP, CHECKPOINTS, MODEL = "recipe.yaml", "setup", "checkpoints", "model"
 _STEP = re.compile(r"step-(\d{8,})")
 
 

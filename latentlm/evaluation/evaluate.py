@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
+from ..config.modalities import as_segment
 from ..data.manifest import Manifest
 from ..data.script import apply_prompt_format
-from ..data.task_source import Concatenated
+from ..data.task_source import Concatenated, Lazy
 from ..errors import UserError
 from ..generation.pipeline import Pipeline
 from ..generation.request import check_solver
@@ -110,12 +111,18 @@ def evaluate(
 
 
 def evaluate_tokenizer(
-    tokenizer: Tokenizer, *, manifests: Sequence[str | Path] = (), quick: bool = False, title: str = "Tokenizer"
+    tokenizer: Tokenizer,
+    *,
+    manifests: Sequence[str | Path] = (),
+    media: Mapping[str, Sequence] | None = None,
+    quick: bool = False,
+    title: str = "Tokenizer",
 ) -> Report:
-    """Reconstruction by one tokenizer: of the media of the manifests, or of embedded media where none are given.
+    """Reconstruction by one tokenizer: of the media of the manifests, or of `media` by name, or of embedded media.
 
     Raises UserError for errors in a manifest.
     """
+    media = media or {}
     report = Report(title, "Reconstruction by a tokenizer: media to latents and back.")
     protocol = Protocol(counts=QUICK if quick else Counts())
     tokenizers = {tokenizer.modality: tokenizer}
@@ -123,13 +130,20 @@ def evaluate_tokenizer(
         report.leave_out(f"reconstruction.{tokenizer.modality}", "there is no measure for this modality")
         return report
     with torch.no_grad():
-        if manifests:
-            documents = Concatenated([Manifest(path) for path in manifests])
-            reconstruct_documents(tokenizers, protocol, report, documents, " and ".join(map(str, manifests)))
+        if manifests or media:
+            own = [_as_documents(each, protocol) for each in media.values()]
+            documents = Concatenated([*map(Manifest, manifests), *own])
+            reconstruct_documents(tokenizers, protocol, report, documents, " and ".join(map(str, (*manifests, *media))))
         else:
             sets = [name for name, modality in EMBEDDED_SETS.items() if modality == tokenizer.modality]
             evaluate_reconstruction(tokenizers, protocol, report, sets)
     return report
+
+
+def _as_documents(media: Sequence, protocol: Protocol) -> Sequence[Document]:
+    """One document per medium that is reconstructed, each decoded when it is asked for."""
+    num = min(len(media), protocol.counts.reconstructions)
+    return Lazy(num, lambda place: Document((as_segment(media[place]),)))
 
 
 def has_solver(model: LatentLM) -> bool:

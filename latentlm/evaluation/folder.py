@@ -13,12 +13,13 @@ from typing import Any
 import torch
 
 from ..checkpoint import read_metadata
-from ..config import SourceConfig, parse_recipe
+from ..config import SourceConfig, load_recipe, parse_recipe
 from ..data.shards import ShardDocuments, check_tokenizers
-from ..data.sources import documents, holds, open_source
+from ..data.sources import documents, holds, media, open_source
 from ..errors import UserError
 from ..generation.pipeline import load
 from ..hardware import choose_dtype
+from ..run_folder import RECIPE
 from ..tokenizers.load import load_tokenizer
 from ..types import Document
 from .evaluate import evaluate, evaluate_tokenizer
@@ -79,10 +80,32 @@ def evaluate_tokenizer_folder(request: EvaluationRequest) -> Report:
     if request.only or request.guidance or request.steps or request.solver or request.raw or request.dtype != "auto":
         given = "--only, --guidance, --steps, --solver, --raw and --dtype"
         raise UserError(f"{given} are for models, and {request.name} is a tokenizer")
-    if not request.manifests:
-        request.say("measured on media of the package; --manifest names a JSONL file of your own")
     tokenizer = load_tokenizer(request.folder).to(request.device)
-    return evaluate_tokenizer(tokenizer, manifests=request.manifests, quick=request.quick, title=request.name)
+    held_out = {} if request.manifests else _held_out_media(request, tokenizer.modality)
+    if not request.manifests and not held_out:
+        request.say("measured on media of the package; --manifest names a JSONL file of your own")
+    return evaluate_tokenizer(
+        tokenizer, manifests=request.manifests, media=held_out, quick=request.quick, title=request.name
+    )
+
+
+def _held_out_media(request: EvaluationRequest, modality: str) -> dict[str, Sequence]:
+    """The held-out media of the sources that are not embedded, by name, from the recipe of the tokenizer's run.
+
+    `say` gets the errors of those that do not open. Empty for a folder that is not the model of a run.
+    """
+    path, found = request.folder.parent / RECIPE, {}
+    if not path.is_file():
+        return found
+    for source in load_recipe(path).data.sources:
+        try:
+            kept = () if source.name is not None else media(source, modality, "held_out")
+        except UserError as error:
+            request.say(f"{error}; its held-out media are left out, name others with --manifest")
+            continue
+        if len(kept):
+            found[f"the held-out part of {source.label}"] = kept
+    return found
 
 
 def _streamed(

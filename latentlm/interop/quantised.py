@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+import torch
 
 from ..errors import UserError
 from ..weights import FLOATS
-
-if TYPE_CHECKING:
-    from .checkpoint_files import CheckpointFiles
 
 CONFIG_KEYS = ("quantization_config", "quantization", "compression_config")
 """Sections of a config.json that say how the weights are quantised, at any depth."""
@@ -33,6 +32,16 @@ SUFFIXES = (
 ADVICE = "quantised weights are not supported; take the checkpoint in bfloat16, float16 or float32"
 
 
+class NamedTensors(Protocol):
+    """The tensors of a checkpoint by name; a `CheckpointFiles` is one."""
+
+    path: Path
+
+    @property
+    def names(self) -> set[str]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+
+
 def refuse_quantised_config(folder: Path, config: Mapping) -> None:
     """Raise UserError if config.json, or a file beside it, says that the weights in `folder` are quantised."""
     for key, value in _sections(config):
@@ -44,7 +53,7 @@ def refuse_quantised_config(folder: Path, config: Mapping) -> None:
             raise UserError(f"{folder / name}: {ADVICE}")
 
 
-def refuse_quantised_tensors(files: CheckpointFiles, wanted: Iterable[str]) -> None:
+def refuse_quantised_tensors(files: NamedTensors, wanted: Iterable[str]) -> None:
     """Raise UserError if one of the `wanted` tensors is no plain float, or where tensors of scales lie beside them."""
     scales = sorted(name for name in files.names if name.rpartition(".")[2] in SUFFIXES)
     other = sorted(name for name in wanted if name in files.names and files.dtype(name) not in FLOATS)

@@ -17,12 +17,12 @@ from filelock import FileLock, Timeout
 
 from ..config import Recipe, SourceConfig
 from ..errors import UserError
+from ..run_folder import RECIPE
 from ..weights import write_text
 from .checkpoint import Checkpoints
 from .distributed import World
 from .state import TrainerState
 
-RECIPE = "recipe.yaml"
 LOCK = ".lock"
 
 

@@ -18,10 +18,10 @@ from ..config import Recipe, check_divisible, load_recipe, parse_recipe
 from ..config.kinds import KINDS, lookup
 from ..errors import UserError
 from ..hardware import choose_device, set_threads
-from ..run_folder import SETUP
+from ..run_folder import RECIPE, SETUP
 from .checkpoint import CheckpointError
 from .distributed import World, finish, follow_launcher, launch, start
-from .folder import RECIPE, holds_run, locked_run_folder, resumed_threads, write_recipe
+from .folder import holds_run, locked_run_folder, resumed_threads, write_recipe
 from .objective import Run
 from .outline import details, first_line, outline
 from .trainer import NonFiniteLoss, Trainer

@@ -17,7 +17,7 @@ from latentlm.checkpoint import resolve
 from latentlm.config import SourceConfig, parse_recipe
 from latentlm.data.encoding.plan import Job
 from latentlm.data.encoding.workers import encode
-from latentlm.evaluation.folder import EvaluationRequest, evaluate_model
+from latentlm.evaluation.folder import EvaluationRequest, evaluate_model, evaluate_tokenizer_folder
 from latentlm.training.run import train
 
 
@@ -119,3 +119,25 @@ def test_the_training_pictures_of_the_recipe_train_the_judge(root, tmp_path, mon
         moved.rename(kept)
     assert any("the judges learn from the held-out documents alone" in line for line in said)
     assert seen[1] == {"image": [], "speech": []}
+
+
+@pytest.mark.parametrize("held_out", [4, None])
+def test_a_tokenizer_is_measured_on_what_its_own_run_held_out(root, tmp_path, held_out):
+    source = {"path": str(root / "set.parquet"), "held_out": held_out}
+    tokenizer = {"image_size": 8, "patch_size": 4, "latent_dim": 4, "width": 16, "num_heads": 2}
+    layers = {"encoder_layers": 1, "decoder_layers": 1}
+    recipe = {"kind": "image_tokenizer", "tokenizer": tokenizer | layers, "training": {"steps": 1, "precision": "fp32"}}
+    recipe["data"] = {"sources": [source], "batch_size": 4, "workers": 0}
+    train(parse_recipe(recipe), tmp_path / "run")
+    said: list[str] = []
+    name = str(tmp_path / "run")
+    request = EvaluationRequest(name, resolve(name), torch.device("cpu"), quick=True, say=said.append)
+    report = evaluate_tokenizer_folder(request)
+    if held_out:
+        assert (
+            f"4 pictures of the held-out part of {root}/set.parquet" in report.figures["documents.image_psnr"].protocol
+        )
+        assert said == []
+    else:
+        assert "reconstruction.digits_psnr" in report.figures
+        assert said == ["measured on media of the package; --manifest names a JSONL file of your own"]
