@@ -4,9 +4,9 @@ Defines the public names. Each is imported on first use, so that `import latentl
 """
 
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING
+
+from .openmp import choose_spinning
 
 if TYPE_CHECKING:
     from .errors import UserError
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
     from .modalities.vectors import Vectors
     from .types import Document, Text
 
-if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    # Read when torch loads its OpenMP: threads that wait yield their core soon instead of spinning against whoever else
-    # is at work (docs/performance.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("KMP_BLOCKTIME", "1")
+choose_spinning()
 
 __version__ = "0.1.0"
 __all__ = ["Audio", "Document", "Image", "Request", "Speech", "Text", "UserError", "Vectors", "__version__", "load"]

@@ -82,25 +82,28 @@ def prefers_mkl() -> bool:
 
 _asked_for: list[int] = []  # numbers of threads that were asked for in this process
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-FREE_CORES = "LATENTLM_FREE_CORES"
-"""Environment variable from the process that launches several to each of them."""
-PARAMETERS_PER_THREAD = 2_000_000
-"""Fewest parameters per thread; with fewer, threads wait for each other longer than they compute."""
+PARAMETERS_PER_THREAD, TRAINED_PER_THREAD = 8_000_000, 2_000_000
+"""Fewest parameters per thread in generation and in training, whose products have more rows; with fewer, threads wait
+for each other longer than they compute."""
 
 
-def set_threads(requested: int | None = None, *, processes: int = 1, parameters: int | None = None) -> int:
+def set_threads(
+    requested: int | None = None, *, processes: int = 1, parameters: int | None = None, training: bool = False
+) -> int:
     """Set torch's CPU threads of this process, and return how many.
 
-    requested: the number to set. Default: OMP_NUM_THREADS where that is set; else the free cores divided by the
-    `processes` on this machine, but at most one thread per PARAMETERS_PER_THREAD of a model's `parameters`.
-    Raises UserError for fewer than 1.
+    requested: the number to set. Default: OMP_NUM_THREADS where that is set; else the free cores, or in `training` all
+    cores, divided by the `processes` on this machine, but no more than the model's `parameters` allow per thread.
+    Many small operations are slower with a thread on a busy core; the large ones of training are not
+    (docs/performance.md). Raises UserError for fewer than 1.
     """
     if requested is not None and requested < 1:
         raise UserError(f"threads must be at least 1, got {requested}")
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    chosen = requested or (int(given) if given.isdecimal() else free_cores() // processes)
+    cores = num_cores if training else free_cores
+    chosen = requested or (int(given) if given.isdecimal() else cores() // processes)
     if requested is None and not given and parameters is not None:
-        chosen = min(chosen, round(parameters / PARAMETERS_PER_THREAD))
+        chosen = min(chosen, round(parameters / (TRAINED_PER_THREAD if training else PARAMETERS_PER_THREAD)))
     torch.set_num_threads(max(1, chosen))
     if requested is not None:
         _asked_for.append(requested)
@@ -129,11 +132,8 @@ def num_cores() -> int:
 def free_cores(seconds: float = 0.1) -> int:
     """Cores that this process may use and that are idle now, at least 1, at most `num_cores`.
 
-    Measured over `seconds` from /proc/stat on Linux; elsewhere all cores count as idle. A process that was launched by
-    another takes that one's figure (FREE_CORES): its own would count its siblings, which are just starting.
+    Measured over `seconds` from /proc/stat on Linux; elsewhere all cores count as idle.
     """
-    if given := os.environ.get(FREE_CORES):
-        return int(given)
     cores = _cores()
     before = _idle_ticks(cores)
     if before is None:

@@ -33,7 +33,7 @@ def demo(
     quick
         Train for a minute and evaluate few samples, to check that everything runs.
     threads
-        CPU threads per process; default: the free cores.
+        CPU threads per process; default: all cores, shared by the processes.
     setup_seconds
         Seconds that the installation took, for the report.
     """

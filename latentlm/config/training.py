@@ -169,7 +169,7 @@ class TrainingConfig(Config):
         "replicate", description="replicate: every process holds all weights; shard: weights are sharded (FSDP2)"
     )
     threads: int | None = Field(
-        None, gt=0, description="CPU threads per process; default: the free cores, divided by the processes"
+        None, gt=0, description="CPU threads per process; default: all cores, divided by the processes"
     )
     ema: float = Field(
         0.999, ge=0, lt=1, description="decay of the exponential moving average of the weights; 0: no average"

@@ -272,8 +272,8 @@ def load(
     device: "auto" is CUDA where torch sees it, else the CPU.
     dtype: of the model, as a torch.dtype, "fp32" or "bf16"; "auto" is bf16 on a GPU with native bf16, else fp32. The
         tokenizers stay in fp32.
-    threads: CPU threads of this process; by default as many as there are free cores, unless torch's threads were set
-        before.
+    threads: CPU threads of this process; default: by the free cores and the size of the model, unless torch's threads
+        were set before.
     Returns a `Pipeline` for a LatentLM; other kinds of model have their own classes (`config/kinds.py`).
     Raises UserError if something is missing or does not fit.
     """

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import UserError
-from ..hardware import FREE_CORES, choose_device, free_cores, num_cores
+from ..hardware import choose_device, num_cores
 
 Result = TypeVar("Result")
 
@@ -140,7 +140,7 @@ def default_processes(most: int = 2) -> int:
 def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     """Run `argv` (a script or `-m module`, and its arguments) as `num_processes` on this machine; return the exit code.
 
-    Every process gets the environment that torchrun would give it, and its share of the free cores unless
+    Every process gets the environment that torchrun would give it, and takes its share of the cores unless
     OMP_NUM_THREADS is set. When a process fails, the others are ended and its exit code is returned; if a signal ended
     it (out of memory: SIGKILL), a line says so and the code is 128 + its number. Only rank 0 writes to the terminal;
     the output of another rank is shown if that rank fails first. The first Ctrl-C or SIGTERM is passed to each process
@@ -150,7 +150,6 @@ def launch(num_processes: int, argv: Sequence[str], **popen: Any) -> int:
     if num_processes < 1:
         raise UserError(f"processes must be at least 1, got {num_processes}")
     environment = dict(popen.pop("env", os.environ))
-    environment[FREE_CORES] = str(free_cores())
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     size = str(num_processes)
     with ExitStack() as stack:

@@ -75,7 +75,7 @@ def preview(recipe: Recipe) -> list[str]:
     spec, world = KINDS[recipe.kind], World(device=choose_device("auto"))
     if spec.preview is None or spec.workload is None:
         raise UserError(f"a recipe of kind {recipe.kind} has no --dry-run")
-    set_threads(recipe.training.threads)
+    set_threads(recipe.training.threads, training=True)
     run = lookup(spec.preview)(recipe, world)
     _set_threads_of(run, recipe.training.threads, world)
     work = lookup(spec.workload)(recipe, run, world)
@@ -90,7 +90,7 @@ def _train(recipe: Recipe, folder: Path, world: World) -> None:
     """
     spec = KINDS[recipe.kind]
     threads = recipe.training.threads or resumed_threads(folder)  # the same on a resume, for the same sums
-    set_threads(threads, processes=world.local_size)
+    set_threads(threads, processes=world.local_size, training=True)
     _say(world, [f"{folder}: training {first_line(recipe.kind, recipe.training, world)}"])
     run = lookup(spec.build)(recipe, folder, world)
     _set_threads_of(run, threads, world)
@@ -116,7 +116,7 @@ def _set_threads_of(run: Run, requested: int | None, world: World) -> None:
     """On a CPU, set the threads by the size of the model, unless a number was `requested`."""
     if requested is None and world.device.type == "cpu":
         parameters = sum(parameter.numel() for parameter in run.model.parameters())
-        set_threads(processes=world.local_size, parameters=parameters)
+        set_threads(processes=world.local_size, parameters=parameters, training=True)
 
 
 def _begin(recipe: Recipe, run: Run, folder: Path) -> None:

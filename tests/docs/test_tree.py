@@ -26,7 +26,7 @@ def table_of_the_tour() -> set[str]:
 
 @pytest.mark.parametrize("drawn", [tree_of_the_readme, table_of_the_tour])
 def test_every_room_is_drawn(drawn):
-    assert ROOMS - drawn() - {"weights.py", "hub.py", "hardware.py", "run_folder.py"} == set()
+    assert ROOMS - drawn() - {"weights.py", "hub.py", "hardware.py", "openmp.py", "run_folder.py"} == set()
 
 
 def test_the_tour_draws_no_room_that_is_not_there():

@@ -13,7 +13,7 @@ PACKAGE = Path(latentlm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = (
-    {"errors"},
+    {"errors", "openmp"},
     {"types", "weights", "hub", "hardware"},
     {"config"},
     {"media", "run_folder"},

@@ -72,7 +72,7 @@ def test_a_dry_run_shows_what_a_run_has_and_writes_nothing(tmp_path, monkeypatch
 def test_the_header_says_the_threads_that_the_size_of_the_model_leaves(tmp_path, monkeypatch, capsys):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    monkeypatch.setattr("latentlm.hardware.free_cores", lambda: 2)
+    monkeypatch.setattr("latentlm.hardware.num_cores", lambda: 2)
     try:
         assert preview(load_recipe("demo", SMALL))[1] == "threads     1"
         train(load_recipe("demo", SMALL), tmp_path / "run")

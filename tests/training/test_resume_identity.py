@@ -127,11 +127,11 @@ def test_without_peft_nothing_is_written_and_the_line_says_what_to_install(tmp_p
 def test_a_resume_keeps_its_number_of_threads_whatever_is_free_now(tmp_path, monkeypatch, capsys):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "")
-    monkeypatch.setattr(hardware, "PARAMETERS_PER_THREAD", 1)
+    monkeypatch.setattr(hardware, "TRAINED_PER_THREAD", 1)
     own = texts(tmp_path / "own.jsonl", "one", "two")
     try:
         for free, steps, said in ((2, 2, "threads     2"), (1, 3, "threads     2")):
-            monkeypatch.setattr(hardware, "free_cores", lambda free=free: free)
+            monkeypatch.setattr(hardware, "num_cores", lambda free=free: free)
             train(recipe({"manifest": str(own)}, threads=None, steps=steps), tmp_path / "run", resume=steps > 2)
             assert said in capsys.readouterr().err.splitlines()
             assert torch.get_num_threads() == 2
