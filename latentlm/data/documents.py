@@ -20,43 +20,43 @@ if TYPE_CHECKING:
 
 
 def text_to_medium(words: str, medium: Any) -> Document:
-    """Text ──▶ a medium of any modality: draw, say, …"""
+    """A document that asks for a medium by text: the text is given, the medium is the target."""
     return Document((_given(words), as_segment(medium)))
 
 
 def medium_to_text(medium: Any, words: str) -> Document:
-    """A medium of any modality ──▶ text: describe, write down, …"""
+    """A document that asks for text about a medium: the medium is given, the text is the target."""
     return Document((as_segment(medium, condition=True, loss=False), Text(words)))
 
 
 def text_to_image(prompt: str, image: PILImage) -> Document:
-    """Prompt ──▶ picture."""
+    """A prompt, then the picture to draw."""
     return Document((_given(prompt), Image(image)))
 
 
 def image_to_text(image: PILImage, text: str) -> Document:
-    """Picture ──▶ text."""
+    """A picture, then the text that describes it."""
     return Document((Image(image, condition=True, loss=False), Text(text)))
 
 
 def text_to_speech(words: str, speech: Audio, voice: Audio | None = None) -> Document:
-    """Words ──▶ speech. voice: another clip of the same speaker, put before the words (PAPER §4.2)."""
+    """Words, then the speech that says them. voice: another clip of the speaker, put before the words (PAPER §4.2)."""
     clip = () if voice is None else (Speech(voice, condition=True, loss=False),)
     return Document((*clip, _given(words), Speech(speech)))
 
 
 def speech_to_text(speech: Audio, words: str) -> Document:
-    """Speech ──▶ words."""
+    """Speech, then its words."""
     return Document((Speech(speech, condition=True, loss=False), Text(words)))
 
 
 def question(image: PILImage, asked: str, answer: str) -> Document:
-    """Picture, question ──▶ answer. A space is added after the question to separate the two texts."""
+    """A picture and a question, then the answer. A space is added after the question to separate the two texts."""
     return Document((Image(image, condition=True, loss=False), _given(f"{asked} "), Text(answer)))
 
 
 def text(words: str) -> Document:
-    """Plain text, all of it a target."""
+    """A plain text, all of it a target."""
     return Document((Text(words),))
 
 

@@ -40,7 +40,7 @@ class LatentStore:
         self.chunk, self.write_seconds = chunk, write_seconds
 
     def encode(self, name: str, tokenizer: Any, media: Sequence, batch_size: int) -> Iterator[list[Latents]]:
-        """The latents of `media` in order, a list at a time: read where they are known, else encoded and written.
+        """Yield the latents of `media` in order, in lists: read if they are on disk, else encoded and written.
 
         name: of the tokenizer. What has been encoded is written too when the iteration is interrupted.
         Raises UserError for a file that cannot be read or written.

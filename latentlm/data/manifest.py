@@ -264,7 +264,7 @@ def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_line(path: str | Path, number: int, line: str) -> ManifestLine:
-    """Line `number` of the manifest at `path`, checked. UserError, which names path, line and key, if it is wrong."""
+    """Parse and check line `number` of the manifest at `path`. Raises UserError, which names path, line and key."""
     try:
         raw = json.loads(line, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:

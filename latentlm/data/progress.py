@@ -36,7 +36,7 @@ class Progress:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """`encoding: 1,024 of 50,000 documents, 910 per second, 54 s left`"""
+        """The progress as text, such as `encoding: 1,024 of 50,000 documents, 910 per second, 54 s left`."""
         rate = self.rate()
         left = f", {(self.total - self.done) / rate:,.0f} s left" if rate else ""
         return f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {_number(rate)} per second{left}"

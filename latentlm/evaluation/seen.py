@@ -57,7 +57,7 @@ class Seen:
 
     @classmethod
     def nothing(cls) -> Seen:
-        """No source: of a model whose training data are unknown."""
+        """The record of a model whose training data are unknown: no sources."""
         return cls(sources=frozenset(), emoji_names=[], phrases=False)
 
     def part(self, name: str) -> bool:

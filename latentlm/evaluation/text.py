@@ -135,7 +135,7 @@ def count_ngrams(texts: Sequence[str], order: int) -> dict[bytes, Counter]:
 
 
 def ngram_bits(texts: Sequence[str], counts: dict[bytes, Counter], order: int) -> float:
-    """Bits of `texts` by the interpolated Witten-Bell model; counts: `count_ngrams` of at least `order`."""
+    """Bits of `texts` by the interpolated Witten-Bell model; counts: of `count_ngrams`, up to `order` or longer."""
     bits = 0.0
     totals = {context: sum(followers.values()) for context, followers in counts.items() if len(context) <= order}
     for text in texts:

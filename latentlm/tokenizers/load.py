@@ -19,7 +19,7 @@ from .text import read_config
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The continuous tokenizer in `folder`, on the CPU and in eval mode.
 
-    Raises UserError, which names the file, for one that is missing, of another format version, or of other weights.
+    Raises UserError, which names the file, if one is missing, has another format version, or does not fit the config.
     """
     path = Path(folder) / "config.json"
     fields = read_config(path)

@@ -125,7 +125,7 @@ def _trained(objective: Objective) -> list[tuple[str, nn.Parameter, str]]:
 
 
 def outline(run: Run, training: TrainingConfig, world: World, work: Workload | None) -> list[str]:
-    """The lines of the header: threads (which the size of the model decides), model, tokenizers, data, step, memory."""
+    """The lines of the header: threads, model, tokenizers, data, step and memory."""
     parts = count_parameters(run.model)
     total = sum(parts.values())
     trained = sum(value.numel() for value in run.model.parameters() if value.requires_grad)
@@ -148,7 +148,7 @@ def outline(run: Run, training: TrainingConfig, world: World, work: Workload | N
 
 
 def details(work: Workload) -> list[str]:
-    """The rules behind the figures, and one example document."""
+    """The lines that explain the header of --dry-run: the rules behind its figures, and one example document."""
     rules = {"FLOPs": work.flops_rule, "memory": MEMORY_RULE, "activations": work.activations_rule}
     lines = ["", "rules:", *(line for name, rule in rules.items() for line in _labelled(name, rule))]
     return lines + (["", f"example:    {work.example}"] if work.example else [])

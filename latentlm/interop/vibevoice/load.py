@@ -76,7 +76,7 @@ def unread(found: VibeVoice) -> tuple[str, ...]:
 
 
 def build(found: VibeVoice, scale: float, bias: float, dtype: torch.dtype) -> nn.ModuleDict:
-    """Model and tokenizers on the meta device, except for the normalisation of the latents."""
+    """The model and the tokenizers, on the meta device; the normalisation of the latents has its values."""
     special = SpecialTokens.after(found.vocab_size, found.special)
     spec = ModalitySpec(found.speech.latent_dim, None, found.semantic.latent_dim)
     with torch.device("meta"):
