@@ -70,9 +70,10 @@ def missing_requirement(
 
 
 def missing_packages(packages: Sequence[str]) -> str | None:
-    """Which of `packages`, all of the extra demo, are not installed, in words; None where all are."""
+    """Which of `packages` are not installed and how to install them, in words; None if all are installed."""
     missing = [name for name in packages if find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed (extra demo)" if missing else None
+    names = " ".join(name.replace("_", "-") for name in missing)
+    return f"{' and '.join(missing)} not installed: pip install {names}" if missing else None
 
 
 def _embedded_images(tokenizer: Tokenizer, protocol: Protocol, report: Report, sets: Sequence[str]) -> None:
@@ -105,7 +106,9 @@ def _embedded_speech(tokenizer: Tokenizer, protocol: Protocol, report: Report) -
             reference_name="the clips themselves",
         )
     else:
-        report.leave_out("reconstruction.speech_word_accuracy", "pocketsphinx is not installed (extra demo)")
+        report.leave_out(
+            "reconstruction.speech_word_accuracy", "pocketsphinx is not installed: pip install pocketsphinx"
+        )
 
 
 def reconstruct_images(
@@ -132,7 +135,7 @@ def reconstruct_speech(
     for metric, package, best in ((stoi, "pystoi", 1.0), (pesq, "pesq", 4.64)):
         figure = f"{name}_{metric.__name__}"
         if find_spec(package) is None:
-            report.leave_out(figure, f"{package} is not installed (extra eval)")
+            report.leave_out(figure, f"{package} is not installed: pip install {package}")
             continue
         values = [value for value in (metric(*pair) for pair in pairs) if value is not None]
         if not values:

@@ -158,7 +158,7 @@ def test_what_is_not_installed_is_said_of_every_figure_that_needs_it(monkeypatch
     pipeline = FakePipeline(clips={"one": []})
     monkeypatch.setattr(reconstruction, "find_spec", lambda name: None if name == missing else object())
     flat = evaluate(pipeline, tasks=["speech"], quick=True).to_dict()
-    assert flat["protocol.speech"] == f"not measured, {missing} not installed (extra demo)"
+    assert flat["protocol.speech"] == f"not measured, {missing} not installed: pip install {missing.replace('_', '-')}"
 
 
 def test_a_model_of_classes_is_measured_as_far_as_it_goes():
