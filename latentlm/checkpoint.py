@@ -8,6 +8,7 @@ A run that has not ended has no such folder yet: its latest checkpoint is read i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -72,13 +73,26 @@ def newest(folder: Path) -> Path:
     exported, has_setup = folder / MODEL, (folder / SETUP / "config.json").is_file()
     if (exported / "config.json").is_file():
         done = read_config(exported / "config.json").get("metadata", {}).get("step", -1)
-        return steps[-1] if steps and has_setup and step_of(steps[-1]) > done else exported
+        if steps and has_setup and step_of(steps[-1]) > done:
+            return steps[-1]
+        _say_if_older(exported, steps)
+        return exported
     if steps:
         config_folder(steps[-1])
         return steps[-1]
     if has_setup:
         raise UserError(f"{folder}: a run without a checkpoint yet; it writes one every training.save_every steps")
     raise UserError(f"{folder}: not a checkpoint directory, it has no config.json")
+
+
+def _say_if_older(exported: Path, steps: Sequence[Path]) -> None:
+    """Give a notice if a run without `setup/`, as a tokenizer's, has continued since it wrote `exported`."""
+    if not steps:
+        return
+    state = steps[-1] / "trainer.json"
+    if state.is_file() and state.stat().st_mtime > (exported / "config.json").stat().st_mtime:
+        run, step = exported.parent, step_of(steps[-1])
+        notice(f"{run}: loaded {MODEL}/ as it was exported; the run has continued to step {step} and has not ended yet")
 
 
 def config_folder(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """A run that has not ended is loaded from its latest complete checkpoint, and the step is said."""
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -173,3 +174,19 @@ def test_what_cannot_be_loaded_is_one_line(run, tmp_path):
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(UserError, match=r"copy: a run without a checkpoint yet; it writes one every"):
         latentlm.load(folder)
+
+
+def test_a_tokenizer_run_that_continues_is_its_exported_model_and_this_is_said(tmp_path):
+    sizes = {"image_size": 8, "patch_size": 4, "latent_dim": 4, "width": 16, "num_heads": 2}
+    recipe = {"kind": "image_tokenizer", "tokenizer": sizes | {"encoder_layers": 1, "decoder_layers": 1}}
+    recipe["data"] = {"sources": [{"name": "digits", "limit": 8}], "batch_size": 4}
+    recipe["training"] = {"steps": 1, "precision": "fp32", "threads": 1}
+    train(parse_recipe(recipe), tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve(tmp_path / "run") == tmp_path / "run" / "model"
+    state = tmp_path / "run" / "checkpoints" / "step-00000001" / "trainer.json"
+    later = (tmp_path / "run" / "model" / "config.json").stat().st_mtime + 10
+    os.utime(state, (later, later))
+    with pytest.warns(Notice, match="exported; the run has continued to step 1 and has not ended yet"):
+        assert resolve(tmp_path / "run") == tmp_path / "run" / "model"
