@@ -254,7 +254,7 @@ def test_missing_espeak_is_one_clear_line(monkeypatch, tmp_path):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(ValueError, match=r"pip install latentlm\[demo\]") as caught:
+    with pytest.raises(ValueError, match="pip install espeakng-loader") as caught:
         speech.load("train", tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -303,7 +303,7 @@ def test_score_counts_the_targets(pipeline):
 
 def test_a_text_is_scored_as_a_document_of_it_and_nothing_else_is(pipeline):
     assert pipeline.score("abcd") == pipeline.score(Document((Text("abcd"),)))
-    with pytest.raises(ValueError, match=r"score takes a text or a latentlm.Document, .* not list"):
+    with pytest.raises(ValueError, match=r"score takes a text or a latentlm.Document, not list"):
         pipeline.score(["abcd"])
 
 

@@ -135,7 +135,7 @@ def test_realtime_parts_load_and_decode(tmp_path):
     latents = torch.randn(3, 4)
     expected = parts.speech.decoder((latents / 0.5 - 0.25)[None])[0]
     torch.testing.assert_close(again.speech.decode([latents])[0].samples, expected)
-    with pytest.raises(ValueError, match="`load_realtime` gives its parts"):
+    with pytest.raises(ValueError, match="`load_realtime` loads its parts"):
         load(tmp_path)
 
 

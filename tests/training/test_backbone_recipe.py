@@ -66,8 +66,8 @@ def test_a_backbone_brings_transformer_and_text(backbone):
 @pytest.mark.parametrize(
     ("section", "given", "message"),
     [
-        ("model", {"transformer": {"width": 64}}, "transformer section comes from backbone .* given as well"),
-        ("tokenizers", {"text": {"kind": "bytes"}}, "a backbone brings its text tokenizer"),
+        ("model", {"transformer": {"width": 64}}, "give transformer or backbone, not both"),
+        ("tokenizers", {"text": {"kind": "bytes"}}, "kind must be 'backbone' with a backbone"),
         ("model", {"backbone": None}, "a backbone"),
     ],
 )
@@ -91,7 +91,7 @@ def test_an_override_takes_the_place_of_what_the_recipe_has():
     assert begun.model.transformer is None
     assert begun.tokenizers == plain.tokenizers.model_copy(update={"text": begun.tokenizers.text})
     assert (begun.model.head, begun.data, begun.training) == (plain.model.head, plain.data, plain.training)
-    with pytest.raises(RecipeError, match="given as well"):
+    with pytest.raises(RecipeError, match="give transformer or backbone, not both"):
         load_recipe("demo", {"model.backbone": "owner/name", "model.transformer": {"width": 64}})
 
 

@@ -51,7 +51,7 @@ def test_plain_text_is_split_and_all_of_it_learnt(tmp_path, kind):
 
 def test_a_dry_run_splits_as_training_does(tmp_path):
     path = write(tmp_path, [{"text": "Short."}], [{"text": LONG}])
-    with pytest.warns(Notice, match="are learnt as 6 documents"):
+    with pytest.warns(Notice, match="are split into 6 documents"):
         lines = preview(recipe({"manifest": path}))
     assert any("prose.jsonl: 7 documents" in line for line in lines)
     (tmp_path / "other").mkdir()
