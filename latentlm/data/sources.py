@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -183,6 +184,13 @@ def _warped(name: str | None, manifest: str | None, task: str, limit: int | None
     return with_augmented_copies(source.document_source(task, "train", limit), copies)
 
 
-@cache
 def _open_manifest(path: str, limit: int | None) -> Manifest:
+    """The manifest at `path`, read once per process unless its file changes."""
+    file = Path(path).absolute()
+    status = file.stat() if file.is_file() else None
+    return _read_manifest(path, limit, file, status and (status.st_mtime_ns, status.st_size))
+
+
+@cache
+def _read_manifest(path: str, limit: int | None, file: Path, version: tuple[int, int] | None) -> Manifest:
     return Manifest(path, limit)

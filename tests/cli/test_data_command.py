@@ -139,13 +139,11 @@ def test_validate_finds_what_does_not_fit_a_recipe(folder, capsys):
     assert "mine.jsonl: 1 texts of more than 64 positions are split into 4 documents" in said.err
     lines = [{"segments": [{"text": "a"}]}, {"segments": [{"text": "a" * 70, "condition": True}, {"text": "b"}]}]
     write_lines(folder / "mine.jsonl", lines)
-    sources._open_manifest.cache_clear()
     with pytest.raises(SystemExit):
         cli.main(["data", "validate", "mine.jsonl", "--recipe", "recipe.yaml"])
     assert "mine.jsonl:2 has 72 positions, but data.sequence_length is 64; only plain text" in capsys.readouterr().err
     write_lines(folder / "lines.jsonl", [{"segments": [{"text": "a"}]}])
     write_lines(folder / "mine.jsonl", [{"segments": [{"text": "a"}]}, {"segments": [{"image": "0.png"}]}])
-    sources._open_manifest.cache_clear()
     with pytest.raises(SystemExit):
         cli.main(["data", "validate", "mine.jsonl", "--recipe", "recipe.yaml"])
     assert "mine.jsonl:2: documents contain image, but the model has no image tokenizer" in capsys.readouterr().err

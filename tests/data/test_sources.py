@@ -183,3 +183,15 @@ def test_media_of_held_out_documents_are_not_among_those_to_learn_from(tmp_path,
 
 def test_columns_are_those_of_any_modality():
     assert SourceConfig(path="a.parquet", columns={"vectors": "v"}).columns == {"vectors": "v"}
+
+
+def test_a_manifest_is_read_again_when_its_file_is_another(tmp_path, monkeypatch):
+    def written(folder, *lines):
+        folder.mkdir(exist_ok=True)
+        (folder / "mine.jsonl").write_text("".join(json.dumps({"segments": [{"text": line}]}) + "\n" for line in lines))
+        monkeypatch.chdir(folder)
+        return [document.segments[0].text for document in sources.documents(SourceConfig(manifest="mine.jsonl"))]
+
+    assert written(tmp_path / "a", "one") == ["one"]
+    assert written(tmp_path / "b", "two") == ["two"]
+    assert written(tmp_path / "b", "two", "three") == ["two", "three"]
