@@ -30,7 +30,7 @@ PIPELINE_TAGS = {("image",): "text-to-image", ("speech",): "text-to-speech", ():
 FIGURE_KINDS = ("protocol.", "reference.", "reference_name.", "required.")
 """Keys of an evaluation's JSON that describe a figure instead of being one."""
 
-TODO = "*To be filled in by the author.*"
+TO_FILL_IN = "*To be filled in by the author.*"
 
 
 def write_card(folder: Path, evaluation: str | Path | None = None) -> None:
@@ -48,13 +48,13 @@ def model_card(folder: Path, evaluation: str | Path | None = None) -> str:
     metadata = read_metadata(folder)
     figures = {} if evaluation is None else read_json(Path(evaluation))
     sections = {
-        "Intended use": TODO,
+        "Intended use": TO_FILL_IN,
         "How to load it": _usage(fields),
         "Model": _model(folder, fields),
         "Training data": _data(metadata),
         "Figures": _figures(figures),
         "Recipe": _recipe(metadata),
-        "Licence": f"{TODO} Then set `license` at the top of this file.",
+        "Licence": f"{TO_FILL_IN} Then set `license` at the top of this file.",
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
     description = metadata.get("recipe", {}).get("description") or "A model of text, images and speech."
@@ -120,7 +120,7 @@ def _data(metadata: Mapping[str, Any]) -> str:
     for key in ("start", "backbone"):
         if start.get(key):
             lines.append(f"- Began from `{start[key]}`")
-    return "\n".join(lines) or TODO
+    return "\n".join(lines) or TO_FILL_IN
 
 
 def _source(source: Mapping[str, Any]) -> str:
