@@ -99,14 +99,15 @@ def set_threads(
     """
     if requested is not None and requested < 1:
         raise UserError(f"threads must be at least 1, got {requested}")
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    cores = num_cores if training else free_cores
-    chosen = requested or (int(given) if given.isdecimal() else cores() // processes)
-    if requested is None and not given and parameters is not None:
-        chosen = min(chosen, round(parameters / (TRAINED_PER_THREAD if training else PARAMETERS_PER_THREAD)))
-    torch.set_num_threads(max(1, chosen))
     if requested is not None:
         _asked_for.append(requested)
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    chosen = requested or (int(given) if given.isdecimal() else None)
+    if chosen is None:
+        chosen = (num_cores() if training else free_cores()) // processes
+        if parameters is not None:
+            chosen = min(chosen, round(parameters / (TRAINED_PER_THREAD if training else PARAMETERS_PER_THREAD)))
+    torch.set_num_threads(max(1, chosen))
     return max(1, chosen)
 
 

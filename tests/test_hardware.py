@@ -117,6 +117,7 @@ def own_threads(monkeypatch):
         ("", {"requested": 3, "parameters": 100}, 3),
         ("2", {"parameters": 100}, 2),
         ("2,1", {}, 2),
+        ("many", {"parameters": 100}, 1),
         ("2", {"requested": 5}, 5),
     ],
 )
